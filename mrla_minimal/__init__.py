@@ -1,0 +1,33 @@
+"""Attention across layers, from scratch: MRLA (ICLR 2023), its controls, and small ResNets to host them.
+
+    from mrla_minimal import cifar_resnet
+    model = cifar_resnet(20, layer_attention="mrla-light")
+"""
+
+from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
+from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
+from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
+from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
+from mrla_minimal.resnet import cifar_resnet, freeze_attention, imagenet_resnet, record_attention
+from mrla_minimal.shapes import eca_kernel_size
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DepthwiseCarry",
+    "DepthwiseGated",
+    "DepthwiseValue",
+    "EfficientChannelAttention",
+    "LayerAttention",
+    "MRLABase",
+    "MRLALight",
+    "MultiHeadSelfAttention",
+    "SqueezeExcitation",
+    "UniformMean",
+    "cifar_resnet",
+    "eca_kernel_size",
+    "freeze_attention",
+    "imagenet_resnet",
+    "record_attention",
+    "softmax_attention",
+]

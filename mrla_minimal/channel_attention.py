@@ -1,0 +1,52 @@
+"""Attention inside one layer: which of its channels count. The peers that MRLA is compared with.
+
+Both scale each channel by a number between 0 and 1 computed from the pooled map; neither sees another layer.
+"""
+
+import torch
+from torch import nn
+
+from mrla_minimal.layer_attention import channel_convolution, pool
+from mrla_minimal.shapes import check_channels, check_feature_map
+
+
+class SqueezeExcitation(nn.Module):
+    """x * sigmoid(W2 relu(W1 pool(x))), two bias-free linear maps through max(1, channels // reduction) channels.
+
+    x (batch, channels, height, width) -> the same shape. Source: J. Hu et al., Squeeze-and-Excitation Networks, CVPR 2018,
+    equations 2 to 4. Raises ValueError if x is no such map.
+    """
+
+    def __init__(self, channels, reduction=16):
+        super().__init__()
+        check_channels(channels)
+        if not isinstance(reduction, int) or reduction < 1:
+            raise ValueError(f"reduction must be a positive integer, not {reduction!r}")
+        self.channels = channels
+        reduced = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, reduced, bias=False)
+        self.excite = nn.Linear(reduced, channels, bias=False)
+
+    def forward(self, x):
+        check_feature_map(x, self.channels)
+        hidden = torch.relu(self.squeeze(x.mean(dim=(2, 3))))       # (batch, reduced)
+        gate = torch.sigmoid(self.excite(hidden))                   # (batch, channels)
+        return x * gate[:, :, None, None]
+
+
+class EfficientChannelAttention(nn.Module):
+    """x * sigmoid(conv1d(pool(x))): the gate of a channel sees its neighbours along the channel axis alone.
+
+    x (batch, channels, height, width) -> the same shape. Source: Q. Wang et al., ECA-Net, CVPR 2020, equations 7 and 8.
+    MRLA takes its query and key maps from here. Raises ValueError if x is no such map.
+    """
+
+    def __init__(self, channels, kernel_size=None):
+        super().__init__()
+        self.channels = channels
+        self.convolution = channel_convolution(channels, kernel_size)
+
+    def forward(self, x):
+        check_feature_map(x, self.channels)
+        gate = torch.sigmoid(self.convolution(pool(x)))             # (batch, 1, channels)
+        return x * gate[:, 0, :, None, None]
