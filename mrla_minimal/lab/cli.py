@@ -1,0 +1,255 @@
+"""The command line. Each subcommand is a few lines over a function of the lab.
+
+Wrong input is one line on stderr and exit status 2; a failed check or a diverged run 1; Ctrl-C 130.
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+from mrla_minimal import __version__
+from mrla_minimal.lab import training
+from mrla_minimal.lab.training import PRESETS, TrainConfig
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its error on one line."""
+
+    def error(self, message):
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _or_none(kind):
+    def convert(text):
+        return None if text == "none" else kind(text)
+
+    convert.__name__ = f"{kind.__name__} or none"
+    return convert
+
+
+def _add_config_options(parser):
+    """One option a field of TrainConfig; what is not given stays out of the result, so that presets and --resume can tell."""
+    for entry in dataclasses.fields(TrainConfig):
+        flag = "--" + entry.name.replace("_", "-")
+        shown = "none" if entry.default is None else entry.default
+        options = {"dest": entry.name, "default": argparse.SUPPRESS, "help": f"{entry.metadata['help']} (default: {shown})"}
+        if entry.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            continue
+        kind = entry.type
+        if isinstance(kind, types.UnionType):
+            kind = _or_none(next(part for part in kind.__args__ if part is not types.NoneType))
+        if entry.metadata["choices"]:
+            options["metavar"] = "{" + ",".join("none" if c is None else c for c in entry.metadata["choices"]) + "}"
+        parser.add_argument(flag, type=kind, **options)
+
+
+def _config_of(arguments, base=None):
+    """(TrainConfig, its fields that were given on the command line)."""
+    names = {entry.name for entry in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    base = base or TrainConfig(**PRESETS[arguments.preset or "quick"])
+    return dataclasses.replace(base, **given), given
+
+
+def run_train(arguments):
+    if arguments.resume:
+        if arguments.name or arguments.preset:
+            raise ValueError("--resume continues a run as it was begun: it takes no --name and no --preset")
+        run_dir = Path(arguments.resume)
+        config, _ = _config_of(arguments, training.read_config(run_dir))
+    else:
+        config, _ = _config_of(arguments)
+        run_dir = Path("runs") / arguments.name if arguments.name else training.new_run_dir(config)
+    result = training.train(config, run_dir, resume=bool(arguments.resume), checkpoint_seconds=arguments.checkpoint_seconds)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    if result.source == "synthetic":
+        print("trained and tested on the synthetic images: this is no CIFAR accuracy")
+    print(f"run folder {result.run_dir}: config.json, metrics.jsonl, timing.jsonl, checkpoint.pt, curves.png")
+    print(f"test accuracy {100 * result.test_accuracy:.2f} %")
+    return 0
+
+
+def run_evaluate(arguments):
+    from mrla_minimal.lab.data import hold_out, load_cifar
+
+    model, state = training.load_model(arguments.run, arguments.device)
+    config = state["config"]
+    data = load_cifar(config["dataset"], arguments.data_root, "synthetic" if state["source"] == "synthetic" else "real")
+    if data.fingerprint != state["fingerprint"]:
+        raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
+    split = data.test if arguments.split == "test" else data.train
+    if arguments.split == "validation":
+        split = hold_out(data.train, seed=0)[1]
+    device = next(model.parameters()).device
+    loss, accuracy = training.evaluate(model, split.to(device))
+    attention = config["layer_attention"] or "none"
+    print(f"{arguments.run}: ResNet-{config['depth']}, layer attention {attention}, {data.source}, {len(split)} images")
+    print(f"{arguments.split} loss {loss:.4f}")
+    print(f"{arguments.split} accuracy {100 * accuracy:.2f} %")
+    return 0
+
+
+def run_fetch(arguments):
+    from mrla_minimal.lab.data import fetch_cifar
+
+    print(f"{arguments.dataset}: {fetch_cifar(arguments.dataset, arguments.data_root)}")
+    return 0
+
+
+def run_doctor(arguments):
+    from mrla_minimal.lab.doctor import run_doctor
+
+    return run_doctor()
+
+
+def records_path(suite, steps=None):
+    """Where a suite's records belong: data/results/ of the repository, or runs/ for what is never committed."""
+    from mrla_minimal.lab.data import repository_root
+
+    root = repository_root()
+    if not suite.committed or steps is not None or root is None:
+        return Path("runs") / (suite.name if steps is None else f"{suite.name}-{steps}-steps") / "records.jsonl"
+    return root / "data" / "results" / f"{suite.name}.jsonl"
+
+
+def run_compare(arguments):
+    from mrla_minimal.lab import experiments
+
+    if arguments.merge:
+        if not arguments.records:
+            raise ValueError("--merge needs --records FILE, the file to write")
+        merged = experiments.merge_records(arguments.merge, arguments.records)
+        print(f"{arguments.records}: {len(merged)} records")
+        return 0
+    if arguments.suite not in experiments.SUITES:
+        raise ValueError(f"--suite must be one of {', '.join(experiments.SUITES)}, not {arguments.suite}")
+    suite = experiments.SUITES[arguments.suite]
+    path = Path(arguments.records) if arguments.records else records_path(suite, arguments.steps)
+    if not arguments.report:
+        changes = {name: getattr(arguments, name) for name in ("steps", "device", "data_root") if getattr(arguments, name) is not None}
+        runs = Path("runs") if arguments.steps is None else Path("runs") / f"{suite.name}-{arguments.steps}-steps"
+        others = _start_others(arguments.jobs - 1)
+        try:
+            experiments.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=runs, **changes)
+        finally:
+            failed = [process.wait() for process in others]
+        if any(failed):
+            raise ValueError(f"{sum(map(bool, failed))} of {arguments.jobs} processes failed; what they finished is recorded")
+    records = experiments.load_records(path)
+    summary = experiments.summarise(records, suite)
+    print(experiments.report(summary))
+    from mrla_minimal.lab.plots import plot_suite
+
+    figure = Path("runs") / f"{suite.name}.png"
+    figure.parent.mkdir(exist_ok=True)
+    plot_suite(summary, figure)
+    print(f"\nrecords {path}, figure {figure}")
+    return 0
+
+
+def _start_others(count):
+    """The same command in `count` more processes: each takes runs of the suite that no other is at."""
+    if count < 1:
+        return []
+    command = [sys.executable, "-m", "mrla_minimal", *sys.argv[1:], "--jobs", "1"]
+    return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+
+
+def run_cost(arguments):
+    from mrla_minimal.lab import cost
+
+    if arguments.paper:
+        print(cost.paper_text())
+    else:
+        print(cost.cost_text(arguments.layer_attention, depth=arguments.depth, block=arguments.block, width=arguments.width,
+                             measure=arguments.measure))
+    return 0
+
+
+def run_bench(arguments):
+    from mrla_minimal.lab import bench
+
+    bench.BENCHMARKS[arguments.what]()
+    return 0
+
+
+def build_parser():
+    parser = Parser(prog="mrla", description="Attention across layers: train, evaluate and measure it.")
+    parser.add_argument("--version", action="version", version=f"mrla-minimal {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    train = commands.add_parser("train", help="train one model", description="Train one model; the folder runs/NAME keeps it.")
+    train.add_argument("--preset", choices=list(PRESETS), help="where the defaults come from (default: quick)")
+    train.add_argument("--name", help="the run's folder under runs/ (default: made from the model, the data and the seed)")
+    train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    train.add_argument("--checkpoint-seconds", type=float, default=60.0, help="write a checkpoint this often (default: 60)")
+    _add_config_options(train)
+    train.set_defaults(function=run_train)
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of a run or a checkpoint")
+    evaluate.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
+    evaluate.add_argument("--split", choices=["test", "validation", "train"], default="test")
+    evaluate.add_argument("--device", default="cpu", help="auto, cuda, mps or cpu (default: cpu)")
+    evaluate.add_argument("--data-root", help="folder of the data files")
+    evaluate.set_defaults(function=run_evaluate)
+
+    fetch = commands.add_parser("fetch", help="download a data set")
+    fetch.add_argument("dataset", choices=training.DATASETS)
+    fetch.add_argument("--data-root", help="folder to keep it in")
+    fetch.set_defaults(function=run_fetch)
+
+    doctor = commands.add_parser("doctor", help="check this machine")
+    doctor.set_defaults(function=run_doctor)
+
+    compare = commands.add_parser("compare", help="run a suite of variants and seeds, and compare them")
+    compare.add_argument("--suite", default="smoke", help="which suite (default: smoke, a few steps)")
+    compare.add_argument("--report", action="store_true", help="run nothing: the table and the figure of the records there are")
+    compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl)")
+    compare.add_argument("--variants", nargs="+", help="only these variants")
+    compare.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the suite's")
+    compare.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
+    compare.add_argument("--steps", type=int, help="try the suite with this many steps a run; recorded apart")
+    compare.add_argument("--device", help="where to train")
+    compare.add_argument("--data-root", help="folder of the data files")
+    compare.add_argument("--merge", nargs="+", metavar="FILE", help="write the records of these files to --records")
+    compare.set_defaults(function=run_compare)
+
+    cost = commands.add_parser("cost", help="parameters, multiply-adds, activations")
+    cost.add_argument("--paper", action="store_true", help="the ResNet-50 and ResNet-101 rows beside the paper's claim")
+    cost.add_argument("--layer-attention", nargs="*", help="which attentions (default: all)")
+    cost.add_argument("--depth", type=int, default=20)
+    cost.add_argument("--block", default="basic")
+    cost.add_argument("--width", type=int, default=16)
+    cost.add_argument("--measure", action="store_true", help="time a step too, as a ratio to the plain net")
+    cost.set_defaults(function=run_cost)
+
+    bench = commands.add_parser("bench", help="ratios measured on this machine")
+    bench.add_argument("what", choices=["data", "attention", "engine"])
+    bench.set_defaults(function=run_bench)
+    return parser
+
+
+def main(arguments=None):
+    """Run one command; returns the exit status."""
+    try:
+        arguments = build_parser().parse_args(arguments)
+        return arguments.function(arguments)
+    except training.TrainingInterrupted as interrupt:
+        print(f"mrla: {interrupt}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("mrla: interrupted", file=sys.stderr)
+        return 130
+    except training.TrainingDiverged as error:
+        print(f"mrla: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"mrla: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

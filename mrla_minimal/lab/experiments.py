@@ -1,0 +1,470 @@
+"""Many runs: a suite of (variant, seed) with one recipe, its records, and what may be concluded from them.
+
+A suite runs all variants of a seed before the next seed, so that whatever is finished can be compared pair by pair. Each
+finished run is one line of a JSON-lines file. A run that has its line is skipped, one that has only its run folder is
+resumed, so a suite is continued by the command that began it, also by several processes at once or on another machine.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import platform
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from mrla_minimal.lab.cost import count_macs, count_parameters
+from mrla_minimal.lab.device import choose_device, device_name
+from mrla_minimal.lab.files import append_record, read_records, replace_file, to_line
+from mrla_minimal.lab.training import FURTHER_ATTENTIONS, TrainConfig, build_model, train
+from mrla_minimal.layer_attention import MRLALight
+
+
+def _light_with_lambda(channels, start):
+    """MRLALight whose lambda_o starts at one number in place of N(0, 1)."""
+    attention = MRLALight(channels)
+    nn.init.constant_(attention.lambda_o, start)
+    return attention
+
+
+FURTHER_ATTENTIONS |= {
+    "mrla-light-lambda0": functools.partial(_light_with_lambda, start=0.0),
+    "mrla-light-lambda1": functools.partial(_light_with_lambda, start=1.0),
+}
+
+# Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
+NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is run and what will be asked, both written down before the first run.
+
+    variants   name -> the TrainConfig fields that make it what it is; `recipe` holds all others that differ from the defaults
+    primary    the contrasts (a, b), meaning a - b, whose intervals stand unadjusted; `contrasts` and every variant against
+               `baseline` are Holm-adjusted together
+    rates      learning rates to try on the validation split with `tuning_seed`, by every variant, or by `tuned_on` alone
+    """
+
+    name: str
+    variants: dict
+    recipe: dict
+    seeds: tuple = (0, 1, 2, 3, 4)
+    primary: tuple = ()
+    contrasts: tuple = ()
+    baseline: str = "plain"
+    rates: tuple = ()
+    tuned_on: str | None = None
+    tuning_seed: int = 100
+    note: str = ""
+    committed: bool = True
+
+    def __post_init__(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"suite {self.name}: seeds given twice: {self.seeds}")
+        for pair in (*self.primary, *self.contrasts, (self.baseline, self.tuned_on or self.baseline)):
+            for name in pair:
+                if name not in self.variants:
+                    raise ValueError(f"suite {self.name}: unknown variant {name!r}; it has {', '.join(self.variants)}")
+        for name in self.variants:
+            self.config(name, 0)        # a wrong field or value is told now, not after hours
+
+    def config(self, variant, seed, **changes):
+        """The TrainConfig of one run."""
+        if variant not in self.variants:
+            raise ValueError(f"suite {self.name}: unknown variant {variant!r}; it has {', '.join(self.variants)}")
+        try:
+            return TrainConfig(**{**self.recipe, **self.variants[variant], "seed": seed, **changes})
+        except TypeError as error:
+            raise ValueError(f"suite {self.name}, variant {variant}: {error}") from None
+
+    def variant_fields(self):
+        return sorted(set().union(*(changes for changes in self.variants.values())))
+
+    def recipe_of(self, config):
+        """The part of a configuration (as a dictionary) that runs must share to be compared."""
+        left_out = {*NOT_RECIPE, *self.variant_fields()}
+        return {name: value for name, value in config.items() if name not in left_out}
+
+
+def _attentions(*names, **more):
+    """Variants that differ in their layer attention alone; "plain" has none."""
+    return {name: {"layer_attention": None if name == "plain" else name} for name in names} | more
+
+
+_LIGHT_OWN = {"layer_attention": "mrla-light", "light_carry": "attention"}
+_LONG = {"source": "real", "epochs": 60, "warmup_epochs": 3.0}
+_ONE_CYCLE = {"source": "real", "epochs": 4, "warmup_epochs": 0.8}
+_MRLA_AGAINST_CONTROLS = (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
+_RATES = (0.05, 0.1, 0.2)
+
+SUITES = {suite.name: suite for suite in (
+    Suite(
+        "cifar10-thin56",
+        _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base", "depthwise-gated", "depthwise-carry",
+                    **{"mrla-light-own": _LIGHT_OWN}),
+        {"depth": 56, "width": 8, **_LONG}, primary=_MRLA_AGAINST_CONTROLS,
+        contrasts=(("mrla-light", "depthwise-gated"), ("mrla-light", "depthwise-carry"), ("depthwise-gated", "depthwise"),
+                   ("depthwise-carry", "depthwise"), ("mrla-light", "mrla-light-own"), ("mrla-base", "depthwise")),
+        rates=_RATES),
+    Suite(
+        "cifar10-resnet20",
+        {**_attentions("plain", "depthwise", "layer", "mrla-base", "mrla-light"), "mrla-light-own": _LIGHT_OWN,
+         "se": {"layer_attention": None, "channel_attention": "se"}, "eca": {"layer_attention": None, "channel_attention": "eca"}},
+        {"depth": 20, "width": 16, **_LONG},
+        contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise"), ("layer", "mrla-base"), ("mrla-light", "mrla-light-own")),
+        rates=_RATES),
+    Suite(
+        "cifar10-bottleneck56", _attentions("plain", "depthwise", "mrla-base", "mrla-light"),
+        {"depth": 56, "block": "bottleneck", **_LONG}, contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise")), rates=_RATES),
+    Suite(
+        "cifar10-lambda", _attentions("plain", "mrla-light", "mrla-light-lambda0", "mrla-light-lambda1"),
+        {"depth": 56, "width": 8, **_LONG}, contrasts=(("mrla-light", "mrla-light-lambda0"), ("mrla-light", "mrla-light-lambda1"))),
+    *(Suite(f"cifar10-depth{depth}-width{width}", _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base"),
+            {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS)
+      for depth, width in ((20, 8), (56, 16))),
+    Suite(
+        "cifar10-thin56-cpu", _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light"),
+        {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1), primary=_MRLA_AGAINST_CONTROLS, rates=_RATES, tuned_on="plain",
+        note="CPU pilot"),
+    Suite(
+        "smoke", _attentions("plain", "mrla-light"), {"depth": 8, "width": 8, "batch_size": 32, "steps": 4, "source": "synthetic"},
+        seeds=(0, 1), contrasts=(("mrla-light", "plain"),), note="a few steps, to see the engine run", committed=False),
+)}
+
+
+# ---- running ----------------------------------------------------------------------------------------------------
+
+
+def record_id(suite, variant, seed, config):
+    """The first 12 hex digits of the SHA-256 of suite, variant, seed and configuration (without device and paths)."""
+    kept = {name: value for name, value in config.items() if name not in ("device", "data_root", "source")}
+    text = json.dumps([suite, variant, seed, kept], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a suite: which, and in which phase ("tuning" on the validation split, or "final")."""
+
+    variant: str
+    config: TrainConfig
+    phase: str
+    id: str
+
+    @property
+    def folder(self):
+        return f"{self.variant}-seed{self.config.seed}-lr{self.config.learning_rate:g}-{self.phase}-{self.id}"
+
+
+def _job(suite, variant, seed, phase, **changes):
+    config = suite.config(variant, seed, validation=phase == "tuning", **changes)
+    return Job(variant, config, phase, record_id(suite.name, variant, seed, dataclasses.asdict(config)))
+
+
+def tuning_jobs(suite, variants, **changes):
+    tuned = variants if suite.tuned_on is None else (suite.tuned_on,)
+    return [_job(suite, variant, suite.tuning_seed, "tuning", learning_rate=rate, **changes) for variant in tuned for rate in suite.rates]
+
+
+def best_rates(suite, variants, records, **changes):
+    """{variant: learning rate}: the rate with the best last-epoch validation accuracy, of every variant or of `tuned_on`."""
+    jobs = tuning_jobs(suite, variants, **changes)
+    known = {record["id"]: record for record in records}
+    missing = [job.folder for job in jobs if job.id not in known]
+    if missing:
+        raise ValueError(f"suite {suite.name}: the learning rates are not tuned yet; missing {', '.join(missing[:3])}"
+                         + (" and others" if len(missing) > 3 else ""))
+    best = {}
+    for job in sorted(jobs, key=lambda job: known[job.id]["metrics"][-1]["validation_accuracy"]):
+        best[job.variant] = job.config.learning_rate
+    return best if suite.tuned_on is None else {variant: best[suite.tuned_on] for variant in variants}
+
+
+def final_jobs(suite, variants, seeds, rates, **changes):
+    return [_job(suite, variant, seed, "final", **({"learning_rate": rates[variant]} if rates else {}), **changes)
+            for seed in seeds for variant in variants]
+
+
+def _versions():
+    import numpy
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+
+
+def source_commit():
+    """The commit of the source tree that this package lies in, with "+changes" if it was changed since; None outside of git."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def make_record(suite, job, result):
+    """The line of one finished run: everything needed to compare it, and to make it again."""
+    config = dataclasses.asdict(job.config)
+    model = build_model(job.config, 100 if job.config.dataset == "cifar100" and result.source == "cifar100" else 10)
+    device = choose_device(job.config.device)
+    config["data_root"] = None      # a path of this machine is nobody else's
+    return {
+        "id": job.id, "suite": suite.name, "variant": job.variant, "seed": job.config.seed, "phase": job.phase, "note": suite.note,
+        "learning_rate": job.config.learning_rate, "recipe": suite.recipe_of(config), "config": config,
+        "test_accuracy": result.test_accuracy, "metrics": result.metrics,
+        "parameters": count_parameters(model), "macs": count_macs(model, 32),
+        "seconds": round(result.seconds, 1), "images_per_second": round(result.images_per_second, 1),
+        "device": device_name(device), "versions": _versions(),
+        "source": result.source, "fingerprint": result.fingerprint, "commit": source_commit(),
+    }
+
+
+def load_records(path):
+    """The records of a file, [] if it does not exist; what is no whole record is left out, and said."""
+    if not Path(path).exists():
+        return []
+    records, complaints = read_records(path)
+    for complaint in complaints:
+        print(f"note: {complaint}")
+    return records
+
+
+def merge_records(paths, target):
+    """Write the records of several files to `target`, each id once. ValueError if two of one id have different accuracies."""
+    merged = {}
+    for path in paths:
+        if not Path(path).exists():
+            raise ValueError(f"{path}: no such file of records")
+        for record in load_records(path):
+            other = merged.setdefault(record["id"], record)
+            if other["test_accuracy"] != record["test_accuracy"] or other["fingerprint"] != record["fingerprint"]:
+                raise ValueError(f"{path}: record {record['id']} ({record['variant']}, seed {record['seed']}) differs from the one "
+                                 "of the same id that was read before; keep one of them")
+    replace_file(target, lambda file: file.write("".join(map(to_line, merged.values())).encode()))
+    return list(merged.values())
+
+
+def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds):
+    """Run those of `jobs` that have no record and that no other process is running. Returns how many are left to others."""
+    left = 0
+    for job in jobs:
+        if job.id in {record["id"] for record in load_records(records_path)}:
+            continue
+        run_dir = runs / suite.name / job.folder
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if progress:
+            print(f"{suite.name}: {job.variant}, seed {job.config.seed}, learning rate {job.config.learning_rate:g}, {job.phase}")
+        try:
+            result = train(job.config, run_dir, resume=(run_dir / "config.json").exists(), progress=progress,
+                           checkpoint_seconds=checkpoint_seconds)
+        except ValueError as error:
+            if "in use by another run" not in str(error):
+                raise
+            left += 1
+            continue
+        with FileLock(f"{records_path}.lock"):
+            if job.id not in {record["id"] for record in load_records(records_path)}:
+                append_record(records_path, make_record(suite, job, result))
+    return left
+
+
+def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", progress=True, checkpoint_seconds=60.0, wait=5.0, **changes):
+    """Run what of a suite has no record yet, and return all its records.
+
+    `variants` and `seeds` choose a part; `changes` replace fields of the recipe (a shorter run, another device). Several
+    processes may call this with the same arguments: each takes runs that no other is at. Raises ValueError for unknown or
+    repeated variants and seeds, and what `train` raises.
+    """
+    variants = tuple(variants or suite.variants)
+    seeds = tuple(suite.seeds if seeds is None else seeds)
+    for what, given in (("variants", variants), ("seeds", seeds)):
+        if len(set(given)) < len(given):
+            raise ValueError(f"suite {suite.name}: {what} given twice: {', '.join(map(str, given))}")
+    for variant in variants:
+        suite.config(variant, 0, **changes)
+    records_path, runs = Path(records_path), Path(runs)
+    records_path.parent.mkdir(parents=True, exist_ok=True)
+    rates = None
+    if suite.rates:
+        jobs = tuning_jobs(suite, variants, **changes)
+        while _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds):
+            time.sleep(wait)        # another process is still tuning: its rates are needed before the final runs
+        rates = best_rates(suite, variants, load_records(records_path), **changes)
+    _work_through(suite, final_jobs(suite, variants, seeds, rates, **changes), records_path, runs, progress, checkpoint_seconds)
+    return load_records(records_path)
+
+
+# ---- statistics -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """a - b over their shared seeds, in accuracy (fractions of 1). Intervals are 95 %; None where n does not allow one.
+
+    interval  paired t, n - 1 degrees of freedom           pooled    with the variance pooled over all variants
+    p         two-sided, paired t; `adjusted` by Holm's method over all contrasts that are not primary
+    """
+
+    a: str
+    b: str
+    n: int
+    mean: float
+    interval: tuple | None
+    pooled: tuple | None
+    p: float | None
+    adjusted: float | None
+    primary: bool
+    correlation: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summarise` found: accuracies[variant][seed], rates[variant], the contrasts, and what they were made from."""
+
+    suite: str
+    note: str
+    source: str
+    baseline: str
+    accuracies: dict
+    rates: dict
+    contrasts: list = field(default_factory=list)
+
+
+def paired_interval(differences):
+    """(mean, 95 % interval, two-sided p) of paired differences by Student's t; interval and p None for fewer than two."""
+    from scipy import stats
+
+    n, mean = len(differences), statistics.fmean(differences)
+    if n < 2:
+        return mean, None, None
+    error = statistics.stdev(differences) / math.sqrt(n)
+    half = stats.t.ppf(0.975, n - 1) * error
+    p = 2 * stats.t.sf(abs(mean) / error, n - 1) if error > 0 else (1.0 if mean == 0 else 0.0)
+    return mean, (mean - half, mean + half), float(p)
+
+
+def pooled_error(accuracies):
+    """(variance of one run about variant mean + seed effect, degrees of freedom), from the seeds that all variants share.
+
+    The residual of a two-way layout without repetition: it assumes that variants scatter alike about their means. None if
+    fewer than two variants or two shared seeds.
+    """
+    seeds = sorted(set.intersection(*(set(runs) for runs in accuracies.values())))
+    if len(seeds) < 2 or len(accuracies) < 2:
+        return None
+    table = [[runs[seed] for seed in seeds] for runs in accuracies.values()]
+    grand = statistics.fmean(itertools.chain(*table))
+    rows = [statistics.fmean(row) for row in table]
+    columns = [statistics.fmean(column) for column in zip(*table, strict=True)]
+    squares = sum((table[i][j] - rows[i] - columns[j] + grand) ** 2 for i in range(len(rows)) for j in range(len(columns)))
+    degrees = (len(rows) - 1) * (len(columns) - 1)
+    return squares / degrees, degrees
+
+
+def holm(p_values):
+    """Holm's adjusted p values, in the order given."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def _correlation(x, y):
+    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    return statistics.correlation(x, y)
+
+
+def _one_of_each(records, what, of):
+    """The value that all records share. ValueError naming the differing values otherwise."""
+    values = {json.dumps(of(record), sort_keys=True): of(record) for record in records}
+    if len(values) > 1:
+        first, second = list(values.values())[:2]
+        if isinstance(first, dict):
+            keys = sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+            first, second = {key: first.get(key) for key in keys}, {key: second.get(key) for key in keys}
+        raise ValueError(f"records of different {what} are not compared: {first} and {second}")
+    return next(iter(values.values()))
+
+
+def summarise(records, suite):
+    """The Summary of a suite's final records: every variant against the baseline, and the contrasts that the suite declares.
+
+    Raises ValueError if there are none, or if they differ in recipe, data, or the learning rate within one variant.
+    """
+    records = [record for record in records if record["suite"] == suite.name and record["phase"] == "final"]
+    if not records:
+        raise ValueError(f"no finished runs of suite {suite.name} yet; to make them: mrla compare --suite {suite.name}")
+    _one_of_each(records, "recipe", lambda record: record["recipe"])
+    _one_of_each(records, "data", lambda record: {"source": record["source"], "fingerprint": record["fingerprint"]})
+    accuracies, rates = {}, {}
+    for variant in suite.variants:
+        of_variant = [record for record in records if record["variant"] == variant]
+        if of_variant:
+            rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})", lambda record: record["learning_rate"])
+            accuracies[variant] = {record["seed"]: record["test_accuracy"] for record in of_variant}
+            if len(accuracies[variant]) < len(of_variant):
+                raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
+    pairs = [*suite.primary, *suite.contrasts, *((variant, suite.baseline) for variant in suite.variants if variant != suite.baseline)]
+    contrasts = _contrasts(dict.fromkeys(pairs), suite.primary, accuracies)
+    return Summary(suite.name, suite.note, records[0]["source"], suite.baseline, accuracies, rates, contrasts)
+
+
+def _contrasts(pairs, primary, accuracies):
+    from scipy import stats
+
+    error = pooled_error(accuracies)
+    rows = []
+    for a, b in pairs:
+        seeds = sorted(set(accuracies.get(a, {})) & set(accuracies.get(b, {})))
+        if not seeds:
+            continue
+        x, y = [accuracies[a][seed] for seed in seeds], [accuracies[b][seed] for seed in seeds]
+        mean, interval, p = paired_interval([i - j for i, j in zip(x, y, strict=True)])
+        pooled = None
+        if error is not None and len(seeds) >= 2:
+            half = stats.t.ppf(0.975, error[1]) * math.sqrt(2 * error[0] / len(seeds))
+            pooled = (mean - half, mean + half)
+        rows.append(Contrast(a, b, len(seeds), mean, interval, pooled, p, None, (a, b) in primary, _correlation(x, y)))
+    others = [row for row in rows if not row.primary and row.p is not None]
+    adjusted = dict(zip(((row.a, row.b) for row in others), holm([row.p for row in others]), strict=True))
+    return [dataclasses.replace(row, adjusted=adjusted.get((row.a, row.b))) for row in rows]
+
+
+def _points(interval):
+    return "too few seeds" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+
+
+def report(summary):
+    """The Summary as text: a table of variants, a table of contrasts, and what the columns mean."""
+    note = f" [{summary.note}]" if summary.note else ""
+    lines = [f"suite {summary.suite}, {summary.source} test accuracy of the last epoch{note}", "",
+             f"{'variant':<20} {'runs':>4} {'mean %':>8} {'sd':>6} {'rate':>6}"]
+    for variant, runs in summary.accuracies.items():
+        values = [100 * value for value in runs.values()]
+        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        lines.append(f"{variant:<20} {len(values):>4} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
+    lines += ["", f"{'contrast (points)':<36} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
+                  f"{'p':>6} {'Holm':>6} {'corr':>5}"]
+    for row in summary.contrasts:
+        p = "-" if row.p is None else f"{row.p:.3f}"
+        adjusted = "primary" if row.primary else "-" if row.adjusted is None else f"{row.adjusted:.3f}"
+        correlation = "-" if row.correlation is None else f"{row.correlation:.2f}"
+        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval):<18} "
+                     f"{_points(row.pooled):<18} {p:>6} {adjusted:>6} {correlation:>5}")
+    lines += ["", "Differences are paired by seed. Primary contrasts were declared before the first run and stand unadjusted;",
+              "the p values of all others are Holm-adjusted. corr: between same-seed runs.",
+              "Intervals cover seeds, not the choice of the test images."]
+    return "\n".join(lines)

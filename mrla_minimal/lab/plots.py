@@ -1,0 +1,229 @@
+"""Every figure that more than one place draws, from plain records; one colour and one marker a method, everywhere.
+
+The colours are Okabe and Ito's, told apart by most colour-blind readers; the markers tell them apart in grey.
+"""
+
+import math
+
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+
+COLOURS = {
+    "plain": "#000000",
+    "mrla-light": "#0072B2",
+    "mrla-base": "#D55E00",
+    "layer": "#CC79A7",
+    "uniform": "#E69F00",
+    "depthwise": "#009E73",
+    "depthwise-gated": "#56B4E9",
+    "depthwise-carry": "#7F7F7F",
+    "se": "#8C6D31",
+    "eca": "#6A3D9A",
+}
+MARKERS = {
+    "plain": "o",
+    "mrla-light": "s",
+    "mrla-base": "^",
+    "layer": "v",
+    "uniform": "D",
+    "depthwise": "P",
+    "depthwise-gated": "X",
+    "depthwise-carry": "<",
+    "se": ">",
+    "eca": "h",
+}
+LABELS = {
+    "plain": "plain",
+    "mrla-light": "MRLA-light",
+    "mrla-base": "MRLA-base",
+    "layer": "layer attention (Eq. 4)",
+    "uniform": "uniform mean",
+    "depthwise": "depthwise",
+    "depthwise-gated": "depthwise, gated",
+    "depthwise-carry": "depthwise + carry",
+    "se": "SE",
+    "eca": "ECA",
+}
+
+
+def save_figure(figure, path):
+    """Write the figure as PNG, whole or not at all, and close it."""
+    from mrla_minimal.lab.files import replace_file
+
+    try:
+        replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    finally:
+        plt.close(figure)
+
+
+def _whole_numbers(ticks, last):
+    return [tick for tick in ticks if 1 <= tick <= last and tick == int(tick)]
+
+
+def plot_curves(metrics, path=None, source="cifar10"):
+    """Loss and accuracy against epochs, left and right. `metrics` is one run's list of epoch records, as in metrics.jsonl.
+
+    `source` other than CIFAR is written into the title. Returns the figure, or writes it to `path`.
+    """
+    epochs = [record["epoch"] for record in metrics]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    styles = {"train": ("#000000", "o", "-"), "validation": ("#E69F00", "D", "--"), "test": ("#0072B2", "s", "--")}
+    for axis, what, scale, unit in ((axes[0], "loss", 1, "mean cross-entropy"), (axes[1], "accuracy", 100, "accuracy (%)")):
+        for split, (colour, marker, line) in styles.items():
+            points = [(record["epoch"], scale * record[f"{split}_{what}"]) for record in metrics if f"{split}_{what}" in record]
+            if points:
+                label = f"{split}, last {points[-1][1]:.2f}"
+                marker = marker if len(points) < 30 else None
+                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=label)
+        axis.set(xlabel="epoch", ylabel=unit)
+        axis.set_xticks(_whole_numbers(axis.get_xticks(), epochs[-1]) or epochs)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0].set_title("loss (train: with augmentation)")
+    axes[1].set_title("accuracy")
+    if not source.startswith("cifar"):
+        figure.suptitle(f"{source} images, not CIFAR")
+    if path is None:
+        return figure
+    save_figure(figure, path)
+    return None
+
+
+# The corridor quiz's methods, by their names there, look like their kin on images; "last" and "state" have none.
+_KIN = {"residual": "plain", "mean": "uniform", "base": "mrla-base", "light": "mrla-light"}
+COLOURS.update({method: COLOURS[kin] for method, kin in _KIN.items()}, last="#BBBBBB", state="#F0E442")
+MARKERS.update({method: MARKERS[kin] for method, kin in _KIN.items()}, last="d", state="*")
+LABELS.update(last="last alone", residual="residual sum", mean="mean of v", base="MRLA-base (Eq. 6)",
+              light="MRLA-light (Eq. 8)", state="running state")
+HATCHES = {"mean": "//", "layer": "xx", "base": "\\\\", "light": ".."}
+
+
+def quiz_bars(accuracies, chance=1 / 8):
+    """The corridor quiz: a panel a question, a bar a method. `accuracies` is {title: {method: accuracy from 0 to 1}}.
+
+    A bar above 0.95 is called solved, one below 0.6 not solved. Returns the figure.
+    """
+    most = max(map(len, accuracies.values()))
+    figure, axes = plt.subplots(1, len(accuracies), figsize=(7, 1.2 + 0.4 * most), squeeze=False, layout="constrained")
+    for axis, (title, bars) in zip(axes[0], accuracies.items(), strict=True):
+        for position, (method, accuracy) in enumerate(bars.items()):
+            look = {"color": COLOURS.get(method, "white"), "hatch": HATCHES.get(method), "edgecolor": "black"}
+            axis.barh(position, accuracy, 0.7, **look)
+            verdict = "solved" if accuracy > 0.95 else "not solved" if accuracy < 0.6 else "between"
+            axis.text(max(accuracy, chance) + 0.03, position, verdict, va="center", fontsize=9)
+        axis.axvline(chance, color="black", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(bars)), [LABELS.get(method, method) for method in bars])
+        axis.set(title=title, xlim=(0, 1.5), ylim=(len(bars) - 0.4, -0.6), xlabel="accuracy (dashed: chance)")
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    return figure
+
+
+def attention_map(rows, axis=None, xlabel="layer s that is read", ylabel="layer t that asks", title="",
+                  show_numbers=False):
+    """Who reads whom: a row for each layer that asks. Rows may differ in length; what is missing gets a cross.
+
+    rows: weights from 0 to 1, as lists or arrays. Draws into `axis`, or into a figure of its own; returns the axis.
+    """
+    rows = [[float(weight) for weight in row] for row in rows]
+    if axis is None:
+        axis = plt.subplots(figsize=(4, 3.4), layout="constrained")[1]
+    columns = max(map(len, rows))
+    full = [row + [float("nan")] * (columns - len(row)) for row in rows]
+    image = axis.imshow(full, cmap="Greys", vmin=0, vmax=1)
+    for y, row in enumerate(full):
+        for x, weight in enumerate(row):
+            missing = math.isnan(weight)
+            text = "\u00d7" if missing else f"{weight:.2f}" if show_numbers else ""
+            colour = "#BBBBBB" if missing else "white" if weight > 0.5 else "black"
+            axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(columns), range(1, columns + 1))
+    axis.set_yticks(range(len(full)), range(1, len(full) + 1))
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.figure.colorbar(image, ax=axis, shrink=0.85, label="weight")
+    return axis
+
+
+def _sheet(axis, x, y, text, colour, width=0.62, newest=False):
+    """One kept map: a box with its name; the newest has a thick edge."""
+    face = (*to_rgb(colour), 0.35)
+    edge = 1.8 if newest else 0.6
+    axis.add_patch(plt.Rectangle((x, y), width, 0.5, facecolor="white", linewidth=0))
+    axis.add_patch(plt.Rectangle((x, y), width, 0.5, facecolor=face, edgecolor="black", linewidth=edge))
+    axis.text(x + width / 2, y + 0.25, text, ha="center", va="center", fontsize=9)
+
+
+def _draw_memory(axis, kind, layer):
+    """What layer `layer` hands on, drawn as a column at x = layer."""
+    left = layer - 0.31
+    if kind == "layer":
+        for s in range(1, layer + 1):
+            _sheet(axis, left, 0.62 * (s - 1), f"$X^{s}$", COLOURS[kind], newest=s == layer)
+    elif kind == "mrla-base":
+        for s in range(1, layer + 1):
+            _sheet(axis, left, 0.62 * (s - 1), f"$k^{s}$", "white", width=0.3, newest=s == layer)
+            _sheet(axis, left + 0.3, 0.62 * (s - 1), f"$v^{s}$", COLOURS[kind], width=0.42, newest=s == layer)
+    elif kind == "state":
+        for behind in (3, 2, 1):
+            _sheet(axis, left + 0.06 * behind, 0.09 * behind, "", COLOURS[kind], width=0.5)
+        _sheet(axis, left, 0, f"$S^{layer}$", COLOURS[kind], width=0.5, newest=True)
+    else:
+        _sheet(axis, left, 0, f"$O^{layer}$", COLOURS[kind], newest=True)
+
+
+def draw_four_memories(layers=4):
+    """Four answers to "what does a layer carry forward?", side by side: what each of `layers` layers hands to the next.
+
+    Returns the figure.
+    """
+    panels = {
+        "layer": ("layer attention, Eq. 4", "every feature map", "projected again by each layer",
+                  "T(T+1)/2 projections"),
+        "mrla-base": ("MRLA-base, Eq. 6", "every key and value", "read by each later layer", "T projections"),
+        "state": ("running state", "one sum of key-value products", "d maps, exact without softmax", "T projections"),
+        "mrla-light": ("MRLA-light, Eq. 8", "one running output", "gated when it is written", "T projections"),
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained", sharey=True)
+    for axis, (kind, (title, kept, how, cost)) in zip(axes, panels.items(), strict=True):
+        for layer in range(1, layers + 1):
+            _draw_memory(axis, kind, layer)
+            if layer < layers:
+                axis.annotate("", (layer + 0.7, -0.2), (layer + 0.1, -0.2), arrowprops={"arrowstyle": "->"})
+        axis.set_title(title, fontsize=11, fontweight="bold")
+        axis.set_xticks(range(1, layers + 1))
+        axis.set_yticks([])
+        axis.set(xlim=(0.5, layers + 0.6), ylim=(-0.4, 0.62 * layers + 0.05))
+        axis.set_xlabel(f"layer t\n\nkeeps {kept}\n{how}\n{cost}", fontsize=9)
+        axis.spines[["left", "right", "top"]].set_visible(False)
+    return figure
+
+
+def plot_suite(summary, path=None):
+    """Every run a point, every variant's mean and 95 % interval (Student's t over its seeds), the baseline's mean a line.
+
+    `summary` is what experiments.summarise returns. Returns the figure, or writes it to `path`.
+    """
+    from mrla_minimal.lab.experiments import paired_interval
+
+    variants = list(summary.accuracies)
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(variants) + 1.6), layout="constrained")
+    for row, variant in enumerate(variants):
+        values = [100 * value for value in summary.accuracies[variant].values()]
+        colour, marker = COLOURS.get(variant, "#444444"), MARKERS.get(variant, "o")
+        axis.scatter(values, [row] * len(values), color=colour, marker=marker, s=36, zorder=3)
+        mean, interval, _ = paired_interval(values)
+        if interval is not None:
+            axis.plot(interval, [row + 0.25] * 2, color=colour, linewidth=2)
+        axis.plot([mean], [row + 0.25], color=colour, marker="|", markersize=10)
+    if summary.baseline in summary.accuracies:
+        runs = summary.accuracies[summary.baseline].values()
+        axis.axvline(100 * sum(runs) / len(runs), color="#888888", linestyle=":", label=f"mean of {summary.baseline}")
+        axis.legend(loc="best")
+    axis.set_yticks(range(len(variants)), [LABELS.get(variant, variant) for variant in variants])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{summary.source} test accuracy (%), last epoch")
+    axis.set_title(" · ".join(part for part in (summary.suite, summary.note) if part))
+    axis.grid(axis="x", alpha=0.3)
+    if path is None:
+        return figure
+    save_figure(figure, path)
+    return None

@@ -1,0 +1,301 @@
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from mrla_minimal.lab import experiments, training
+from mrla_minimal.lab.experiments import SUITES, Suite, holm, merge_records, paired_interval, pooled_error, report, run_suite, summarise
+from mrla_minimal.lab.files import append_record, read_records
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import tiny_cifar
+
+RECIPE = {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}
+VARIANTS = {"plain": {"layer_attention": None}, "mrla-light": {"layer_attention": "mrla-light"}}
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    monkeypatch.setattr(training, "load_cifar", tiny_cifar)
+
+
+def tiny_suite(**changes):
+    fields = {"name": "tiny", "variants": VARIANTS, "recipe": RECIPE, "seeds": (0, 1), "contrasts": (("mrla-light", "plain"),)}
+    return Suite(**{**fields, **changes})
+
+
+def run_tiny(tmp_path, suite=None, **changes):
+    return run_suite(suite or tiny_suite(), tmp_path / "records.jsonl", runs=tmp_path / "runs", progress=False, **changes)
+
+
+def test_a_suite_runs_all_variants_of_a_seed_before_the_next_seed(tmp_path):
+    records = run_tiny(tmp_path)
+    assert [(r["seed"], r["variant"]) for r in records] == [(0, "plain"), (0, "mrla-light"), (1, "plain"), (1, "mrla-light")]
+    for record in records:
+        assert record["source"] == "synthetic" and record["fingerprint"] == "tiny" and record["config"]["steps"] == 3
+        assert record["metrics"][-1]["test_accuracy"] == record["test_accuracy"] and record["config"]["data_root"] is None
+        assert record["macs"] > 0 and record["versions"]["torch"] == torch.__version__
+    assert records[1]["parameters"] > records[0]["parameters"]
+    assert len({record["id"] for record in records}) == 4
+    assert "layer_attention" not in records[0]["recipe"] and "seed" not in records[0]["recipe"] and records[0]["recipe"]["depth"] == 8
+
+
+def test_finished_runs_are_skipped_and_an_interrupted_suite_goes_on(tmp_path, monkeypatch):
+    started = []
+    original = experiments.train
+
+    def counted(config, run_dir, **options):
+        started.append(run_dir.name)
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        return original(config, run_dir, **options)
+
+    monkeypatch.setattr(experiments, "train", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path)
+    assert len(read_records(tmp_path / "records.jsonl")[0]) == 2
+    assert len(run_tiny(tmp_path)) == 4 and len(started) == 5
+    assert len(run_tiny(tmp_path)) == 4 and len(started) == 5
+
+
+def test_a_run_that_was_begun_is_resumed_not_begun_again(tmp_path, monkeypatch):
+    suite = tiny_suite()
+    whole = run_tiny(tmp_path / "whole", suite)
+    original = training.Run.train_step
+
+    def stop_at_two(run):
+        if run.step == 2:
+            raise KeyboardInterrupt
+        original(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "train_step", stop_at_two)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(tmp_path / "parts", suite, checkpoint_seconds=0.0)
+    steps = []
+    monkeypatch.setattr(training.Run, "train_step", lambda run: steps.append(run.step) or original(run))
+    parts = run_tiny(tmp_path / "parts", suite)
+    assert steps[0] == 2
+    assert [record["metrics"] for record in parts] == [record["metrics"] for record in whole]
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
+    from filelock import FileLock
+
+    suite = tiny_suite()
+    job = experiments.final_jobs(suite, ("plain",), (0,), None)[0]
+    folder = tmp_path / "runs" / "tiny" / job.folder
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        records = run_tiny(tmp_path, suite)
+    assert len(records) == 3 and job.id not in {record["id"] for record in records}
+
+
+def test_learning_rates_are_tuned_on_the_validation_split_and_used(tmp_path):
+    suite = tiny_suite(rates=(0.01, 0.1), seeds=(0,))
+    records = run_tiny(tmp_path, suite)
+    tuning = [record for record in records if record["phase"] == "tuning"]
+    assert len(tuning) == 4 and all(r["config"]["validation"] and r["seed"] == suite.tuning_seed for r in tuning)
+    for record in records[4:]:
+        mine = [r for r in tuning if r["variant"] == record["variant"]]
+        best = max(mine, key=lambda r: r["metrics"][-1]["validation_accuracy"])
+        assert record["phase"] == "final" and not record["config"]["validation"]
+        assert record["metrics"][-1]["test_accuracy"] == record["test_accuracy"]
+        assert best["metrics"][-1]["validation_accuracy"] == \
+            next(r for r in mine if r["learning_rate"] == record["learning_rate"])["metrics"][-1]["validation_accuracy"]
+
+
+def test_rates_tuned_on_one_variant_serve_all(tmp_path):
+    records = run_tiny(tmp_path, tiny_suite(rates=(0.01, 0.1), tuned_on="plain", seeds=(0,)))
+    assert [record["variant"] for record in records if record["phase"] == "tuning"] == ["plain", "plain"]
+    assert len({record["learning_rate"] for record in records if record["phase"] == "final"}) == 1
+
+
+def test_merging_two_machines_files_gives_one_table(tmp_path):
+    first = run_tiny(tmp_path / "a", seeds=(0,))
+    second = run_tiny(tmp_path / "b", seeds=(1,))
+    files = [tmp_path / "a" / "records.jsonl", tmp_path / "b" / "records.jsonl"]
+    merged = merge_records([*files, files[0]], tmp_path / "merged.jsonl")
+    assert merged == first + second == read_records(tmp_path / "merged.jsonl")[0]
+    altered = {**first[0], "test_accuracy": 0.123}
+    append_record(tmp_path / "other.jsonl", altered)
+    with pytest.raises(ValueError, match=f"record {first[0]['id']}.*differs"):
+        merge_records([files[0], tmp_path / "other.jsonl"], tmp_path / "merged.jsonl")
+    assert read_records(tmp_path / "merged.jsonl")[0] == merged
+    with pytest.raises(ValueError, match="absent.jsonl: no such file"):
+        merge_records([tmp_path / "absent.jsonl"], tmp_path / "merged.jsonl")
+
+
+def test_a_broken_last_line_costs_its_own_run_only(tmp_path, capsys):
+    run_tiny(tmp_path, seeds=(0,))
+    with open(tmp_path / "records.jsonl", "a") as file:
+        file.write('{"id": "half')
+    assert len(run_tiny(tmp_path, seeds=(0, 1))) == 4
+    assert "not a whole record" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"seeds": (0, 0)}, "seeds given twice"), ({"primary": (("mrla", "plain"),)}, "unknown variant 'mrla'"),
+    ({"baseline": "none"}, "unknown variant 'none'"),
+    ({"variants": {"plain": {"layer_attention": "x"}}, "contrasts": ()}, "layer_attention must be one of"),
+    ({"recipe": {"colour": 1}}, "colour"),
+])
+def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_suite(**changes)
+
+
+def test_wrong_parts_of_a_suite_are_refused_before_any_run(tmp_path):
+    with pytest.raises(ValueError, match="unknown variant 'base'.*plain, mrla-light"):
+        run_tiny(tmp_path, variants=("base",))
+    with pytest.raises(ValueError, match="seeds given twice: 1, 1"):
+        run_tiny(tmp_path, seeds=(1, 1))
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+# ---- statistics
+
+
+def record(variant, seed, accuracy, **changes):
+    return {"suite": "s", "variant": variant, "seed": seed, "phase": "final", "test_accuracy": accuracy, "recipe": {"depth": 8},
+            "source": "cifar10", "fingerprint": "f", "learning_rate": 0.1, "id": f"{variant}{seed}", **changes}
+
+
+def three_variants():
+    variants = {name: {"layer_attention": name} for name in ("mrla-light", "depthwise", "uniform")} | {"plain": {"layer_attention": None}}
+    suite = Suite("s", variants, {}, primary=(("mrla-light", "depthwise"),))
+    values = {"plain": (0.90, 0.91, 0.92, 0.905), "mrla-light": (0.915, 0.93, 0.925, 0.92), "depthwise": (0.91, 0.915, 0.93, 0.912),
+              "uniform": (0.90, 0.912, 0.917, 0.901)}
+    return suite, values, [record(name, seed, value) for name, row in values.items() for seed, value in enumerate(row)]
+
+
+def test_contrasts_agree_with_scipy():
+    suite, values, records = three_variants()
+    summary = summarise(records, suite)
+    pairs = {("mrla-light", "depthwise"), ("mrla-light", "plain"), ("depthwise", "plain"), ("uniform", "plain")}
+    assert {(c.a, c.b) for c in summary.contrasts} == pairs
+    for contrast in summary.contrasts:
+        test = stats.ttest_rel(values[contrast.a], values[contrast.b])
+        interval = test.confidence_interval(0.95)
+        assert contrast.p == pytest.approx(test.pvalue) and contrast.interval == pytest.approx((interval.low, interval.high))
+        assert contrast.correlation == pytest.approx(stats.pearsonr(values[contrast.a], values[contrast.b]).statistic)
+        assert contrast.primary == (contrast.b == "depthwise") and (contrast.adjusted is None) == contrast.primary
+    others = [c for c in summary.contrasts if not c.primary]
+    ordered = sorted(others, key=lambda c: c.p)
+    expected, running = {}, 0.0
+    for factor, contrast in zip((3, 2, 1), ordered, strict=True):
+        running = max(running, min(1.0, factor * contrast.p))
+        expected[contrast.a] = running
+    assert {c.a: c.adjusted for c in others} == pytest.approx(expected)
+
+
+def test_the_pooled_interval_is_that_of_the_two_way_layout():
+    suite, values, records = three_variants()
+    variance, degrees = pooled_error({name: dict(enumerate(row)) for name, row in values.items()})
+    table = torch.tensor(list(values.values()), dtype=torch.float64)
+    residual = table - table.mean(1, keepdim=True) - table.mean(0, keepdim=True) + table.mean()
+    assert degrees == 9 and variance == pytest.approx((residual.square().sum() / 9).item())
+    contrast = next(c for c in summarise(records, suite).contrasts if c.primary)
+    half = stats.t.ppf(0.975, 9) * math.sqrt(2 * variance / 4)
+    assert contrast.pooled == pytest.approx((contrast.mean - half, contrast.mean + half))
+    two = pooled_error({"a": {0: 0.5, 1: 0.6, 2: 0.8}, "b": {0: 0.4, 1: 0.7, 2: 0.75}})      # two variants: the paired t itself
+    mean, interval, _ = paired_interval([0.1, -0.1, 0.05])
+    assert stats.t.ppf(0.975, two[1]) * math.sqrt(2 * two[0] / 3) == pytest.approx(interval[1] - mean)
+
+
+def test_unequal_seeds_are_paired_where_they_meet():
+    suite, _, records = three_variants()
+    kept = [r for r in records if not (r["variant"] == "depthwise" and r["seed"] in (0, 3))]
+    contrast = next(c for c in summarise(kept, suite).contrasts if c.primary)
+    assert contrast.n == 2 and contrast.mean == pytest.approx((0.93 - 0.915 + 0.925 - 0.93) / 2)
+
+
+def test_one_seed_gives_no_interval_and_the_report_says_so():
+    suite, _, records = three_variants()
+    summary = summarise([r for r in records if r["seed"] == 0], suite)
+    assert all(c.interval is None and c.pooled is None and c.p is None and c.adjusted is None for c in summary.contrasts)
+    assert "too few seeds" in report(summary)
+
+
+def test_the_report_prints_every_variant_and_contrast():
+    suite, values, records = three_variants()
+    text = report(summarise(records, suite))
+    for name in values:
+        assert name in text
+    assert "mrla-light - depthwise" in text and "primary" in text and "cifar10" in text
+    assert f"{100 * sum(values['plain']) / 4:.2f}" in text and "not the choice of the test images" in text
+
+
+@pytest.mark.parametrize("change, what", [
+    ({"recipe": {"depth": 20}}, "recipe"), ({"fingerprint": "g"}, "data"), ({"source": "synthetic"}, "data"),
+    ({"learning_rate": 0.2}, "learning rate \\(plain\\)"),
+])
+def test_records_of_different_recipe_data_or_rate_are_never_compared(change, what):
+    suite, _, records = three_variants()
+    with pytest.raises(ValueError, match=f"records of different {what} are not compared"):
+        summarise([*records, record("plain", 9, 0.9, **change)], suite)
+
+
+def test_nothing_to_summarise_is_said_with_the_command_that_makes_it():
+    with pytest.raises(ValueError, match="mrla compare --suite s"):
+        summarise([], three_variants()[0])
+
+
+def test_two_records_of_one_seed_are_refused():
+    suite, _, records = three_variants()
+    with pytest.raises(ValueError, match="two records of one seed"):
+        summarise([*records, record("plain", 0, 0.5)], suite)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_equal_differences_have_no_width():
+    assert paired_interval([0.5, 0.5, 0.5]) == (0.5, (0.5, 0.5), 0.0)
+    assert paired_interval([0.0, 0.0])[2] == 1.0 and paired_interval([0.25]) == (0.25, None, None)
+
+
+def test_every_suite_is_sound_and_no_cifar_suite_may_use_the_built_in_set():
+    for name, suite in SUITES.items():
+        assert suite.name == name
+        for variant in suite.variants:
+            config = suite.config(variant, 0)
+            assert training.build_model(config, 10) is not None
+            assert not suite.committed or config.source == "real"
+    assert SUITES["cifar10-thin56"].primary == (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
+
+
+def test_lambda_variants_start_where_their_names_say():
+    for name, start in (("mrla-light-lambda0", 0.0), ("mrla-light-lambda1", 1.0)):
+        model = training.build_model(training.TrainConfig(depth=8, layer_attention=name), 10)
+        lambdas = [value for key, value in model.state_dict().items() if key.endswith("lambda_o")]
+        assert len(lambdas) == 3 and all((value == start).all() for value in lambdas)
+
+
+def test_the_id_depends_on_what_makes_the_run_and_on_nothing_else():
+    config = dataclasses.asdict(training.TrainConfig())
+    same = experiments.record_id("s", "v", 0, {**config, "device": "cuda", "data_root": "elsewhere", "source": "real"})
+    assert experiments.record_id("s", "v", 0, config) == same and len(same) == 12
+    for changed in (("t", "v", 0, config), ("s", "w", 0, config), ("s", "v", 1, config), ("s", "v", 0, {**config, "depth": 56})):
+        assert experiments.record_id(*changed) != same
+
+
+@pytest.mark.slow
+def test_compare_on_the_command_line_interrupted_and_continued(tmp_path):
+    command = [sys.executable, "-m", "mrla_minimal", "compare", "--suite", "smoke"]
+    subprocess.run([*command, "--seeds", "0"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    records = tmp_path / "runs" / "smoke" / "records.jsonl"
+    assert len(read_records(records)[0]) == 2
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
+    assert len(read_records(records)[0]) == 4 and done.stdout.count("contrast (points)") == 1
+    again = subprocess.run([*command, "--report"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
+    assert "mrla-light - plain" in again.stdout and (tmp_path / "runs" / "smoke.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(records.read_text().splitlines()[0])["note"] == "a few steps, to see the engine run"
