@@ -1,0 +1,31 @@
+# The two-command routes of README.md. Each target makes .venv and installs what it needs the first time.
+PYTHON ?= python3
+BIN = .venv/bin
+PYTEST = MRLA_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: train lab test test-slow notebooks
+
+train: .venv/train
+	$(BIN)/mrla train
+
+lab: .venv/course
+	$(BIN)/jupyter lab notebooks
+
+test: .venv/test
+	$(PYTEST) -m "not slow"
+	$(PYTEST) --dist loadfile --nbval --nbval-cell-timeout 120 notebooks
+
+test-slow: .venv/test
+	$(PYTEST) -m slow
+
+notebooks: .venv/test
+	MRLA_OFFLINE=1 $(BIN)/python notebooks/run_all.py
+
+# One stamp file for each set of extras; a change of what is wanted installs again.
+.venv/train: EXTRAS =
+.venv/course: EXTRAS = [course]
+.venv/test: EXTRAS = [test]
+.venv/train .venv/course .venv/test: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
+	touch $@

@@ -1,0 +1,258 @@
+"""Every attention and control as networks use it: data types, layouts, copies, compilers, odd sizes, what is saved."""
+
+import copy
+import io
+
+import pytest
+import torch
+from layer_tools import assert_equal, hold_weights, make_layers, make_maps, run_stage
+from torch import nn
+
+from mrla_minimal import (
+    DepthwiseCarry,
+    DepthwiseGated,
+    DepthwiseValue,
+    EfficientChannelAttention,
+    LayerAttention,
+    MRLABase,
+    MRLALight,
+    SqueezeExcitation,
+    UniformMean,
+)
+
+MODULES = (LayerAttention, MRLABase, MRLALight, DepthwiseValue, DepthwiseGated, DepthwiseCarry, UniformMean)
+every_module = pytest.mark.parametrize("module", MODULES)
+CHANNELS_LAST = torch.channels_last
+
+
+def stage(module, count=3, dtype=torch.float32, batch=2, channels=8, height=5, width=4):
+    layers = [layer.to(dtype) for layer in make_layers(module, count, channels)]
+    return layers, [x.to(dtype).requires_grad_() for x in make_maps(count, batch, channels, height, width)]
+
+
+def run_and_differentiate(layers, maps):
+    """The outputs, and the gradients of their squares' sum by every map and parameter."""
+    outputs = run_stage(layers, maps)
+    leaves = [*maps, *(parameter for layer in layers for parameter in layer.parameters())]
+    return outputs, torch.autograd.grad(sum(output.float().square().sum() for output in outputs), leaves)
+
+
+# Data types
+
+
+@every_module
+def test_float64_stays_float64_and_float32_agrees(module):
+    layers, maps = stage(module, dtype=torch.float64)
+    outputs, gradients = run_and_differentiate(layers, maps)
+    assert {tensor.dtype for tensor in (*outputs, *gradients)} == {torch.float64}
+    singles = [x.detach().float().requires_grad_() for x in maps]
+    outputs32, gradients32 = run_and_differentiate([layer.float() for layer in layers], singles)
+    assert {tensor.dtype for tensor in (*outputs32, *gradients32)} == {torch.float32}
+    for single, double in zip((*outputs32, *gradients32), (*outputs, *gradients), strict=True):
+        assert (single - double).norm() <= 1e-4 * double.norm()
+
+
+@every_module
+def test_bfloat16_autocast_stays_close_to_float32(module):
+    layers, maps = stage(module, count=4)
+    wanted, wanted_gradients = run_and_differentiate(layers, maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = run_stage(layers, maps)
+    leaves = [*maps, *(parameter for layer in layers for parameter in layer.parameters())]
+    gradients = torch.autograd.grad(sum(output.float().square().sum() for output in outputs), leaves)
+    assert all(output.dtype == torch.bfloat16 for output in outputs)
+    for given, exact in zip(outputs, wanted, strict=True):
+        assert (given - exact).norm() <= 0.05 * exact.norm()
+    # Gradients all together: some of the few query and key weights have small sums of large terms.
+    given, exact = (torch.cat([gradient.flatten() for gradient in both]) for both in (gradients, wanted_gradients))
+    assert (given - exact).norm() <= 0.1 * exact.norm()
+
+
+@every_module
+def test_a_memory_may_cross_the_border_of_autocast(module):
+    """A layer under autocast hands its memory to one outside, and the other way round; x may come in either type."""
+    layers, maps = stage(module)
+    wanted = run_stage(layers, maps)
+    memory, outputs = None, []
+    for t, (layer, x) in enumerate(zip(layers, maps, strict=True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=t % 2 == 0):
+            output, memory = layer(x.bfloat16() if t == 2 else x, memory)
+        outputs.append(output)
+    if module not in (MRLABase, UniformMean):                           # whose sums take the widest type in the cache
+        assert [output.dtype for output in outputs] == [torch.bfloat16, torch.float32, torch.bfloat16]
+    for output, exact in zip(outputs, wanted, strict=True):
+        assert (output - exact).norm() <= 0.05 * exact.norm()
+    sum(output.float().sum() for output in outputs).backward()
+    assert all(x.grad.isfinite().all() and x.grad.any() for x in maps)
+
+
+@pytest.mark.parametrize("module", [LayerAttention, MRLABase, MRLALight, DepthwiseGated])
+def test_weights_of_a_wider_type_do_not_widen_the_output(module):
+    """On some devices autocast runs the softmax in float32."""
+    layers, maps = stage(module)
+    for layer in layers:
+        hold_weights(layer, lambda weights: weights.double())
+    assert {output.dtype for output in run_stage(layers, maps)} == {torch.float32}
+
+
+@every_module
+def test_all_in_bfloat16(module):
+    layers, maps = stage(module, dtype=torch.bfloat16)
+    outputs, gradients = run_and_differentiate(layers, maps)
+    exact = run_stage([layer.float() for layer in layers], [x.float() for x in maps])
+    for output, wanted in zip(outputs, exact, strict=True):
+        assert output.dtype == torch.bfloat16 and (output - wanted).norm() <= 0.05 * wanted.norm()
+    assert all(gradient.dtype == torch.bfloat16 and gradient.isfinite().all() for gradient in gradients)
+
+
+# Layouts
+
+
+def lies_channels_last(tensor):
+    """Channels vary fastest; sizes above 1 everywhere, so that the strides tell the two layouts apart."""
+    assert min(tensor.shape) > 1
+    _, channels, _, width = tensor.shape
+    return tensor.stride() == (tensor[0].numel(), 1, width * channels, channels)
+
+
+@every_module
+def test_channels_last_gives_the_same_values_and_keeps_its_layout(module):
+    layers, maps = stage(module, dtype=torch.float64)
+    wanted = run_and_differentiate(layers, maps)
+    laid_out = [x.detach().to(memory_format=CHANNELS_LAST).requires_grad_() for x in maps]
+    copies = [copy.deepcopy(layer).to(memory_format=CHANNELS_LAST) for layer in layers]
+    outputs, gradients = run_and_differentiate(copies, laid_out)
+    for given, exact in zip((*outputs, *gradients), (*wanted[0], *wanted[1]), strict=True):
+        assert_equal(given, exact)
+    assert all(lies_channels_last(output) for output in outputs)
+    assert all(lies_channels_last(gradient) for gradient in gradients[: len(maps)])
+
+
+@pytest.mark.parametrize("module", [MRLALight, DepthwiseCarry])
+def test_a_carried_map_and_its_gradient_keep_channels_last(module):
+    layer, = stage(module, count=1)[0]
+    maps = make_maps(2, 2, 8, 5, 4, dtype=torch.float32)
+    x, carried = (x.to(memory_format=CHANNELS_LAST).requires_grad_() for x in maps)
+    output, memory = layer(x, carried)
+    kept = []
+    output.register_hook(lambda gradient: kept.append(gradient))
+    torch.nn.functional.relu(output).square().sum().backward()
+    assert all(lies_channels_last(tensor) for tensor in (output, memory, kept[0], x.grad, carried.grad))
+
+
+@pytest.mark.parametrize("module", [SqueezeExcitation, EfficientChannelAttention])
+def test_channel_attentions_keep_channels_last(module):
+    attention = module(8)
+    x = make_maps(1, 2, 8, 5, 4, dtype=torch.float32)[0].to(memory_format=CHANNELS_LAST).requires_grad_()
+    output = attention(x)
+    output.square().sum().backward()
+    assert lies_channels_last(output) and lies_channels_last(x.grad)
+    assert_equal(output, attention(x.detach().contiguous()), tolerance=1e-6)
+
+
+# Copies, records, compilers
+
+
+@every_module
+def test_a_deep_copy_is_equal_and_independent(module):
+    layers, maps = stage(module)
+    before = run_stage(layers, maps)
+    copies = copy.deepcopy(layers)
+    for given, wanted in zip(run_stage(copies, maps), before, strict=True):
+        assert torch.equal(given, wanted)
+    with torch.no_grad():
+        for layer in copies:
+            for parameter in layer.parameters():
+                parameter.zero_()
+    for given, wanted in zip(run_stage(layers, maps), before, strict=True):
+        assert torch.equal(given, wanted)
+
+
+@every_module
+def test_a_state_dict_goes_out_and_in(module):
+    layers, maps = stage(module)
+    file = io.BytesIO()
+    torch.save(nn.ModuleList(layers).state_dict(), file)
+    file.seek(0)
+    others = nn.ModuleList(module(8) for _ in layers)
+    others.load_state_dict(torch.load(file, weights_only=True))
+    for given, wanted in zip(run_stage(others, maps), run_stage(layers, maps), strict=True):
+        assert torch.equal(given, wanted)
+
+
+@every_module
+def test_a_compiled_stage_equals_the_eager_one(module):
+    layers, maps = stage(module)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda maps: run_stage(layers, maps), backend="aot_eager", fullgraph=True)
+    outputs = compiled(maps)
+    gradients = torch.autograd.grad(sum(output.square().sum() for output in outputs), maps)
+    wanted, wanted_gradients = run_and_differentiate(layers, maps)
+    for given, exact in zip((*outputs, *gradients), (*wanted, *wanted_gradients[: len(maps)]), strict=True):
+        torch.testing.assert_close(given, exact, rtol=1e-5, atol=1e-5)
+
+
+# Odd sizes
+
+
+@every_module
+def test_an_empty_batch(module):
+    layers, maps = stage(module, batch=0)
+    outputs, gradients = run_and_differentiate(layers, maps)
+    assert all(output.shape == (0, 8, 5, 4) for output in outputs)
+    assert all(not gradient.any() for gradient in gradients)
+
+
+@every_module
+def test_maps_of_one_pixel(module):
+    """One pixel meets the middle of each 3x3 kernel alone: the other eight weights have no gradient."""
+    layers, maps = stage(module, height=1, width=1)
+    outputs, gradients = run_and_differentiate(layers, maps)
+    assert all(output.shape == (2, 8, 1, 1) for output in outputs)
+    assert all(tensor.isfinite().all() for tensor in (*outputs, *gradients))
+    kernels = [gradient.flatten(start_dim=1) for gradient in gradients if gradient.shape == (8, 1, 3, 3)]
+    assert len(kernels) == 3
+    for kernel in kernels:
+        assert kernel[:, 4].all() and not kernel[:, :4].any() and not kernel[:, 5:].any()
+
+
+# What the backward pass keeps
+
+
+def saved_maps(module, count):
+    """What autograd keeps for a stage of `count` layers: how many storages of at least one map, each counted once,
+    and how many maps they amount to."""
+    layers, maps = stage(module, count)
+    size = maps[0].numel() * maps[0].element_size()
+    saved = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().nbytes() >= size:
+            saved[tensor.untyped_storage().data_ptr()] = tensor         # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = run_stage(layers, maps)
+    assert len(outputs) == count
+    return len(saved), sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / size
+
+
+# Every value convolution keeps its x. Beside these: base the T values; Eq. 4 a value for each pair of layers; light
+# the T values (for the gate) and the T - 1 carried maps (for lambda); a mean of values needs none of them.
+SAVED_MAPS = {
+    LayerAttention: lambda layers: layers + layers * (layers + 1) // 2,
+    MRLABase: lambda layers: 2 * layers,
+    MRLALight: lambda layers: 3 * layers - 1,
+    DepthwiseValue: lambda layers: layers,
+    DepthwiseGated: lambda layers: 2 * layers,
+    DepthwiseCarry: lambda layers: 2 * layers - 1,
+    UniformMean: lambda layers: layers,
+}
+
+
+@every_module
+@pytest.mark.parametrize("count", [3, 6, 12])
+def test_maps_kept_for_the_backward_pass(module, count):
+    storages, maps_of_memory = saved_maps(module, count)
+    assert storages == SAVED_MAPS[module](count)
+    assert maps_of_memory == storages                                   # none of them is larger than one map
