@@ -6,8 +6,7 @@ Both scale each channel by a number between 0 and 1 computed from the pooled map
 import torch
 from torch import nn
 
-from mrla_minimal.layer_attention import channel_convolution, pool
-from mrla_minimal.shapes import check_channels, check_feature_map
+from mrla_minimal.shapes import check_channels, check_feature_map, choose_kernel_size
 
 
 class SqueezeExcitation(nn.Module):
@@ -44,9 +43,11 @@ class EfficientChannelAttention(nn.Module):
     def __init__(self, channels, kernel_size=None):
         super().__init__()
         self.channels = channels
-        self.convolution = channel_convolution(channels, kernel_size)
+        taps = choose_kernel_size(channels, kernel_size)
+        self.convolution = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
 
     def forward(self, x):
         check_feature_map(x, self.channels)
-        gate = torch.sigmoid(self.convolution(pool(x)))             # (batch, 1, channels)
+        row = x.mean(dim=(2, 3)).unsqueeze(1)                       # (batch, 1, channels)
+        gate = torch.sigmoid(self.convolution(row))                 # (batch, 1, channels)
         return x * gate[:, 0, :, None, None]

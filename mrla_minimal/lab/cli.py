@@ -173,6 +173,14 @@ def run_cost(arguments):
     return 0
 
 
+def run_check(arguments):
+    from mrla_minimal.lab.checks.coursework import grade, report
+
+    results = grade(arguments.file, arguments.class_name)
+    print(report(results))
+    return 1 if any(passed is False for passed, _ in results) else 0
+
+
 def run_bench(arguments):
     from mrla_minimal.lab import bench
 
@@ -229,6 +237,11 @@ def build_parser():
     cost.add_argument("--width", type=int, default=16)
     cost.add_argument("--measure", action="store_true", help="time a step too, as a ratio to the plain net")
     cost.set_defaults(function=run_cost)
+
+    check = commands.add_parser("check", help="grade a layer attention of your own")
+    check.add_argument("file", metavar="FILE", help="a Python file with an nn.Module class built as Class(channels)")
+    check.add_argument("--class", dest="class_name", metavar="NAME", help="which class, if the file holds several")
+    check.set_defaults(function=run_check)
 
     bench = commands.add_parser("bench", help="ratios measured on this machine")
     bench.add_argument("what", choices=["data", "attention", "engine"])

@@ -71,6 +71,10 @@ def plot_curves(metrics, path=None, source="cifar10"):
     for axis, what, scale, unit in ((axes[0], "loss", 1, "mean cross-entropy"), (axes[1], "accuracy", 100, "accuracy (%)")):
         for split, (colour, marker, line) in styles.items():
             points = [(record["epoch"], scale * record[f"{split}_{what}"]) for record in metrics if f"{split}_{what}" in record]
+            parts = [(record["epoch"] - 1 + (number + 1) / len(record["train_loss_parts"]), loss)
+                     for record in metrics for number, loss in enumerate(record.get("train_loss_parts", ()))]
+            if (split, what) == ("train", "loss") and parts and len(metrics) <= 10:
+                points = parts      # a short run shows how the loss fell within its epochs
             if points:
                 label = f"{split}, last {points[-1][1]:.2f}"
                 marker = marker if len(points) < 30 else None
@@ -104,7 +108,8 @@ def quiz_bars(accuracies, chance=1 / 8):
     A bar above 0.95 is called solved, one below 0.6 not solved. Returns the figure.
     """
     most = max(map(len, accuracies.values()))
-    figure, axes = plt.subplots(1, len(accuracies), figsize=(7, 1.2 + 0.4 * most), squeeze=False, layout="constrained")
+    size = (7 if len(accuracies) == 1 else 9, 1.2 + 0.4 * most)
+    figure, axes = plt.subplots(1, len(accuracies), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, bars) in zip(axes[0], accuracies.items(), strict=True):
         for position, (method, accuracy) in enumerate(bars.items()):
             look = {"color": COLOURS.get(method, "white"), "hatch": HATCHES.get(method), "edgecolor": "black"}
@@ -114,7 +119,7 @@ def quiz_bars(accuracies, chance=1 / 8):
         axis.axvline(chance, color="black", linestyle="--", linewidth=1)
         axis.set_yticks(range(len(bars)), [LABELS.get(method, method) for method in bars])
         axis.set(title=title, xlim=(0, 1.5), ylim=(len(bars) - 0.4, -0.6), xlabel="accuracy (dashed: chance)")
-        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axis.set_xticks([0, 0.5, 1])
     return figure
 
 

@@ -278,6 +278,7 @@ class Run:
             "step": self.step,
             "train_loss": sum(self.losses) / len(self.losses),
             "train_accuracy": sum(self.hits) / len(self.hits),
+            "train_loss_parts": _means_of_parts(self.losses),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.world.parallel:     # each process has its own BN statistics; those of rank 0 are the model's
@@ -320,6 +321,12 @@ class Run:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.world.device)
         self.step, self.losses, self.hits, self.metrics = state["step"], state["losses"], state["hits"], state["metrics"]
         self.seconds = state["seconds"]
+
+
+def _means_of_parts(losses, parts=10):
+    """The means of a list's consecutive tenths (of its single entries, if it is shorter): how a loss fell within an epoch."""
+    borders = [len(losses) * part // parts for part in range(parts + 1)]
+    return [sum(losses[a:b]) / (b - a) for a, b in zip(borders, borders[1:], strict=False) if b > a]
 
 
 def read_checkpoint(path):

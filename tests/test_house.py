@@ -1,0 +1,66 @@
+"""The house rules: what `import mrla_minimal` loads, and that the subject's modules import only from floors below."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mrla_minimal
+
+PACKAGE = Path(mrla_minimal.__file__).parent
+FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2, "resnet": 3}
+# The two doors of the package stand on top: one names the subject's public names, the other leads into the lab.
+DOORS = {"__init__", "__main__"}
+
+
+def imported_names(path):
+    """The dotted names that a module imports anywhere in it; a relative import would begin with a dot."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def test_the_subject_is_the_modules_of_the_table():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*FLOORS, *DOORS}
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_a_module_imports_only_from_floors_below(name):
+    own = [module for module in imported_names(PACKAGE / f"{name}.py") if module.startswith((".", "mrla_minimal"))]
+    for module in own:
+        package, _, imported = module.partition(".")
+        assert package == "mrla_minimal" and imported in FLOORS, f"{name}.py imports {module}"
+        assert FLOORS[imported] < FLOORS[name], f"{name}.py imports {imported}.py, which is no lower"
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_a_module_of_the_subject_needs_torch_and_einops_alone(name):
+    for module in imported_names(PACKAGE / f"{name}.py"):
+        top = module.partition(".")[0]
+        assert top in {"torch", "einops", "mrla_minimal"} | sys.stdlib_module_names, f"{name}.py imports {module}"
+
+
+def test_importing_the_package_loads_neither_the_lab_nor_a_library_of_the_lab():
+    # torch may load numpy or another of them by itself, so what torch brings does not count.
+    code = ("import sys, torch, einops; before = set(sys.modules); import mrla_minimal; "
+            "print(*sorted(set(sys.modules) - before))")
+    path = [str(PACKAGE.parent), *sys.path]
+    run = subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; " + code],
+                         capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    loaded = run.stdout.split()
+    assert "mrla_minimal.resnet" in loaded
+    for name in ("matplotlib", "scipy", "pooch", "PIL", "tqdm", "requests", "filelock", "mrla_minimal.lab"):
+        assert not [module for module in loaded if module == name or module.startswith(f"{name}.")]
+
+
+def test_public_names_are_importable_from_the_package():
+    assert set(mrla_minimal.__all__) >= {
+        "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight", "SqueezeExcitation",
+        "EfficientChannelAttention", "cifar_resnet", "imagenet_resnet", "record_attention", "freeze_attention",
+        "eca_kernel_size"}
+    assert all(hasattr(mrla_minimal, name) for name in mrla_minimal.__all__)

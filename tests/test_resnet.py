@@ -1,0 +1,754 @@
+"""The ResNets: their sizes, where the attentions sit in them, what is carried, and looking inside."""
+
+import copy
+import functools
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mrla_minimal import MRLABase, MRLALight, cifar_resnet, freeze_attention, imagenet_resnet, record_attention
+from mrla_minimal.resnet import LAYER_ATTENTIONS, DropPath, PadShortcut
+
+LISTS = ("layer", "mrla-base", "uniform")                # their memory is a list of all earlier layers
+CARRIES = ("mrla-light", "depthwise-carry")              # their memory is one map
+WEIGHTED = ("layer", "mrla-base", "mrla-light", "depthwise-gated")
+GATES = ("mrla-light", "depthwise-gated")
+every_attention = pytest.mark.parametrize("name", LAYER_ATTENTIONS)
+every_variant = pytest.mark.parametrize("name", [None, *LAYER_ATTENTIONS])
+both_blocks = pytest.mark.parametrize("block", ["basic", "bottleneck"])
+
+
+def small(name=None, block="basic", layers=2, seed=0, **arguments):
+    """A thin ResNet with `layers` blocks a stage, whose residual branches and attention weights are far from 0."""
+    torch.manual_seed(seed)
+    depth = (6 if block == "basic" else 9) * layers + 2
+    model = cifar_resnet(depth, block=block, width=arguments.pop("width", 4), layer_attention=name, **arguments)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+        if isinstance(module, nn.Conv1d):
+            nn.init.normal_(module.weight, std=0.5)
+    return model
+
+
+def images_of(count=4, size=8, seed=0, dtype=torch.float32):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def structured_images(count, size, seed=0):
+    """Ten fixed pictures under noise, and their numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 10
+    pictures = torch.randn(10, 3, size, size, generator=generator)
+    return pictures[labels] + 0.5 * torch.randn(count, 3, size, size, generator=generator), labels
+
+
+def blocks_of(model):
+    return [block for stage in model.stages for block in stage]
+
+
+def parameters_of(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def gradients(model, images):
+    model.zero_grad()
+    model(images).square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("arguments, parameters", [
+    (dict(depth=20), 269_722),
+    (dict(depth=56), 853_018),
+    (dict(depth=110), 1_727_962),
+    (dict(depth=20, shortcut="conv"), 272_474),
+    (dict(depth=20, block="bottleneck"), 220_378),
+    (dict(depth=56, block="bottleneck"), 591_322),
+    (dict(depth=110, block="bottleneck"), 1_147_738),
+    (dict(depth=20, block="bottleneck", shortcut="pad"), 177_498),
+    (dict(depth=56, block="bottleneck", shortcut="pad"), 548_442),
+    (dict(depth=110, block="bottleneck", shortcut="pad"), 1_104_858),
+    (dict(depth=20, block="bottleneck", layer_attention="mrla-light"), 231_182),
+    (dict(depth=20, block="bottleneck", layer_attention="mrla-base"), 230_286),
+    (dict(depth=20, block="bottleneck", layer_attention="mrla-light", head_dim=8), 231_182),
+    (dict(depth=20, block="bottleneck", layer_attention="mrla-base", head_dim=32), 230_286),
+])
+def test_cifar_resnets_have_the_parameters_of_the_literature(arguments, parameters):
+    with torch.device("meta"):
+        assert parameters_of(cifar_resnet(**arguments)) == parameters
+
+
+@pytest.mark.parametrize("arguments, parameters", [
+    (dict(), 25_557_032),
+    (dict(channel_attention="se"), 28_071_976),
+    (dict(channel_attention="eca"), 25_557_118),
+    (dict(layer_attention="mrla-light"), 25_557_032 + 181_420),
+    (dict(layer_attention="mrla-base"), 25_557_032 + 166_316),
+    (dict(layer_attention="layer"), 25_723_348),
+    (dict(layer_attention="depthwise"), 25_723_176),
+    (dict(stem="deep"), 25_557_032 - 7 * 7 * 3 * 64 + 9 * (3 * 32 + 32 * 32 + 32 * 64) - 128 + 64 + 64 + 128),
+    (dict(depth=101), 44_549_160),
+    (dict(depth=101, layer_attention="mrla-light"), 44_939_646),
+])
+def test_imagenet_resnets_have_the_parameters_of_the_literature(arguments, parameters):
+    with torch.device("meta"):
+        assert parameters_of(imagenet_resnet(**arguments)) == parameters
+
+
+@pytest.mark.parametrize("stem", ["conv7", "deep"])
+def test_an_imagenet_resnet_halves_its_maps_five_times(stem):
+    with torch.device("meta"):
+        model = imagenet_resnet(50, num_classes=7, stem=stem).eval()
+        assert model.stem(torch.zeros(2, 3, 224, 224)).shape == (2, 64, 56, 56)
+        assert model(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+    shapes, x = [], torch.zeros(2, 64, 56, 56, device="meta")
+    for stage in model.stages:
+        for block in stage:
+            x, _ = block(x)
+        shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+
+
+def test_bottlenecks_stride_in_their_3x3_convolution():
+    for block in blocks_of(small(block="bottleneck")):
+        assert block.residual.conv1.stride == block.residual.conv3.stride == (1, 1)
+    assert [blocks[0].residual.conv2.stride for blocks in small(block="bottleneck").stages] == [(1, 1), (2, 2), (2, 2)]
+
+
+# Every attention runs and learns, in every host
+
+
+@both_blocks
+@pytest.mark.parametrize("channel_attention", [None, "se", "eca"])
+@every_variant
+def test_every_combination_gives_logits_and_every_parameter_a_gradient(name, channel_attention, block):
+    model = small(name, block, num_classes=7, channel_attention=channel_attention)
+    logits = model(images_of())
+    assert logits.shape == (4, 7) and logits.isfinite().all()
+    F.cross_entropy(logits, torch.arange(4)).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+    if name is not None:
+        values = [block.layer_attention.value.weight.grad for block in blocks_of(model)]
+        assert all(gradient.abs().sum() > 0 for gradient in values)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_queries_and_keys_learn_wherever_there_is_a_choice(name):
+    model = small(name, layers=3)
+    gradients(model, images_of())
+    for stage in model.stages:
+        for layer, block in enumerate(stage):
+            # A softmax over one layer is 1 whatever that layer asks; but base's first key is asked for again later.
+            asks = name in GATES or layer > 0
+            attention = block.layer_attention
+            assert bool(attention.query.weight.grad.abs().max() > 1e-6) == asks
+            assert bool(attention.key.weight.grad.abs().max() > 1e-6) == (asks or name == "mrla-base")
+
+
+@pytest.mark.parametrize("channel_attention", ["se", "eca"])
+@pytest.mark.parametrize("name", [None, "mrla-light"])
+def test_channel_attention_acts_on_the_residual_branch_before_the_sum(name, channel_attention):
+    model = small(name, channel_attention=channel_attention).eval()
+    x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    block = model.stages[0][1]
+    seen = []
+    block.channel_attention.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    output, _ = block(x, torch.zeros_like(x))
+    branch, scaled = seen[0]
+    assert torch.equal(branch, block.residual(x)) and not torch.allclose(branch, scaled)
+    summed = torch.relu(scaled + x)
+    if name is not None:
+        summed = summed + block.attention_norm(block.layer_attention(summed, x)[0])
+    torch.testing.assert_close(output, summed)
+
+
+# Place in the block: the whole forward pass once more, by hand
+
+
+def forward_by_hand(model, images, light_carry, gated):
+    """Stem, blocks and classifier written out for the nets whose memory is one map: O^t = lambda O^{t-1} + gate v."""
+    x = model.stem(images)
+    for stage in model.stages:
+        carried = 0.0
+        for block in stage:
+            attention, shortcut = block.layer_attention, block.shortcut(x)
+            x = (block.residual(x) + shortcut).clamp(min=0)
+            if light_carry == "block_input":
+                carried = shortcut
+            own = F.conv2d(x, attention.value.weight, padding=1, groups=x.shape[1])
+            if gated:
+                row, taps = x.mean(dim=(2, 3))[:, None], attention.query.weight.shape[-1]
+                query = F.conv1d(row, attention.query.weight, padding=taps // 2)
+                key = F.conv1d(row, attention.key.weight, padding=taps // 2)
+                head_dim = attention.head_dim
+                products = (query * key).unflatten(2, (-1, head_dim)).sum(dim=-1) / math.sqrt(head_dim)
+                gates = torch.sigmoid(products).repeat_interleave(head_dim, dim=2)       # (batch, 1, channels)
+                own = own * gates[:, 0, :, None, None]
+            carried = attention.lambda_o[:, None, None] * carried + own
+            norm = block.attention_norm
+            x = x + F.batch_norm(carried, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    return model.classifier(x.mean(dim=(2, 3)))
+
+
+@both_blocks
+@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
+@pytest.mark.parametrize("name", CARRIES)
+def test_both_readings_of_the_carried_map_equal_a_loop_written_by_hand(name, light_carry, block):
+    model = small(name, block, layers=3, light_carry=light_carry).double().eval()
+    other = small(name, block, layers=3, light_carry="attention" if light_carry == "block_input" else "block_input")
+    images = images_of(dtype=torch.float64)
+    expected = forward_by_hand(model, images, light_carry, gated=name == "mrla-light")
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-10)
+    assert not torch.allclose(other.double().eval()(images), expected, atol=1e-3)
+
+
+def memories_given(model, images):
+    """[stage][t - 1]: the memory that layer t's attention was given; likewise its block's shortcut, what it left."""
+    given, shortcuts, left = [], [], []
+
+    def new_stage(module, inputs):
+        for kept in (given, shortcuts, left):
+            kept.append([])
+
+    def shortcut_hook(module, inputs, output):
+        shortcuts[-1].append(output)
+
+    def attention_hook(module, inputs, output):
+        given[-1].append(inputs[1])
+        left[-1].append(output[1])
+
+    hooks = []
+    for stage in model.stages:
+        hooks.append(stage[0].register_forward_pre_hook(new_stage))
+        for block in stage:
+            hooks.append(block.shortcut.register_forward_hook(shortcut_hook))
+            hooks.append(block.layer_attention.register_forward_hook(attention_hook))
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return given, shortcuts, left
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_layers_starts_empty_in_each_stage_and_grows_by_one(name):
+    given, _, left = memories_given(small(name, layers=3), images_of())
+    assert [[None if memory is None else len(memory) for memory in stage] for stage in given] == [[None, 1, 2]] * 3
+    assert [[len(memory) for memory in stage] for stage in left] == [[1, 2, 3]] * 3
+    for stage_given, stage_left in zip(given, left, strict=True):
+        assert stage_given[1] is stage_left[0] and stage_given[2] is stage_left[1]
+
+
+@pytest.mark.parametrize("name", CARRIES)
+def test_a_carried_map_resets_in_each_stage_only_if_it_is_the_attentions_own(name):
+    given, shortcuts, _ = memories_given(small(name, layers=3, light_carry="block_input"), images_of())
+    for stage_given, stage_shortcuts in zip(given, shortcuts, strict=True):
+        assert all(memory is shortcut for memory, shortcut in zip(stage_given, stage_shortcuts, strict=True))
+    given, _, left = memories_given(small(name, layers=3, light_carry="attention"), images_of())
+    for stage_given, stage_left in zip(given, left, strict=True):
+        assert stage_given[0] is None
+        assert stage_given[1] is stage_left[0] and stage_given[2] is stage_left[1]
+
+
+@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
+@pytest.mark.parametrize("name", ["depthwise", "depthwise-gated"])
+def test_controls_without_memory_are_given_none(name, light_carry):
+    given, _, left = memories_given(small(name, light_carry=light_carry), images_of())
+    assert given == left == [[None, None]] * 3
+
+
+@every_attention
+def test_a_relu_follows_the_norm_where_the_attention_asks_for_it(name):
+    model = small(name)
+    lowest = []
+    for block in blocks_of(model):
+        block.drop_path.register_forward_pre_hook(lambda module, inputs: lowest.append(float(inputs[0].detach().min())))
+    model(images_of())
+    assert len(lowest) == 6
+    assert all(minimum >= 0 for minimum in lowest) if name in LISTS else all(minimum < 0 for minimum in lowest)
+
+
+@every_attention
+def test_drop_path_drops_the_attention_branch_of_whole_images_in_training_alone(name):
+    model = small(name, drop_path=0.5)
+    assert sum(isinstance(module, DropPath) for module in model.modules()) == 6
+    block, x = model.stages[0][0], torch.rand(64, 4, 6, 6, generator=torch.Generator().manual_seed(2))
+
+    def output_and_parts():
+        seen = []
+        hooks = [block.layer_attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])),
+                 block.drop_path.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))]
+        output, _ = block(x)
+        for hook in hooks:
+            hook.remove()
+        return output, *seen
+
+    output, without, branch = output_and_parts()
+    dropped = torch.tensor([torch.equal(image, unattended) for image, unattended in zip(output, without, strict=True)])
+    assert 10 < int(dropped.sum()) < 54
+    torch.testing.assert_close(output[~dropped], (without + 2 * branch)[~dropped])
+    model.eval()
+    output, without, branch = output_and_parts()
+    assert torch.equal(output, without + branch)
+
+
+def test_drop_path_keeps_the_mean():
+    torch.manual_seed(0)
+    kept = DropPath(0.2)(torch.ones(20_000, 1, 1, 1))
+    assert sorted(set(kept.flatten().tolist())) == [0.0, 1.25]
+    assert float(kept.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+class ThirdOfTheInput(nn.Module):
+    """The least that coursework can plug in: no attribute that the block looks for."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 1 / 3))
+
+    def forward(self, x, memory=None):
+        return self.scale * x, (memory or 0) + 1
+
+
+def test_a_callable_plugs_in_ones_own_module():
+    model = small(ThirdOfTheInput, layers=3)
+    assert [block.layer_attention.scale.shape[0] for block in blocks_of(model)] == [4] * 3 + [8] * 3 + [16] * 3
+    _, _, left = memories_given(model, images_of())
+    assert left == [[1, 2, 3]] * 3                           # carried inside a stage, and not between stages
+    gradients(model, images_of())
+    assert all(block.layer_attention.scale.grad.abs().sum() > 0 for block in blocks_of(model))
+    with record_attention(model) as weights:
+        model(images_of())
+    assert weights == [[None] * 3] * 3
+
+
+def test_a_callable_of_our_own_class_equals_its_name():
+    named = small("mrla-base", head_dim=2).eval()
+    plugged = small(functools.partial(MRLABase, head_dim=2)).eval()
+    plugged.load_state_dict(named.state_dict())
+    assert torch.equal(named(images_of()), plugged(images_of()))
+
+
+@both_blocks
+def test_all_variants_of_one_seed_share_the_start_of_their_host(block):
+    def drawn(**arguments):
+        torch.manual_seed(3)
+        return cifar_resnet(20, block=block, width=8, **arguments).state_dict()
+
+    host = drawn()
+    variants = [dict(layer_attention=name) for name in LAYER_ATTENTIONS] + [
+        dict(channel_attention="se"), dict(channel_attention="eca"), dict(layer_attention=ThirdOfTheInput),
+        dict(layer_attention="mrla-light", channel_attention="se", head_dim=4, light_carry="attention", drop_path=0.2)]
+    for arguments in variants:
+        variant = drawn(**arguments)
+        assert len(variant) > len(host) or arguments == dict(channel_attention="eca")
+        for name, tensor in host.items():
+            assert torch.equal(tensor, variant[name]), (arguments, name)
+
+
+@both_blocks
+@pytest.mark.parametrize("shortcut", ["pad", "conv"])
+def test_the_last_norm_of_a_branch_starts_at_0_unless_its_shortcut_is_padded(shortcut, block):
+    torch.manual_seed(0)
+    padded = 0
+    model = cifar_resnet(20, block=block, width=4, shortcut=shortcut, layer_attention="mrla-light")
+    for residual_block in blocks_of(model):
+        *norms, last = [module for module in residual_block.residual if isinstance(module, nn.BatchNorm2d)]
+        is_padded = isinstance(residual_block.shortcut, PadShortcut)
+        padded += is_padded
+        assert (last.weight == float(is_padded)).all() and (last.bias == 0).all()
+        assert all((norm.weight == 1).all() for norm in [*norms, residual_block.attention_norm])
+    assert padded == {("basic", "pad"): 2, ("bottleneck", "pad"): 3}.get((block, shortcut), 0)
+
+
+def test_a_padded_shortcut_keeps_every_second_pixel_and_adds_zeros():
+    x = torch.arange(2 * 3 * 5 * 5, dtype=torch.float32).reshape(2, 3, 5, 5)
+    padded = PadShortcut(2, stride=2)(x)
+    assert padded.shape == (2, 5, 3, 3)
+    assert torch.equal(padded[:, :3], x[:, :, ::2, ::2]) and (padded[:, 3:] == 0).all()
+
+
+# Training is sound from the first step
+
+
+@every_variant
+@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
+def test_the_first_gradient_of_a_deep_thin_net_is_small(name, light_carry):
+    if light_carry == "attention" and name not in CARRIES:
+        pytest.skip("this variant carries no single map")
+    torch.manual_seed(0)
+    model = cifar_resnet(56, width=8, layer_attention=name, light_carry=light_carry)
+    images, labels = structured_images(32, size=32)
+    F.cross_entropy(model(images), labels).backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+    assert 0.01 < float(norm) < 100
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in ("mrla-light", "mrla-base") else pytest.mark.slow)
+    for name in [None, *LAYER_ATTENTIONS]])
+def test_fifty_steps_of_a_deep_thin_net_lower_the_loss(name):
+    torch.manual_seed(0)
+    model = cifar_resnet(56, width=8, layer_attention=name)
+    images, labels = structured_images(32, size=16)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    losses = []
+    for step in range(50):
+        batch = slice(step % 4 * 8, step % 4 * 8 + 8)
+        loss = F.cross_entropy(model(images[batch]), labels[batch])
+        assert loss.isfinite(), f"step {step}"
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-4:]) < sum(losses[:4])
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# Looking inside
+
+
+@both_blocks
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_recorded_weights_have_a_row_for_each_image_and_head(name, block):
+    model = small(name, block, layers=3, head_dim=2)
+    with record_attention(model) as weights:
+        assert weights == [[None] * 3] * 3                   # nothing has run
+        model(images_of(5))
+    for stage, row in zip(model.stages, weights, strict=True):
+        for layer, recorded in enumerate(row, start=1):
+            entries = 1 if name in GATES else layer
+            assert recorded.shape == (5, stage[0].channels // 2, entries) and not recorded.requires_grad
+            assert (recorded > 0).all() and (recorded <= 1).all()
+            if name not in GATES:
+                torch.testing.assert_close(recorded.sum(dim=-1), torch.ones(recorded.shape[:2]))
+            if name in GATES or layer > 1:
+                assert recorded.std() > 1e-4                 # it depends on the image or the head
+
+
+@pytest.mark.parametrize("name", ["depthwise", "depthwise-carry", "uniform", None])
+def test_what_has_no_weights_records_none(name):
+    with record_attention(small(name)) as weights:
+        pass
+    assert weights == [[None] * 2] * 3
+
+
+def test_the_latest_forward_pass_is_recorded_and_nothing_after_the_block():
+    model = small("mrla-base").eval()
+    with record_attention(model) as weights:
+        model(images_of(seed=1))
+        first = weights[0][1]
+        model(images_of(seed=2))
+        second = weights[0][1]
+    assert not torch.equal(first, second)
+    model(images_of(seed=1))
+    assert weights[0][1] is second
+
+
+def hooks_on(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("enter", [record_attention, *(functools.partial(freeze_attention, how=how, images=images_of())
+                                                        for how in ("mean", "shuffle", "uniform"))])
+@pytest.mark.parametrize("name", ["mrla-base", "mrla-light"])
+def test_no_hook_stays_behind_even_after_an_exception(name, enter):
+    model = small(name).eval()
+    before = model(images_of())
+    with pytest.raises(KeyError), enter(model):
+        assert hooks_on(model) >= 6
+        raise KeyError
+    assert hooks_on(model) == 0
+    assert torch.equal(model(images_of()), before)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_frozen_at_the_mean_every_image_gets_the_mean_over_all_images(name):
+    model = small(name, head_dim=2)
+    images = images_of(503, size=4)                          # more than are run at once
+    model.stages[0][0].residual.norm1.eval()                 # a mode that is not the model's own has to survive, too
+    model.eval()
+    with torch.no_grad(), record_attention(model) as weights:
+        model(images)
+    expected = [[recorded.mean(dim=0) for recorded in row] for row in weights]
+    model.train()
+    model.stages[0][0].residual.norm1.eval()
+    state = copy.deepcopy(model.state_dict())
+    with freeze_attention(model, "mean", images=images), record_attention(model) as frozen:
+        assert model.training and not model.stages[0][0].residual.norm1.training
+        assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+        model(images[:3])
+    for row, expected_row in zip(frozen, expected, strict=True):
+        for recorded, mean in zip(row, expected_row, strict=True):
+            torch.testing.assert_close(recorded, mean.expand(3, *mean.shape))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_shuffled_weights_are_another_images_the_same_one_at_all_layers(name):
+    model = small(name, layers=3, head_dim=1).eval()
+    permutations = []
+    # The outer hooks come first and see what the attention chose; the inner ones see what it was given instead.
+    with record_attention(model) as chosen, freeze_attention(model, "shuffle"), record_attention(model) as given:
+        for _ in range(2):
+            model(images_of(6))
+            last = 1 if name not in GATES else 0
+            distances = torch.cdist(given[0][last].flatten(1), chosen[0][last].flatten(1))
+            permutation = distances.argmin(dim=1)
+            permutations.append(permutation.tolist())
+            assert sorted(permutations[-1]) == list(range(6))
+            assert (permutation != torch.arange(6)).all()
+            for given_row, chosen_row in zip(given, chosen, strict=True):
+                for after, before in zip(given_row, chosen_row, strict=True):
+                    assert torch.equal(after, before[permutation])
+    assert permutations[0] != permutations[1]
+
+
+def test_shuffling_knows_no_batch_size_and_takes_images_by_name():
+    model = small("mrla-light").eval()
+    with freeze_attention(model, "shuffle"), torch.no_grad():
+        for count in (5, 1, 0, 2):
+            assert model(images=images_of(count)).shape == (count, 10)
+
+
+def test_base_frozen_uniform_is_the_uniform_control():
+    base, uniform = (small(name, layers=3).double().eval() for name in ("mrla-base", "uniform"))
+    missing = uniform.load_state_dict(base.state_dict(), strict=False)
+    assert not missing.missing_keys and all(key.split(".")[-2] in ("query", "key") for key in missing.unexpected_keys)
+    images = images_of(dtype=torch.float64)
+    with freeze_attention(base, "uniform"):
+        torch.testing.assert_close(base(images), uniform(images), rtol=0, atol=1e-12)
+    assert not torch.allclose(base(images), uniform(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_frozen_uniform_is_its_layers_mean_over_images_and_heads(name):
+    model = small(name, head_dim=2).eval()
+    with record_attention(model) as weights:
+        model(images_of(7))
+    with freeze_attention(model, "uniform", images=images_of(7)), record_attention(model) as frozen:
+        model(images_of(2, seed=5))
+    for row, frozen_row in zip(weights, frozen, strict=True):
+        for chosen, recorded in zip(row, frozen_row, strict=True):
+            torch.testing.assert_close(recorded, chosen.mean().expand_as(recorded))
+
+
+def test_a_net_whose_layers_differ_is_recorded_and_frozen_where_it_has_weights():
+    model = small(lambda channels: MRLALight(channels) if channels == 8 else ThirdOfTheInput(channels)).eval()
+    with freeze_attention(model, "mean", images=images_of()), record_attention(model) as weights:
+        model(images_of(2))
+    assert [[recorded is None for recorded in row] for row in weights] == [[True] * 2, [False] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize("name, how, images, message", [
+    ("mrla-base", "random", None, "how must be one of 'mean', 'shuffle', 'uniform', not 'random'"),
+    ("mrla-base", "mean", None, "freezing at 'mean' needs images"),
+    ("mrla-base", "mean", images_of(0), "freezing at 'mean' needs images"),
+    ("mrla-light", "uniform", None, "freezing at 'uniform' needs images"),
+    ("depthwise", "shuffle", None, "no attention weights"),
+    (None, "uniform", None, "no attention weights"),
+])
+def test_what_cannot_be_frozen_is_refused(name, how, images, message):
+    model = small(name)
+    with pytest.raises(ValueError, match=message), freeze_attention(model, how, images=images):
+        pass
+    assert hooks_on(model) == 0
+
+
+def test_only_our_resnets_can_be_looked_into():
+    for enter in (record_attention, functools.partial(freeze_attention, how="shuffle")):
+        with pytest.raises(ValueError, match="ResNet of this package, not Linear"), enter(nn.Linear(2, 2)):
+            pass
+
+
+# Data types, layouts, copies, compilers
+
+
+@every_variant
+def test_float64_stays_float64(name):
+    model = small(name, drop_path=0.1).double()
+    assert model(images_of(dtype=torch.float64)).dtype == torch.float64
+    for gradient in gradients(model, images_of(dtype=torch.float64)).values():
+        assert gradient.dtype == torch.float64
+
+
+@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
+@every_variant
+def test_bfloat16_autocast_stays_near_float32(name, light_carry):
+    model = small(name, light_carry=light_carry, channel_attention="se", drop_path=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        F.cross_entropy(model(images_of()), torch.arange(4)).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    model.eval()
+    exact = model(images_of())
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(images_of())
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max() + 0.05
+
+
+@both_blocks
+@every_variant
+def test_channels_last_gives_the_same_values(name, block):
+    model = small(name, block, channel_attention="eca").double()
+    images = images_of(dtype=torch.float64)
+    expected, expected_gradients = model(images), gradients(model, images)
+    model = model.to(memory_format=torch.channels_last)
+    images = images.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-10)
+    for key, gradient in gradients(model, images).items():
+        torch.testing.assert_close(gradient, expected_gradients[key], rtol=1e-8, atol=1e-8)
+
+
+@every_attention
+def test_a_deep_copy_is_equal_and_independent(name):
+    model = small(name).eval()
+    before = model(images_of())
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(model(images_of()), before) and not torch.allclose(twin(images_of()), before)
+
+
+@both_blocks
+@every_attention
+def test_a_state_dict_makes_the_same_net_of_another_seed(name, block, tmp_path):
+    model, other = (small(name, block, channel_attention="se", seed=seed) for seed in (0, 1))
+    model(images_of())                                       # so that the buffers are not as they began
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
+    assert torch.equal(model.eval()(images_of()), other.eval()(images_of()))
+
+
+@pytest.fixture
+def empty_compiler():
+    """The compiler gives up a function that it has compiled a few times over: the nets of other tests would count."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@every_attention
+def test_a_traced_net_equals_itself(name, empty_compiler):
+    model = small(name)
+    twin = copy.deepcopy(model)
+    expected = gradients(model, images_of())
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    found = gradients(compiled, images_of())
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[f"_orig_mod.{key}"], gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled.eval()(images_of()), model.eval()(images_of()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the inductor compiler needs a C++ compiler, rare on Windows")
+def test_a_compiled_net_equals_itself(empty_compiler):
+    model = small("mrla-light", layers=1)
+    twin = copy.deepcopy(model)
+    expected = gradients(model, images_of())
+    for key, gradient in gradients(torch.compile(twin, fullgraph=True), images_of()).items():
+        torch.testing.assert_close(gradient, expected[key.removeprefix("_orig_mod.")], rtol=1e-3, atol=1e-4)
+
+
+@both_blocks
+@every_variant
+def test_no_image_at_all_and_images_of_one_pixel(name, block):
+    model = small(name, block, channel_attention="se", drop_path=0.1).eval()
+    assert model(images_of(0)).shape == (0, 10)
+    logits = model(images_of(3, size=1))
+    assert logits.shape == (3, 10) and logits.isfinite().all()
+    torch.testing.assert_close(model(images_of(3, size=1))[1:2], model(images_of(3, size=1)[1:2]))
+    assert model(images_of(2, size=7)).isfinite().all()      # odd: maps of 7, 4 and 2 pixels
+
+
+def _train_in_parallel(rank, folder):
+    """One of two processes: the gradients of each attention's net, against their mean over the two computed by hand."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    variants = [(name, "block_input") for name in [None, *LAYER_ATTENTIONS]] + [(name, "attention") for name in CARRIES]
+    for name, light_carry in variants:
+        model = small(name, light_carry=light_carry)
+        alone = copy.deepcopy(model)
+        parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
+        for step in range(2):                                # an unused parameter is only reported at the second step
+            images = images_of(seed=10 * step + rank)
+            found, expected = gradients(parallel, images), gradients(alone, images)
+            for key, gradient in expected.items():
+                torch.distributed.all_reduce(gradient)
+                torch.testing.assert_close(found[f"module.{key}"], gradient / 2, rtol=1e-4, atol=1e-4)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo between spawned processes is not dependable on Windows")
+def test_data_parallel_training_averages_every_gradient(tmp_path):
+    torch.multiprocessing.spawn(_train_in_parallel, args=(str(tmp_path),), nprocs=2)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(depth=21), r"depth must be 6n \+ 2 with basic blocks \(8, 14, 20, .*\), not 21"),
+    (dict(depth=26, block="bottleneck"), r"depth must be 9n \+ 2 with bottleneck blocks \(11, 20, .*\), not 26"),
+    (dict(depth=2), "depth must be .* not 2"),
+    (dict(depth=-4), "depth must be .* not -4"),
+    (dict(depth=20.0), "depth must be .* not 20.0"),
+    (dict(block="wide"), "block must be one of 'basic', 'bottleneck', not 'wide'"),
+    (dict(shortcut="identity"), "shortcut must be one of 'pad', 'conv', not 'identity'"),
+    (dict(shortcut=""), "shortcut must be one of 'pad', 'conv', not ''"),
+    (dict(layer_attention="mrla"), "layer_attention must be None, one of 'layer', .*'uniform'.*callable.*, not 'mrla'"),
+    (dict(layer_attention=3), "layer_attention must be .*, not 3"),
+    (dict(layer_attention=lambda channels: None), "layer_attention must return a module for 16 channels, not None"),
+    (dict(channel_attention="cbam"), "channel_attention must be one of None, 'se', 'eca', not 'cbam'"),
+    (dict(light_carry="none"), "light_carry must be one of 'block_input', 'attention', not 'none'"),
+    (dict(head_dim=8), "head_dim=8 needs a layer_attention"),
+    (dict(head_dim=8, layer_attention=ThirdOfTheInput), "head_dim=8 is for the named attentions"),
+    (dict(head_dim=5, layer_attention="mrla-light"), r"head_dim must divide channels=16 .*\[1, 2, 4, 8, 16\].*, not 5"),
+    (dict(width=0), "width must be a positive integer, not 0"),
+    (dict(width=1.5), "width must be a positive integer, not 1.5"),
+    (dict(num_classes=0), "num_classes must be a positive integer, not 0"),
+    (dict(num_classes=True), "num_classes must be a positive integer, not True"),
+    (dict(drop_path=1.0, layer_attention="mrla-light"), "drop_path must be at least 0 and below 1, not 1.0"),
+    (dict(drop_path=-0.1), "drop_path must be at least 0 and below 1, not -0.1"),
+    (dict(drop_path="much"), "drop_path must be at least 0 and below 1, not 'much'"),
+])
+def test_a_wrong_argument_is_named_with_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cifar_resnet(**arguments)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(depth=34), "depth must be one of 50, 101, not 34"),
+    (dict(stem="patch"), "stem must be one of 'conv7', 'deep', not 'patch'"),
+    (dict(num_classes=0), "num_classes must be a positive integer, not 0"),
+    (dict(layer_attention="light"), "layer_attention must be None, one of .*, not 'light'"),
+    (dict(channel_attention="ECA"), "channel_attention must be one of .*, not 'ECA'"),
+    (dict(light_carry=None), "light_carry must be one of .*, not None"),
+    (dict(head_dim=16), "head_dim=16 needs a layer_attention"),
+])
+def test_a_wrong_argument_of_an_imagenet_resnet_is_named_too(arguments, message):
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        imagenet_resnet(**arguments)
+
+
+@pytest.mark.parametrize("images, message", [
+    (torch.zeros(3, 8, 8), r"\(batch, 3, height, width\), not \(3, 8, 8\)"),
+    (torch.zeros(2, 1, 8, 8), r"\(batch, 3, height, width\), not \(2, 1, 8, 8\)"),
+    (torch.zeros(2, 8, 8, 3), r"not \(2, 8, 8, 3\)"),
+    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "floating-point.*not .* of torch.uint8"),
+    ([[0.0]], "must be a tensor .*, not list"),
+])
+def test_images_of_another_shape_or_type_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        small("mrla-light")(images)
