@@ -76,7 +76,7 @@ class DepthwiseCarry(nn.Module):
         value = self.value(x)                                                            # (batch, channels, height, width)
         carried = value.new_zeros(1, self.channels, 1, 1) if memory is None else memory.to(value.dtype)
         lambda_o = self.lambda_o.to(value.dtype)[:, None, None]                          # (channels, 1, 1)
-        output = torch.addcmul(value, lambda_o, carried)
+        output = value + lambda_o * carried
         return output, output
 
 

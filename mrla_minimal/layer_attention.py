@@ -185,5 +185,6 @@ class MRLALight(nn.Module):
         # O^0 is a zero that broadcasts, not a skipped term: lambda_o then has a gradient (0) at t = 1 too.
         carried = value.new_zeros(1, self.channels, 1, 1) if memory is None else memory.to(value.dtype)
         lambda_o = self.lambda_o.to(value.dtype)[:, None, None]                          # (channels, 1, 1)
-        output = torch.addcmul(per_channel(gate[:, :, 0], value) * value, lambda_o, carried)
+        gated = per_channel(gate[:, :, 0], value) * value                                # (batch, channels, height, width)
+        output = gated.add_(lambda_o * carried)     # in place: fresh maps, not arithmetic, are what costs time here
         return output, output                                                            # Eq. 8

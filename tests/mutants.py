@@ -40,7 +40,7 @@ FORMULA_LAYER = "test_layer_attention.py::test_attention_is_its_formula_number_b
 UNROLLED = "test_layer_attention.py::test_eq_8_is_its_unrolled_sum"
 VALUE_OF = "test_layer_attention.py::test_a_memory_is_a_value"
 LEARNS = "test_layer_attention.py::test_every_layer_learns_from_all_later_outputs"
-OUTPUT_OF_LIGHT = "torch.addcmul(per_channel(gate[:, :, 0], value) * value, lambda_o, carried)"
+OUTPUT_OF_LIGHT = "gated.add_(lambda_o * carried)"
 
 MUTANTS = [
     # Weights: sign, scale, sigmoid and softmax
@@ -91,13 +91,12 @@ MUTANTS = [
            "test_conditions.py::test_maps_kept_for_the_backward_pass[6-MRLABase]"),
 
     # Light's sum
-    Mutant("carry dropped", "MRLALight", OUTPUT_OF_LIGHT, "per_channel(gate[:, :, 0], value) * value", UNROLLED),
-    Mutant("carry not scaled", "MRLALight", "value, lambda_o, carried)", "value, torch.ones_like(lambda_o), carried)",
-           UNROLLED),
+    Mutant("carry dropped", "MRLALight", OUTPUT_OF_LIGHT, "gated", UNROLLED),
+    Mutant("carry not scaled", "MRLALight", OUTPUT_OF_LIGHT, "gated.add_(carried)", UNROLLED),
     Mutant("lambda of the head", "MRLALight", "self.lambda_o.to",
            "self.lambda_o[:: self.head_dim].repeat_interleave(self.head_dim).to", UNROLLED),
     Mutant("gate on the carry too", "MRLALight", OUTPUT_OF_LIGHT,
-           "per_channel(gate[:, :, 0], value) * torch.addcmul(value, lambda_o, carried)", UNROLLED),
+           "per_channel(gate[:, :, 0], value) * (value + lambda_o * carried)", UNROLLED),
 ]
 
 # A mutant must meet its own copy, and need not wait for hypothesis to find the smallest example.

@@ -81,7 +81,7 @@ def test_weight_decay_spares_biases_norms_and_lambda_unless_asked(decay_all):
 
 
 def test_the_engine_equals_a_loop_written_out(tmp_path):
-    config = tiny_config(drop_path=0.0, label_smoothing=0.1, epochs=1, channels_last=False)
+    config = tiny_config(drop_path=0.0, label_smoothing=0.1, epochs=1, channels_last=False, augment="on")
     result = train(config, tmp_path / "run", progress=False)
     data = tiny_cifar()
     model = build_model(config, 10)
@@ -103,6 +103,13 @@ def test_the_engine_equals_a_loop_written_out(tmp_path):
     model.eval()
     accuracy = (model(normalise(data.test.images)).argmax(1) == data.test.labels).double().mean().item()
     assert result.test_accuracy == accuracy
+
+
+def test_the_loss_within_an_epoch_is_kept_as_the_means_of_its_tenths(tmp_path):
+    assert training._means_of_parts(list(range(20))) == [0.5 + 2 * part for part in range(10)]
+    assert training._means_of_parts([3.0, 5.0, 1.0]) == [3.0, 5.0, 1.0]
+    record = train(tiny_config(epochs=1), tmp_path / "run", progress=False).metrics[0]
+    assert len(record["train_loss_parts"]) == 6 and sum(record["train_loss_parts"]) / 6 == pytest.approx(record["train_loss"])
 
 
 def test_it_learns_what_can_be_learnt(tmp_path):
@@ -166,6 +173,14 @@ def test_variants_of_one_seed_share_host_weights_and_data_order():
     assert all(torch.equal(batches[0][0], images) and torch.equal(batches[0][1], labels) for images, labels in batches[1:])
     other = Run(tiny_config(layer_attention=None, seed=1), CPU)
     assert not torch.equal(other.batch()[0], batches[0][0])
+
+
+def test_images_that_are_seen_once_are_not_augmented_unless_asked():
+    plain = take_batch(tiny_cifar().train, plan_epoch(96, 0, 0, augment=False), 0, 16)[0]
+    moved = take_batch(tiny_cifar().train, plan_epoch(96, 0, 0), 0, 16)[0]
+    for changes, expected in (({"epochs": 1}, plain), ({"epochs": 2}, moved), ({"epochs": 1, "augment": "on"}, moved),
+                              ({"epochs": 2, "augment": "off"}, plain), ({"steps": 6}, plain), ({"steps": 7}, moved)):
+        assert torch.equal(Run(tiny_config(**changes), CPU).batch()[0], expected), changes
 
 
 def _interrupt_after(monkeypatch, steps):

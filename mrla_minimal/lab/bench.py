@@ -262,7 +262,7 @@ def bench_engine(steps=15):
     from mrla_minimal.lab.training import TrainConfig
 
     for attention in (None, "mrla-light"):
-        config = TrainConfig(layer_attention=attention)
+        config = TrainConfig(layer_attention=attention, batch_size=128, augment="on")
         device = choose_device(config.device)
         seconds = take_turns(_engine_and_bare_loop(config, device, steps), device=device)
         ratios = [b / e for e, b in zip(seconds["engine"], seconds["bare"], strict=True)]

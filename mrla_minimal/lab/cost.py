@@ -236,7 +236,8 @@ def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, m
     images = torch.randn(BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     lines = [f"ResNet-{depth} for {image_size} x {image_size} images, {block} blocks, width {width}, 10 classes", "",
              format_table(cost_table(models, image_size, images, measure)), "",
-             f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images."]
+             f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images.",
+             "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper counts that one."]
     if measure:
         lines += [f"Step time: forward + backward of {BATCH} images over that of plain, here and now, on the CPU with",
                   f"torch.get_num_threads() = {torch.get_num_threads()}; another machine gives another ratio."]

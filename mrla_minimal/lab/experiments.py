@@ -102,8 +102,8 @@ def _attentions(*names, **more):
 
 
 _LIGHT_OWN = {"layer_attention": "mrla-light", "light_carry": "attention"}
-_LONG = {"source": "real", "epochs": 60, "warmup_epochs": 3.0}
-_ONE_CYCLE = {"source": "real", "epochs": 4, "warmup_epochs": 0.8}
+_LONG = {"source": "real", "epochs": 60, "warmup_epochs": 3.0, "batch_size": 128}
+_ONE_CYCLE = {"source": "real", "epochs": 4, "warmup_epochs": 0.8, "batch_size": 128}
 _MRLA_AGAINST_CONTROLS = (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
 _RATES = (0.05, 0.1, 0.2)
 

@@ -83,7 +83,7 @@ def plot_curves(metrics, path=None, source="cifar10"):
         axis.set_xticks(_whole_numbers(axis.get_xticks(), epochs[-1]) or epochs)
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[0].set_title("loss (train: with augmentation)")
+    axes[0].set_title("loss (train: as training saw the images)")
     axes[1].set_title("accuracy")
     if not source.startswith("cifar"):
         figure.suptitle(f"{source} images, not CIFAR")
@@ -100,6 +100,8 @@ MARKERS.update({method: MARKERS[kin] for method, kin in _KIN.items()}, last="d",
 LABELS.update(last="last alone", residual="residual sum", mean="mean of v", base="MRLA-base (Eq. 6)",
               light="MRLA-light (Eq. 8)", state="running state")
 HATCHES = {"mean": "//", "layer": "xx", "base": "\\\\", "light": ".."}
+for _name in ("layer-tagged", "layer, tagged"):
+    COLOURS[_name], MARKERS[_name], LABELS[_name], HATCHES[_name] = COLOURS["layer"], "1", "Eq. 4, layers tagged", "--"
 
 
 def quiz_bars(accuracies, chance=1 / 8):

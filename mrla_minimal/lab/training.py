@@ -59,12 +59,13 @@ class TrainConfig:
     light_carry: str = _option("block_input", "what MRLA-light carries", LIGHT_CARRIES)
     shortcut: str | None = _option(None, "shortcut where the shape changes (none: the block's own)", (*SHORTCUTS, None))
     drop_path: float = _option(0.0, "probability of dropping the attention branch of a sample")
-    epochs: int = _option(2, "passes over the training images")
+    epochs: int = _option(1, "passes over the training images")
     steps: int | None = _option(None, "train for this many steps in place of whole epochs")
-    batch_size: int = _option(128, "images a step, over all processes")
+    batch_size: int = _option(64, "images a step, over all processes")
     learning_rate: float = _option(0.1, "peak learning rate")
     schedule: str = _option("cosine", "after the warm-up: cosine to zero, or steps (a tenth at 1/2 and at 3/4)", SCHEDULES)
-    warmup_epochs: float = _option(0.4, "epochs of linear warm-up")
+    warmup_epochs: float = _option(0.2, "epochs of linear warm-up")
+    augment: str = _option("auto", "crop and flip the training images; auto: if each is seen more than once", ("auto", "on", "off"))
     weight_decay: float = _option(5e-4, "weight decay")
     decay_all: bool = _option(False, "decay biases, norms and lambda_o too")
     label_smoothing: float = _option(0.0, "probability spread over the other classes")
@@ -230,7 +231,8 @@ class Run:
     def batch(self):
         """This process's share of the current step's images (normalised) and labels."""
         if self._plan[0] != self.epoch:
-            plan = plan_epoch(len(self.training), self.config.seed, self.epoch)
+            augment = self.config.augment == "on" or (self.config.augment == "auto" and self.total_steps > self.steps_per_epoch)
+            plan = plan_epoch(len(self.training), self.config.seed, self.epoch, augment)
             self._plan = self.epoch, plan.to(self.world.device)
         share = self.config.batch_size // self.world.size
         start = self.step % self.steps_per_epoch * self.config.batch_size + self.world.rank * share
