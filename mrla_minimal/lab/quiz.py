@@ -11,9 +11,7 @@ classes work on maps of one pixel. The quiz is built to need retrieval across la
 
 import argparse
 import functools
-import json
 import math
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mrla_minimal
+from mrla_minimal.lab.files import append_record, read_records
 
 ROOMS = 8
 SIGNS = 8
@@ -394,25 +393,20 @@ def write_quiz_records(path):
     """Make the records that the course shows, in one file of JSON lines; continues where an earlier call stopped.
 
     All methods, both questions, widths 4 to 32, five seeds; then what longer training does for a wide residual stream,
-    and what the softmax buys when keys have two numbers. The file is replaced whole after each run, so it never holds
-    half a line. Returns all records. Raises ValueError if the file holds something that is no record.
+    and what the softmax buys when keys have two numbers. Each run is one appended line. Returns all records. Raises
+    ValueError, and changes nothing, if the file holds something that is no record.
     """
     path = Path(path)
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
-        try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            raise ValueError(f"{path} must hold one JSON object a line; line {number} is {line[:60]!r}") from None
+    records, complaints = read_records(path) if path.exists() else ([], [])
+    if complaints:
+        raise ValueError(complaints[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = ({}, dict(methods=("residual",), questions=("late",), steps=1500),
              dict(methods=("base", "base-no-softmax"), questions=("late",), widths=(4,), key_dim=2))
     for part in parts:
         for record in quiz_records(**part, known=tuple(records)):
+            append_record(path, record)
             records.append(record)
-            unfinished = path.with_name(path.name + ".part")
-            unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-            os.replace(unfinished, path)
     return records
 
 
