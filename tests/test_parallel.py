@@ -47,5 +47,5 @@ def test_a_batch_that_the_processes_cannot_share_is_refused():
     from mrla_minimal.lab.device import World
     from mrla_minimal.lab.training import Run, TrainConfig
 
-    with pytest.raises(ValueError, match="divisible by the 3 processes, which 128 is not"):
+    with pytest.raises(ValueError, match="divisible by the 3 processes, which 64 is not"):
         Run(TrainConfig(), World(0, 3, torch.device("cpu")))
