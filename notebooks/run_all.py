@@ -20,7 +20,8 @@ HERE = Path(__file__).resolve().parent
 def run(path):
     """Execute one notebook with its folder's lessons as the working directory, and write it back whole."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
+                   resources={"metadata": {"path": str(HERE)}}).execute()
     notebook.metadata["language_info"] = {"name": "python"}      # the rest differs from machine to machine
     part = path.with_name(path.name + ".part")
     nbformat.write(notebook, part)
