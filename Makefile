@@ -26,6 +26,6 @@ notebooks: .venv/test
 .venv/course: EXTRAS = [course]
 .venv/test: EXTRAS = [test]
 .venv/train .venv/course .venv/test: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
 	touch $@

@@ -132,6 +132,49 @@ def test_merging_two_machines_files_gives_one_table(tmp_path):
         merge_records([tmp_path / "absent.jsonl"], tmp_path / "merged.jsonl")
 
 
+def test_merging_keeps_what_the_target_already_holds(tmp_path):
+    first, second = run_tiny(tmp_path / "a", seeds=(0,)), run_tiny(tmp_path / "b", seeds=(1,))
+    target = tmp_path / "a" / "records.jsonl"
+    assert merge_records([tmp_path / "b" / "records.jsonl"], target) == first + second
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl does not hold records of a suite.*id"):
+        merge_records([tmp_path / "metrics.jsonl"], target)
+    assert read_records(target)[0] == first + second
+
+
+def test_a_rate_that_diverges_is_recorded_and_the_suite_goes_on(tmp_path, capsys):
+    suite = tiny_suite(rates=(0.05, 1e20), seeds=(0,), recipe={**RECIPE, "warmup_epochs": 0.0})
+    records = run_tiny(tmp_path, suite)
+    assert [record["learning_rate"] for record in records if "diverged" in record] == [1e20, 1e20]
+    assert all(record["learning_rate"] == 0.05 for record in records if record["phase"] == "final")
+    assert run_tiny(tmp_path, suite) == records and capsys.readouterr().out.count("diverged: the loss is") == 2
+    with pytest.raises(ValueError, match="every learning rate diverged for mrla-light, plain"):
+        run_tiny(tmp_path / "other", tiny_suite(rates=(1e20,), seeds=(0,), recipe=suite.recipe))
+
+
+def test_a_final_run_that_diverged_is_in_the_report():
+    suite, _, records = three_variants()
+    lost = {"id": "x", "suite": "s", "variant": "uniform", "seed": 9, "phase": "final", "learning_rate": 0.1, "test_accuracy": None,
+            "diverged": "nan"}
+    assert "uniform              diverged: seeds 9" in report(summarise([*records, lost], suite))
+
+
+def test_a_variant_whose_definition_changed_midway_is_refused():
+    suite, _, records = three_variants()
+    changed = record("plain", 9, 0.9, config={"layer_attention": "uniform"})
+    with pytest.raises(ValueError, match="records of different definition \\(plain\\)"):
+        summarise([*records, changed], suite)
+
+
+def test_contrasts_without_runs_still_count_for_holm():
+    suite, _, records = three_variants()
+    kept = [r for r in records if r["variant"] != "uniform"]
+    contrast = next(c for c in summarise(kept, suite).contrasts if c.a == "depthwise")
+    ps = sorted(c.p for c in summarise(kept, suite).contrasts if not c.primary)      # two of the three that were declared
+    expected = 3 * ps[0] if contrast.p == ps[0] else max(3 * ps[0], 2 * ps[1])
+    assert len(ps) == 2 and contrast.adjusted == pytest.approx(min(1.0, expected))
+
+
 def test_a_broken_last_line_costs_its_own_run_only(tmp_path, capsys):
     run_tiny(tmp_path, seeds=(0,))
     with open(tmp_path / "records.jsonl", "a") as file:
@@ -164,7 +207,8 @@ def test_wrong_parts_of_a_suite_are_refused_before_any_run(tmp_path):
 
 def record(variant, seed, accuracy, **changes):
     return {"suite": "s", "variant": variant, "seed": seed, "phase": "final", "test_accuracy": accuracy, "recipe": {"depth": 8},
-            "source": "cifar10", "fingerprint": "f", "learning_rate": 0.1, "id": f"{variant}{seed}", **changes}
+            "source": "cifar10", "fingerprint": "f", "learning_rate": 0.1, "id": f"{variant}{seed}",
+            "config": {"layer_attention": None if variant == "plain" else variant}, **changes}
 
 
 def three_variants():

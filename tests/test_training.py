@@ -294,6 +294,21 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     assert result.metrics[-1]["step"] == 12
 
 
+def test_a_disk_that_fills_while_the_checkpoint_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(descriptor):
+        flushed.append(descriptor)
+        if len(flushed) == 6:       # config, metrics, checkpoint; after the first epoch metrics, timing, checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny_config(), tmp_path / "run", progress=False)
+    assert training.read_checkpoint(tmp_path / "run")["step"] == 0 and not list((tmp_path / "run").glob(".*.part"))
+    assert train(tiny_config(), tmp_path / "run", resume=True, progress=False).metrics[-1]["step"] == 12
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
     original = Run.train_step
 

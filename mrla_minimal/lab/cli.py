@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 
 from mrla_minimal import __version__
-from mrla_minimal.lab import training
+from mrla_minimal.lab import experiments, training
 from mrla_minimal.lab.training import PRESETS, TrainConfig
 
 
@@ -81,7 +81,8 @@ def run_evaluate(arguments):
 
     model, state = training.load_model(arguments.run, arguments.device)
     config = state["config"]
-    data = load_cifar(config["dataset"], arguments.data_root, "synthetic" if state["source"] == "synthetic" else "real")
+    source = "synthetic" if state["source"] == "synthetic" else "real"
+    data = load_cifar(config["dataset"], arguments.data_root or config["data_root"], source)
     if data.fingerprint != state["fingerprint"]:
         raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
     split = data.test if arguments.split == "test" else data.train
@@ -120,8 +121,6 @@ def records_path(suite, steps=None):
 
 
 def run_compare(arguments):
-    from mrla_minimal.lab import experiments
-
     if arguments.merge:
         if not arguments.records:
             raise ValueError("--merge needs --records FILE, the file to write")
@@ -140,6 +139,8 @@ def run_compare(arguments):
             experiments.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=runs, **changes)
         finally:
             failed = [process.wait() for process in others]
+        if arguments.quiet:
+            return 0
         if any(failed):
             raise ValueError(f"{sum(map(bool, failed))} of {arguments.jobs} processes failed; what they finished is recorded")
     records = experiments.load_records(path)
@@ -158,7 +159,7 @@ def _start_others(count):
     """The same command in `count` more processes: each takes runs of the suite that no other is at."""
     if count < 1:
         return []
-    command = [sys.executable, "-m", "mrla_minimal", *sys.argv[1:], "--jobs", "1"]
+    command = [sys.executable, "-m", "mrla_minimal", *sys.argv[1:], "--jobs", "1", "--quiet"]
     return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
 
 
@@ -223,6 +224,7 @@ def build_parser():
     compare.add_argument("--variants", nargs="+", help="only these variants")
     compare.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the suite's")
     compare.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
+    compare.add_argument("--quiet", action="store_true", help="run, and print no table")
     compare.add_argument("--steps", type=int, help="try the suite with this many steps a run; recorded apart")
     compare.add_argument("--device", help="where to train")
     compare.add_argument("--data-root", help="folder of the data files")

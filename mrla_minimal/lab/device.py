@@ -3,6 +3,7 @@
 import os
 import platform
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
@@ -75,8 +76,12 @@ def join_world(device="auto"):
     if device.type == "mps":
         raise ValueError("data-parallel training runs on cuda (nccl) or cpu (gloo), not on mps")
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= here:
+            raise ValueError(f"there are {here} GPUs for {local + 1} or more processes; start at most {here}, or use --device cpu")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))      # rank 0 may be downloading
     return World(torch.distributed.get_rank(), size, device)

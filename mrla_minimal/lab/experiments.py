@@ -25,7 +25,7 @@ from torch import nn
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.files import append_record, read_records, replace_file, to_line
-from mrla_minimal.lab.training import FURTHER_ATTENTIONS, TrainConfig, build_model, train
+from mrla_minimal.lab.training import FURTHER_ATTENTIONS, TrainConfig, TrainingDiverged, build_model, train
 from mrla_minimal.layer_attention import MRLALight
 
 
@@ -185,8 +185,12 @@ def best_rates(suite, variants, records, **changes):
         raise ValueError(f"suite {suite.name}: the learning rates are not tuned yet; missing {', '.join(missing[:3])}"
                          + (" and others" if len(missing) > 3 else ""))
     best = {}
-    for job in sorted(jobs, key=lambda job: known[job.id]["metrics"][-1]["validation_accuracy"]):
+    finished = [job for job in jobs if "diverged" not in known[job.id]]
+    for job in sorted(finished, key=lambda job: known[job.id]["metrics"][-1]["validation_accuracy"]):
         best[job.variant] = job.config.learning_rate
+    hopeless = sorted({job.variant for job in jobs} - set(best))
+    if hopeless:
+        raise ValueError(f"suite {suite.name}: every learning rate diverged for {', '.join(hopeless)}; tried {suite.rates}")
     return best if suite.tuned_on is None else {variant: best[suite.tuned_on] for variant in variants}
 
 
@@ -203,7 +207,7 @@ def _versions():
 
 def source_commit():
     """The commit of the source tree that this package lies in, with "+changes" if it was changed since; None outside of git."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]      # the package, subject and lab
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
         changed = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=10)
@@ -212,7 +216,7 @@ def source_commit():
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if commit.returncode == 0 else None
 
 
-def make_record(suite, job, result):
+def make_record(suite, job, result, commit):
     """The line of one finished run: everything needed to compare it, and to make it again."""
     config = dataclasses.asdict(job.config)
     model = build_model(job.config, 100 if job.config.dataset == "cifar100" and result.source == "cifar100" else 10)
@@ -225,7 +229,7 @@ def make_record(suite, job, result):
         "parameters": count_parameters(model), "macs": count_macs(model, 32),
         "seconds": round(result.seconds, 1), "images_per_second": round(result.images_per_second, 1),
         "device": device_name(device), "versions": _versions(),
-        "source": result.source, "fingerprint": result.fingerprint, "commit": source_commit(),
+        "source": result.source, "fingerprint": result.fingerprint, "commit": commit,
     }
 
 
@@ -236,27 +240,36 @@ def load_records(path):
     records, complaints = read_records(path)
     for complaint in complaints:
         print(f"note: {complaint}")
+    for record in records:
+        missing = [name for name in ("id", "suite", "variant", "seed", "phase", "test_accuracy") if name not in record]
+        if missing:
+            raise ValueError(f"{path} does not hold records of a suite: a line lacks {', '.join(missing)}")
     return records
 
 
 def merge_records(paths, target):
-    """Write the records of several files to `target`, each id once. ValueError if two of one id have different accuracies."""
-    merged = {}
+    """Add the records of several files to `target`, each id once. ValueError if two of one id have different accuracies."""
     for path in paths:
         if not Path(path).exists():
             raise ValueError(f"{path}: no such file of records")
-        for record in load_records(path):
-            other = merged.setdefault(record["id"], record)
-            if other["test_accuracy"] != record["test_accuracy"] or other["fingerprint"] != record["fingerprint"]:
-                raise ValueError(f"{path}: record {record['id']} ({record['variant']}, seed {record['seed']}) differs from the one "
-                                 "of the same id that was read before; keep one of them")
-    replace_file(target, lambda file: file.write("".join(map(to_line, merged.values())).encode()))
+    merged = {}
+    with FileLock(f"{target}.lock"):
+        for path in (target, *paths):
+            for record in load_records(path):
+                other = merged.setdefault(record["id"], record)
+                if any(other.get(name) != record.get(name) for name in ("test_accuracy", "fingerprint")):
+                    raise ValueError(f"{path}: record {record['id']} ({record['variant']}, seed {record['seed']}) differs from the one "
+                                     "of the same id that was read before; keep one of them")
+        replace_file(target, lambda file: file.write("".join(map(to_line, merged.values())).encode()))
     return list(merged.values())
 
 
 def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds):
-    """Run those of `jobs` that have no record and that no other process is running. Returns how many are left to others."""
-    left = 0
+    """Run those of `jobs` that have no record and that no other process is running. Returns how many are left to others.
+
+    A run that diverges is recorded as one, without an accuracy: run again, it would diverge again.
+    """
+    left, commit = 0, source_commit()
     for job in jobs:
         if job.id in {record["id"] for record in load_records(records_path)}:
             continue
@@ -272,9 +285,15 @@ def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds)
                 raise
             left += 1
             continue
+        except TrainingDiverged as error:
+            print(f"{suite.name}: {job.folder} diverged: {error}")
+            record = {"id": job.id, "suite": suite.name, "variant": job.variant, "seed": job.config.seed, "phase": job.phase,
+                      "learning_rate": job.config.learning_rate, "test_accuracy": None, "diverged": str(error)}
+        else:
+            record = make_record(suite, job, result, commit)
         with FileLock(f"{records_path}.lock"):
-            if job.id not in {record["id"] for record in load_records(records_path)}:
-                append_record(records_path, make_record(suite, job, result))
+            if job.id not in {known["id"] for known in load_records(records_path)}:
+                append_record(records_path, record)
     return left
 
 
@@ -338,6 +357,7 @@ class Summary:
     accuracies: dict
     rates: dict
     contrasts: list = field(default_factory=list)
+    diverged: dict = field(default_factory=dict)        # variant -> seeds without an accuracy
 
 
 def paired_interval(differences):
@@ -371,12 +391,13 @@ def pooled_error(accuracies):
     return squares / degrees, degrees
 
 
-def holm(p_values):
-    """Holm's adjusted p values, in the order given."""
+def holm(p_values, family=None):
+    """Holm's adjusted p values, in the order given; `family` counts the tests if some have no p value yet."""
+    family = len(p_values) if family is None else family
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        running = max(running, min(1.0, (family - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
 
@@ -405,21 +426,27 @@ def summarise(records, suite):
     Raises ValueError if there are none, or if they differ in recipe, data, or the learning rate within one variant.
     """
     records = [record for record in records if record["suite"] == suite.name and record["phase"] == "final"]
+    diverged = {}
+    for record in records:
+        if "diverged" in record:
+            diverged.setdefault(record["variant"], []).append(record["seed"])
+    records = [record for record in records if "diverged" not in record]
     if not records:
         raise ValueError(f"no finished runs of suite {suite.name} yet; to make them: mrla compare --suite {suite.name}")
     _one_of_each(records, "recipe", lambda record: record["recipe"])
     _one_of_each(records, "data", lambda record: {"source": record["source"], "fingerprint": record["fingerprint"]})
-    accuracies, rates = {}, {}
+    accuracies, rates, own_fields = {}, {}, suite.variant_fields()
     for variant in suite.variants:
         of_variant = [record for record in records if record["variant"] == variant]
         if of_variant:
             rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})", lambda record: record["learning_rate"])
+            _one_of_each(of_variant, f"definition ({variant})", lambda record: {name: record["config"][name] for name in own_fields})
             accuracies[variant] = {record["seed"]: record["test_accuracy"] for record in of_variant}
             if len(accuracies[variant]) < len(of_variant):
                 raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
     pairs = [*suite.primary, *suite.contrasts, *((variant, suite.baseline) for variant in suite.variants if variant != suite.baseline)]
     contrasts = _contrasts(dict.fromkeys(pairs), suite.primary, accuracies)
-    return Summary(suite.name, suite.note, records[0]["source"], suite.baseline, accuracies, rates, contrasts)
+    return Summary(suite.name, suite.note, records[0]["source"], suite.baseline, accuracies, rates, contrasts, diverged)
 
 
 def _contrasts(pairs, primary, accuracies):
@@ -439,7 +466,8 @@ def _contrasts(pairs, primary, accuracies):
             pooled = (mean - half, mean + half)
         rows.append(Contrast(a, b, len(seeds), mean, interval, pooled, p, None, (a, b) in primary, _correlation(x, y)))
     others = [row for row in rows if not row.primary and row.p is not None]
-    adjusted = dict(zip(((row.a, row.b) for row in others), holm([row.p for row in others]), strict=True))
+    family = sum(pair not in primary for pair in pairs)      # all that were declared, whether or not their runs are there
+    adjusted = dict(zip(((row.a, row.b) for row in others), holm([row.p for row in others], family), strict=True))
     return [dataclasses.replace(row, adjusted=adjusted.get((row.a, row.b))) for row in rows]
 
 
@@ -456,6 +484,7 @@ def report(summary):
         values = [100 * value for value in runs.values()]
         deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
         lines.append(f"{variant:<20} {len(values):>4} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
+    lines += [f"{variant:<20} diverged: seeds {', '.join(map(str, seeds))}" for variant, seeds in summary.diverged.items()]
     lines += ["", f"{'contrast (points)':<36} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
                   f"{'p':>6} {'Holm':>6} {'corr':>5}"]
     for row in summary.contrasts:

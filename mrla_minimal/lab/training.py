@@ -6,6 +6,7 @@ the run is nothing but a step number.
 """
 
 import dataclasses
+import io
 import json
 import math
 import signal
@@ -318,8 +319,11 @@ class Run:
                   "the run goes on, but no longer bit for bit")
         _load_weights(self.model, state, path)
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if self.world.device.type == "cuda" and "cuda" in state["random"]:
+        if self.world.parallel:     # each process draws its own drop_path, and the checkpoint knows rank 0's alone
+            torch.manual_seed(self.config.seed + 1 + self.world.rank + self.world.size * state["step"])
+        else:
+            torch.set_rng_state(state["random"]["cpu"])
+        if self.world.device.type == "cuda" and "cuda" in state["random"] and not self.world.parallel:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.world.device)
         self.step, self.losses, self.hits, self.metrics = state["step"], state["losses"], state["hits"], state["metrics"]
         self.seconds = state["seconds"]
@@ -354,7 +358,10 @@ def config_from_dict(values, where):
     if not isinstance(values, dict) or set(values) - known:
         raise ValueError(f"{where} is not a configuration: unknown fields {sorted(set(values) - known)}" if isinstance(values, dict)
                          else f"{where} is not a configuration")
-    return TrainConfig(**values)
+    try:
+        return TrainConfig(**values)
+    except TypeError as error:
+        raise ValueError(f"{where} is not a configuration: {error}") from None
 
 
 def _load_weights(model, state, path):
@@ -436,11 +443,14 @@ def differing_fields(config, stored):
 
 
 def _save(run, run_dir):
+    """Write the checkpoint, whole or not at all. It is put together in memory first: torch's own writer hides a full disk's OSError."""
     state = run.state()
     if not all(torch.isfinite(p).all() for p in run.model.parameters()):
         raise TrainingDiverged(f"a weight is no longer finite after step {run.step} of {run.total_steps}")
     if run.world.rank == 0:
-        replace_file(run_dir / "checkpoint.pt", lambda file: torch.save(state, file))
+        whole = io.BytesIO()
+        torch.save(state, whole)
+        replace_file(run_dir / "checkpoint.pt", lambda file: file.write(whole.getbuffer()))
 
 
 def _describe(record, config, images_per_second):
@@ -472,7 +482,7 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
     try:
         run = Run(config, world)
         state = world.first_then_others(lambda: _prepare_folder(config, run_dir, resume or world.rank > 0))
-        if state is not None:
+        if world.from_rank_zero(state is not None):     # not what this rank saw: rank 0 may write a first checkpoint meanwhile
             run.restore(state, run_dir / "checkpoint.pt")
         return _train_to_the_end(run, run_dir, progress and world.rank == 0, checkpoint_seconds)
     except TrainingDiverged as error:
