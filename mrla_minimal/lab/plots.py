@@ -57,7 +57,7 @@ def save_figure(figure, path):
 
 
 def _whole_numbers(ticks, last):
-    return [tick for tick in ticks if 1 <= tick <= last and tick == int(tick)]
+    return [tick for tick in ticks if 0 <= tick <= last and tick == int(tick)]
 
 
 def plot_curves(metrics, path=None, source="cifar10"):
@@ -71,15 +71,15 @@ def plot_curves(metrics, path=None, source="cifar10"):
     for axis, what, scale, unit in ((axes[0], "loss", 1, "mean cross-entropy"), (axes[1], "accuracy", 100, "accuracy (%)")):
         for split, (colour, marker, line) in styles.items():
             points = [(record["epoch"], scale * record[f"{split}_{what}"]) for record in metrics if f"{split}_{what}" in record]
-            parts = [(record["epoch"] - 1 + (number + 1) / len(record["train_loss_parts"]), loss)
-                     for record in metrics for number, loss in enumerate(record.get("train_loss_parts", ()))]
-            if (split, what) == ("train", "loss") and parts and len(metrics) <= 10:
-                points = parts      # a short run shows how the loss fell within its epochs
+            if split == "train" and len(metrics) <= 10:      # a short run shows what happened within its epochs
+                points = [(record["epoch"] - 1 + (number + 1) / len(record[f"train_{what}_parts"]), scale * part)
+                          for record in metrics for number, part in enumerate(record[f"train_{what}_parts"])]
             if points:
                 label = f"{split}, last {points[-1][1]:.2f}"
                 marker = marker if len(points) < 30 else None
                 axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=label)
         axis.set(xlabel="epoch", ylabel=unit)
+        axis.set_xlim(left=0)
         axis.set_xticks(_whole_numbers(axis.get_xticks(), epochs[-1]) or epochs)
         axis.grid(alpha=0.3)
         axis.legend()

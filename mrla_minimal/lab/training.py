@@ -282,6 +282,7 @@ class Run:
             "train_loss": sum(self.losses) / len(self.losses),
             "train_accuracy": sum(self.hits) / len(self.hits),
             "train_loss_parts": _means_of_parts(self.losses),
+            "train_accuracy_parts": _means_of_parts(self.hits),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.world.parallel:     # each process has its own BN statistics; those of rank 0 are the model's
@@ -330,7 +331,7 @@ class Run:
 
 
 def _means_of_parts(losses, parts=10):
-    """The means of a list's consecutive tenths (of its single entries, if it is shorter): how a loss fell within an epoch."""
+    """The means of a list's consecutive tenths (its single entries, if it is shorter): how training went within an epoch."""
     borders = [len(losses) * part // parts for part in range(parts + 1)]
     return [sum(losses[a:b]) / (b - a) for a, b in zip(borders, borders[1:], strict=False) if b > a]
 
