@@ -186,5 +186,5 @@ class MRLALight(nn.Module):
         carried = value.new_zeros(1, self.channels, 1, 1) if memory is None else memory.to(value.dtype)
         lambda_o = self.lambda_o.to(value.dtype)[:, None, None]                          # (channels, 1, 1)
         gated = per_channel(gate[:, :, 0], value) * value                                # (batch, channels, height, width)
-        output = gated.add_(lambda_o * carried)     # in place: fresh maps, not arithmetic, are what costs time here
+        output = gated.add_(lambda_o * carried)     # in place: one fresh map less
         return output, output                                                            # Eq. 8
