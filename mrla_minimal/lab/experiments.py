@@ -133,7 +133,7 @@ SUITES = {suite.name: suite for suite in (
             {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS)
       for depth, width in ((20, 8), (56, 16))),
     Suite(
-        "cifar10-thin56-cpu", _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light"),
+        "cifar10-thin56-cpu", _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light", **{"mrla-light-own": _LIGHT_OWN}),
         {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1), primary=_MRLA_AGAINST_CONTROLS, rates=_RATES, tuned_on="plain",
         note="CPU pilot"),
     Suite(
