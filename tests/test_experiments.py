@@ -23,6 +23,7 @@ VARIANTS = {"plain": {"layer_attention": None}, "mrla-light": {"layer_attention"
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
     monkeypatch.setattr(training, "load_cifar", tiny_cifar)
+    monkeypatch.setattr(experiments, "load_cifar", tiny_cifar)
 
 
 def tiny_suite(**changes):

@@ -131,7 +131,7 @@ def run_compare(arguments):
         raise ValueError(f"--suite must be one of {', '.join(experiments.SUITES)}, not {arguments.suite}")
     suite = experiments.SUITES[arguments.suite]
     path = Path(arguments.records) if arguments.records else records_path(suite, arguments.steps)
-    if not arguments.report:
+    if not (arguments.report or arguments.export):
         changes = {name: getattr(arguments, name) for name in ("steps", "device", "data_root") if getattr(arguments, name) is not None}
         runs = Path("runs") if arguments.steps is None else Path("runs") / f"{suite.name}-{arguments.steps}-steps"
         others = _start_others(arguments.jobs - 1)
@@ -144,14 +144,32 @@ def run_compare(arguments):
         if any(failed):
             raise ValueError(f"{sum(map(bool, failed))} of {arguments.jobs} processes failed; what they finished is recorded")
     records = experiments.load_records(path)
+    if arguments.export:
+        return _export(suite, records, arguments)
     summary = experiments.summarise(records, suite)
     print(experiments.report(summary))
+    interventions = experiments.load_interventions(experiments.interventions_path(path))
+    if interventions:
+        print("\n" + experiments.report_interventions(interventions))
     from mrla_minimal.lab.plots import plot_suite
 
     figure = Path("runs") / f"{suite.name}.png"
     figure.parent.mkdir(exist_ok=True)
     plot_suite(summary, figure)
     print(f"\nrecords {path}, figure {figure}")
+    return 0
+
+
+def _export(suite, records, arguments):
+    from mrla_minimal.lab import evidence
+
+    data = evidence.data_folder()
+    lines = evidence.export_checkpoints(suite, records, "runs", data / "checkpoints", data / "results" / "checkpoints.jsonl",
+                                        arguments.data_root)
+    for line in lines:
+        print(f"{data / 'checkpoints' / line['file']}: test accuracy {100 * line['rounded_test_accuracy']:.2f} %, "
+              f"before rounding {100 * line['test_accuracy']:.2f} %")
+    print(f"{len(lines)} checkpoints written; those that were there already are left as they are")
     return 0
 
 
@@ -220,6 +238,7 @@ def build_parser():
     compare = commands.add_parser("compare", help="run a suite of variants and seeds, and compare them")
     compare.add_argument("--suite", default="smoke", help="which suite (default: smoke, a few steps)")
     compare.add_argument("--report", action="store_true", help="run nothing: the table and the figure of the records there are")
+    compare.add_argument("--export", action="store_true", help="run nothing: write a small checkpoint a variant to data/checkpoints/")
     compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl)")
     compare.add_argument("--variants", nargs="+", help="only these variants")
     compare.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the suite's")

@@ -23,9 +23,11 @@ from filelock import FileLock
 from torch import nn
 
 from mrla_minimal.lab.cost import count_macs, count_parameters
+from mrla_minimal.lab.data import load_cifar
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.files import append_record, read_records, replace_file, to_line
-from mrla_minimal.lab.training import FURTHER_ATTENTIONS, TrainConfig, TrainingDiverged, build_model, train
+from mrla_minimal.lab.interventions import INTERVENTIONS, chooses, intervene
+from mrla_minimal.lab.training import FURTHER_ATTENTIONS, TrainConfig, TrainingDiverged, build_model, load_model, train
 from mrla_minimal.layer_attention import MRLALight
 
 
@@ -163,7 +165,16 @@ class Job:
 
     @property
     def folder(self):
-        return f"{self.variant}-seed{self.config.seed}-lr{self.config.learning_rate:g}-{self.phase}-{self.id}"
+        return _folder(self.variant, self.config.seed, self.config.learning_rate, self.phase, self.id)
+
+
+def _folder(variant, seed, learning_rate, phase, id):
+    return f"{variant}-seed{seed}-lr{learning_rate:g}-{phase}-{id}"
+
+
+def run_folder(suite, record, runs="runs"):
+    """Where the run of a record was made."""
+    return Path(runs) / suite.name / _folder(*(record[name] for name in ("variant", "seed", "learning_rate", "phase", "id")))
 
 
 def _job(suite, variant, seed, phase, **changes):
@@ -272,6 +283,7 @@ def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds)
     left, commit = 0, source_commit()
     for job in jobs:
         if job.id in {record["id"] for record in load_records(records_path)}:
+            _look_inside(suite, job, records_path, runs, progress)
             continue
         run_dir = runs / suite.name / job.folder
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -291,10 +303,42 @@ def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds)
                       "learning_rate": job.config.learning_rate, "test_accuracy": None, "diverged": str(error)}
         else:
             record = make_record(suite, job, result, commit)
-        with FileLock(f"{records_path}.lock"):
-            if job.id not in {known["id"] for known in load_records(records_path)}:
-                append_record(records_path, record)
+        _append_once(records_path, record, load_records)
+        _look_inside(suite, job, records_path, runs, progress)
     return left
+
+
+def _append_once(path, record, load):
+    with FileLock(f"{path}.lock"):
+        if record["id"] not in {known["id"] for known in load(path)}:
+            append_record(path, record)
+
+
+def interventions_path(records_path):
+    """Where the interventions on a suite's nets are recorded: beside its records."""
+    return Path(records_path).with_name(f"{Path(records_path).stem}-interventions.jsonl")
+
+
+def load_interventions(path):
+    return read_records(path)[0] if Path(path).exists() else []
+
+
+def _look_inside(suite, job, records_path, runs, progress):
+    """Record what a finished net reaches with its attention's choices taken away, once; needs the run's folder."""
+    path, run_dir = interventions_path(records_path), runs / suite.name / job.folder
+    record = next((record for record in load_records(records_path) if record["id"] == job.id), {"diverged": "not finished"})
+    done = job.id in {known["id"] for known in load_interventions(path)}
+    if done or job.phase != "final" or "diverged" in record or not (run_dir / "checkpoint.pt").exists():
+        return
+    model, state = load_model(run_dir, job.config.device)
+    if not chooses(model):
+        return
+    if progress:
+        print(f"{suite.name}: {job.variant}, seed {job.config.seed}: its attention frozen, shuffled, made uniform")
+    data = load_cifar(job.config.dataset, job.config.data_root, "synthetic" if state["source"] == "synthetic" else "real")
+    kept = {name: record[name] for name in ("id", "suite", "variant", "seed", "note", "source", "fingerprint")}
+    _append_once(path, {**kept, **intervene(model, data), "device": device_name(next(model.parameters()).device),
+                        "versions": _versions(), "commit": source_commit()}, load_interventions)
 
 
 def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", progress=True, checkpoint_seconds=60.0, wait=5.0, **changes):
@@ -371,6 +415,26 @@ def paired_interval(differences):
     half = stats.t.ppf(0.975, n - 1) * error
     p = 2 * stats.t.sf(abs(mean) / error, n - 1) if error > 0 else (1.0 if mean == 0 else 0.0)
     return mean, (mean - half, mean + half), float(p)
+
+
+def detectable_difference(deviation, n, power=0.8):
+    """The true mean difference that a two-sided paired t test at 5 % finds with this power from n seeds.
+
+    `deviation` is the standard deviation of one paired difference; the answer has its unit. ValueError for n below 2.
+    """
+    import numpy
+    from scipy import optimize, stats
+
+    if n < 2 or not 0.05 < power < 1 or not deviation > 0:
+        raise ValueError(f"n must be at least 2, power between 0.05 and 1, deviation positive; got {n}, {power}, {deviation}")
+    # Averaged over what the n seeds may scatter: scipy's noncentral t gives NaN at one degree of freedom.
+    chances = (numpy.arange(4000) + 0.5) / 4000
+    limits = stats.t.ppf(0.975, n - 1) * numpy.sqrt(stats.chi2.ppf(chances, n - 1) / (n - 1))
+
+    def shortfall(shift):       # shift: the true difference over its standard error
+        return (stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean() - power
+
+    return float(deviation * optimize.brentq(shortfall, 0.0, 1000.0) / math.sqrt(n))
 
 
 def pooled_error(accuracies):
@@ -471,6 +535,20 @@ def _contrasts(pairs, primary, accuracies):
     return [dataclasses.replace(row, adjusted=adjusted.get((row.a, row.b))) for row in rows]
 
 
+MARGIN = 0.003      # 0.3 points: what a difference must pass to be worth its name here
+
+
+def reading(interval, margin=MARGIN):
+    """What an interval of a - b allows to be said: "a above b", "a below b", "within 0.3 points", or "undecided"."""
+    if interval is None:
+        return "too few seeds"
+    low, high = interval
+    words = ["a above b"] if low > 0 else ["a below b"] if high < 0 else []
+    if -margin < low and high < margin:
+        words.append(f"within {100 * margin:g} points")
+    return ", ".join(words) or "undecided"
+
+
 def _points(interval):
     return "too few seeds" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
 
@@ -486,14 +564,24 @@ def report(summary):
         lines.append(f"{variant:<20} {len(values):>4} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
     lines += [f"{variant:<20} diverged: seeds {', '.join(map(str, seeds))}" for variant, seeds in summary.diverged.items()]
     lines += ["", f"{'contrast (points)':<36} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
-                  f"{'p':>6} {'Holm':>6} {'corr':>5}"]
+                  f"{'p':>6} {'Holm':>6} {'corr':>5}  reading"]
     for row in summary.contrasts:
         p = "-" if row.p is None else f"{row.p:.3f}"
         adjusted = "primary" if row.primary else "-" if row.adjusted is None else f"{row.adjusted:.3f}"
         correlation = "-" if row.correlation is None else f"{row.correlation:.2f}"
         lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval):<18} "
-                     f"{_points(row.pooled):<18} {p:>6} {adjusted:>6} {correlation:>5}")
+                     f"{_points(row.pooled):<18} {p:>6} {adjusted:>6} {correlation:>5}  {reading(row.interval)}")
     lines += ["", "Differences are paired by seed. Primary contrasts were declared before the first run and stand unadjusted;",
-              "the p values of all others are Holm-adjusted. corr: between same-seed runs.",
-              "Intervals cover seeds, not the choice of the test images."]
+              "the p values of all others are Holm-adjusted. corr: between same-seed runs. reading: of the paired interval,",
+              f"unadjusted, against a margin of {100 * MARGIN:g} points. Intervals cover seeds, not the choice of the test images."]
+    return "\n".join(lines)
+
+
+def report_interventions(records):
+    """A table of intervention records: what each net reaches as learned, and what it loses without its attention's choices."""
+    lines = ["what the attention chooses: test accuracy as learned, and the points lost with its choices taken away", "",
+             f"{'variant':<20} {'seed':>4} {'learned %':>10} " + " ".join(f"{how:>8}" for how in INTERVENTIONS)]
+    for record in sorted(records, key=lambda record: (record["variant"], record["seed"])):
+        lost = " ".join(f"{100 * (record[how] - record['learned']):>+8.2f}" for how in INTERVENTIONS)
+        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f} {lost}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 COLOURS = {
     "plain": "#000000",
     "mrla-light": "#0072B2",
+    "mrla-light-own": "#003B5C",
     "mrla-base": "#D55E00",
     "layer": "#CC79A7",
     "uniform": "#E69F00",
@@ -23,6 +24,7 @@ COLOURS = {
 MARKERS = {
     "plain": "o",
     "mrla-light": "s",
+    "mrla-light-own": "p",
     "mrla-base": "^",
     "layer": "v",
     "uniform": "D",
@@ -35,6 +37,7 @@ MARKERS = {
 LABELS = {
     "plain": "plain",
     "mrla-light": "MRLA-light",
+    "mrla-light-own": "MRLA-light, own carry",
     "mrla-base": "MRLA-base",
     "layer": "layer attention (Eq. 4)",
     "uniform": "uniform mean",
@@ -54,6 +57,13 @@ def save_figure(figure, path):
         replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
     finally:
         plt.close(figure)
+
+
+def mark_source(figure, source):
+    """Say above a figure that its images are not CIFAR, unless they are; `source` is a data set's or a record's. Returns the figure."""
+    if not source.startswith("cifar"):
+        figure.suptitle(f"{source} images, not CIFAR")
+    return figure
 
 
 def _whole_numbers(ticks, last):
@@ -85,8 +95,7 @@ def plot_curves(metrics, path=None, source="cifar10"):
         axis.legend()
     axes[0].set_title("loss (train: as training saw the images)")
     axes[1].set_title("accuracy")
-    if not source.startswith("cifar"):
-        figure.suptitle(f"{source} images, not CIFAR")
+    mark_source(figure, source)
     if path is None:
         return figure
     save_figure(figure, path)
@@ -229,6 +238,49 @@ def plot_suite(summary, path=None):
     axis.invert_yaxis()
     axis.set_xlabel(f"{summary.source} test accuracy (%), last epoch")
     axis.set_title(" · ".join(part for part in (summary.suite, summary.note) if part))
+    axis.grid(axis="x", alpha=0.3)
+    if path is None:
+        return figure
+    save_figure(figure, path)
+    return None
+
+
+def plot_contrasts(summary, path=None, margin=None):
+    """Every declared contrast a - b: a point for each seed's difference, their mean, the 95 % paired interval (thick), the pooled one (thin).
+
+    `summary` is what experiments.summarise returns. The grey band is the margin (a fraction of 1; None: experiments.MARGIN). A contrast
+    of one seed has points alone. An interval wider than the axis, which shows the points and a point to each side, ends in an arrow.
+    Returns the figure, or writes it to `path`.
+    """
+    from mrla_minimal.lab.experiments import MARGIN
+
+    margin = 100 * (MARGIN if margin is None else margin)
+    rows = summary.contrasts
+    figure, axis = plt.subplots(figsize=(8.5, 0.5 * len(rows) + 2), layout="constrained")
+    differences = []
+    for row in rows:
+        a, b = summary.accuracies[row.a], summary.accuracies[row.b]
+        differences.append([100 * (a[seed] - b[seed]) for seed in sorted(set(a) & set(b))])
+    low = min([-margin, *(min(points) for points in differences)]) - 1
+    high = max([margin, *(max(points) for points in differences)]) + 1
+    axis.axvspan(-margin, margin, color="#DDDDDD", zorder=0)
+    axis.axvline(0, color="black", linewidth=1, zorder=1)
+    for place, (row, points) in enumerate(zip(rows, differences, strict=True)):
+        colour, marker = COLOURS.get(row.a, "#444444"), MARKERS.get(row.a, "o")
+        for interval, width, below in ((row.interval, 3.5, 0.18), (row.pooled, 1, 0.32)):
+            if interval is not None:
+                ends = [min(max(100 * end, low), high) for end in interval]
+                axis.plot(ends, [place + below] * 2, color=colour, linewidth=width, solid_capstyle="butt", zorder=2)
+                for end, shown, arrow in zip(interval, ends, "<>", strict=True):
+                    if 100 * end != shown:
+                        axis.plot([shown], [place + below], color=colour, marker=arrow, markersize=7, clip_on=False, zorder=3)
+        axis.scatter(points, [place - 0.15] * len(points), color=colour, marker=marker, s=30, zorder=3)
+        axis.plot([100 * row.mean] * 2, [place - 0.02, place + 0.38], color="black", linewidth=1.5, zorder=4)
+    names = [f"{LABELS.get(row.a, row.a)} \u2212 {LABELS.get(row.b, row.b)}{' (primary)' if row.primary else ''}" for row in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
+    axis.set_xlabel(f"difference in {summary.source} test accuracy, last epoch (points; grey: \u00b1 {margin:g})")
+    axis.set_title(" \u00b7 ".join(part for part in (summary.suite, summary.note) if part))
     axis.grid(axis="x", alpha=0.3)
     if path is None:
         return figure

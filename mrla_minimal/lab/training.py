@@ -313,6 +313,8 @@ class Run:
 
     def restore(self, state, path):
         """Continue from a `state()`. ValueError if it belongs to other data or another model."""
+        if "optimizer" not in state:
+            raise ValueError(f"{path} holds weights alone: it can be evaluated, not resumed")
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(f"{path} was trained on other images (source {state['source']}) than are here (source {self.source})")
         if state["threads"] != torch.get_num_threads() and self.world.rank == 0:

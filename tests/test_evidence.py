@@ -1,0 +1,286 @@
+"""Interventions on trained nets, small checkpoints, and reading what is committed."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrla_minimal import cifar_resnet
+from mrla_minimal.lab import cli, data, evidence, experiments, training
+from mrla_minimal.lab.data import Cifar, Split
+from mrla_minimal.lab.experiments import Suite, detectable_difference, reading, report_interventions, run_suite
+from mrla_minimal.lab.files import append_record, read_records, replace_file
+from mrla_minimal.lab.interventions import intervene
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import tiny_cifar
+
+ROOT = Path(__file__).parents[1]
+RECIPE = {"depth": 14, "width": 4, "batch_size": 16, "steps": 6, "device": "cpu", "source": "synthetic"}
+VARIANTS = {name: {"layer_attention": None if name == "plain" else name} for name in ("plain", "mrla-base", "mrla-light", "depthwise")}
+SUITE = Suite("tiny", VARIANTS, RECIPE, seeds=(0, 1), note="a test")
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    for module in (training, experiments, evidence, data):
+        monkeypatch.setattr(module, "load_cifar", tiny_cifar)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """An empty repository as the working directory, in which SUITE is a suite like any other."""
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mrla-minimal"\n')
+    monkeypatch.setitem(experiments.SUITES, "tiny", SUITE)
+    monkeypatch.setitem(experiments.SUITES, "large", Suite("large", VARIANTS, RECIPE))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(variants=tuple(VARIANTS), seeds=(0,)):
+    return run_suite(SUITE, Path("data/results/tiny.jsonl"), variants=variants, seeds=seeds, progress=False)
+
+
+# Interventions
+
+def by_hand(model, images, labels, replace):
+    """Accuracy with each layer's weights passed through replace(stage, layer, weights)."""
+    hooks = []
+    for s, stage in enumerate(model.stages):
+        for t, block in enumerate(stage):
+            hooks.append(block.layer_attention.weights.register_forward_hook(lambda m, i, w, s=s, t=t: replace(s, t, w)))
+    with torch.no_grad():
+        hits = model(images).argmax(dim=1) == labels
+    for hook in hooks:
+        hook.remove()
+    return hits.double().mean().item()
+
+
+@pytest.mark.parametrize("name", ["mrla-base", "mrla-light"])
+def test_each_intervention_does_what_it_says(name):
+    torch.manual_seed(3)
+    model = cifar_resnet(14, width=4, layer_attention=name, head_dim=2)
+    for label, parameter in model.named_parameters():
+        if "query" in label or "key" in label:
+            torch.nn.init.normal_(parameter, std=3.0)       # untrained weights hardly choose: these do
+        elif "norm.weight" in label or "norm2.weight" in label:
+            torch.nn.init.ones_(parameter)
+    noise = [Split(torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8) // torch.randint(1, 9, (count, 3, 1, 1)).to(torch.uint8),
+                   torch.zeros(count, dtype=torch.int64)) for count in (60, 50)]
+    model.train()
+    for _ in range(20):
+        model(data.normalise(noise[0].images))      # running statistics that fit the weights
+    model.eval()
+    x = data.normalise(noise[1].images)
+    with torch.no_grad():
+        model.classifier.bias -= model(x).mean(dim=0)       # no class is everyone's favourite
+        labels = model(x).argmax(dim=1)                     # so that it is always right, as learned
+    images = Cifar(noise[0], Split(noise[1].images, labels), tuple("abcdefghij"), "synthetic", "noise")
+    found = intervene(model, images, mean_over=30)
+    seen = {}
+
+    def keep(s, t, weights):
+        seen[s, t] = weights.mean(dim=0, keepdim=True)
+
+    by_hand(model, data.normalise(noise[0].images[:30]), noise[0].labels[:30], keep)
+    mean = by_hand(model, x, labels, lambda s, t, w: seen[s, t].expand_as(w))
+    uniform = by_hand(model, x, labels, lambda s, t, w: torch.full_like(w, seen[s, t].mean() if name == "mrla-light" else 1 / w.shape[-1]))
+    assert set(found) == {"learned", "mean", "shuffle", "uniform"}
+    assert found["mean"] == pytest.approx(mean) and found["uniform"] == pytest.approx(uniform)
+    assert max(found["mean"], found["shuffle"], found["uniform"]) < found["learned"] == 1.0, found
+
+
+def test_nets_that_choose_nothing_have_no_interventions():
+    for name in (None, "depthwise", "depthwise-carry", "uniform"):
+        assert intervene(cifar_resnet(8, width=4, layer_attention=name), tiny_cifar()) is None
+
+
+def test_a_suite_records_them_once_for_each_net_that_chooses(repository):
+    records = run(seeds=(0, 1))
+    found = read_records("data/results/tiny-interventions.jsonl")[0]
+    assert [(r["seed"], r["variant"]) for r in found] == [(0, "mrla-base"), (0, "mrla-light"), (1, "mrla-base"), (1, "mrla-light")]
+    accuracies = {record["id"]: record["test_accuracy"] for record in records}
+    for record in found:
+        assert record["learned"] == pytest.approx(accuracies[record["id"]])
+        assert record["note"] == "a test" and record["fingerprint"] == "tiny"
+    run(seeds=(0, 1))
+    assert read_records("data/results/tiny-interventions.jsonl")[0] == found
+    text = report_interventions(found)
+    assert text.count("mrla-base") == 2 and f"{100 * (found[0]['mean'] - found[0]['learned']):+.2f}" in text
+
+
+def test_what_an_interrupted_suite_lacks_is_made_from_its_run_folders(repository):
+    run()
+    path = Path("data/results/tiny-interventions.jsonl")
+    before = read_records(path)[0]
+    path.unlink()
+    (Path("runs/tiny") / next(p.name for p in Path("runs/tiny").iterdir() if "mrla-light" in p.name) / "checkpoint.pt").unlink()
+    run()       # one run folder is gone: its interventions cannot be made, the other's are
+    assert [r["variant"] for r in read_records(path)[0]] == ["mrla-base"]
+    assert read_records(path)[0][0]["mean"] == before[0]["mean"]
+
+
+# Checkpoints
+
+def export(records):
+    return evidence.export_checkpoints(SUITE, records, "runs", Path("data/checkpoints"), Path("data/results/checkpoints.jsonl"))
+
+
+def test_an_exported_checkpoint_is_small_and_reaches_what_its_line_says(repository):
+    records = run(seeds=(1, 0))
+    lines = export(records)
+    assert [line["variant"] for line in lines] == list(VARIANTS) and {line["seed"] for line in lines} == {0}
+    for line in lines:
+        path = Path("data/checkpoints") / line["file"]
+        assert line["file"] == f"tiny-{line['variant']}.pt" and hashlib.sha256(path.read_bytes()).hexdigest() == line["sha256"]
+        record = next(record for record in records if record["id"] == line["id"])
+        assert (record["variant"], record["seed"]) == (line["variant"], 0) and line["test_accuracy"] == record["test_accuracy"]
+        model, state = training.load_model(path)
+        assert training.evaluate(model, tiny_cifar().test)[1] == line["rounded_test_accuracy"]
+        assert state["id"] == line["id"] and state["config"]["data_root"] is None and "optimizer" not in state
+        whole = training.read_checkpoint(experiments.run_folder(SUITE, record))["model"]
+        for name, tensor in state["model"].items():
+            kept = tensor.dtype if "running_" in name or not tensor.is_floating_point() else torch.float16
+            assert tensor.dtype == kept and torch.equal(tensor, whole[name].to(kept)), name
+    before = {path: path.read_bytes() for path in Path("data").rglob("*.*")}
+    assert export(records) == [] and before == {path: path.read_bytes() for path in Path("data").rglob("*.*")}
+
+
+def test_export_and_evaluate_on_the_command_line(repository, capsys):
+    run(variants=("mrla-light",))
+    assert cli.main(["compare", "--suite", "tiny", "--export"]) == 0
+    line = read_records("data/results/checkpoints.jsonl")[0][0]
+    assert "1 checkpoints written" in capsys.readouterr().out
+    assert cli.main(["evaluate", "data/checkpoints/tiny-mrla-light.pt"]) == 0
+    assert f"test accuracy {100 * line['rounded_test_accuracy']:.2f} %" in capsys.readouterr().out
+
+
+def test_a_net_too_large_or_a_run_folder_gone_is_refused(repository, monkeypatch):
+    records = run(variants=("plain",))
+    monkeypatch.setattr(evidence, "LARGEST_CHECKPOINT", 1000)
+    with pytest.raises(ValueError, match="at most 1000 are committed"):
+        export(records)
+    assert not Path("data/checkpoints").exists()
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        evidence.export_checkpoints(SUITE, records, "elsewhere", Path("data/checkpoints"), Path("data/results/checkpoints.jsonl"))
+
+
+def test_weights_alone_are_not_resumed(repository):
+    records = run(variants=("plain",))
+    export(records)
+    folder = experiments.run_folder(SUITE, records[0])
+    replace_file(folder / "checkpoint.pt", lambda file: file.write(Path("data/checkpoints/tiny-plain.pt").read_bytes()))
+    with pytest.raises(ValueError, match="holds weights alone"):
+        training.train(training.read_config(folder), folder, resume=True, progress=False)
+
+
+# Reading
+
+def test_what_is_not_there_is_said_and_the_pilot_takes_its_place(repository, capsys):
+    assert evidence.committed_records("tiny") == [] and evidence.committed_records("anything") == []
+    assert evidence.read_suite("large", pilot="tiny") is None
+    assert capsys.readouterr().out == ("large: no records yet; to make them: mrla compare --suite large\n"
+                                       "tiny: no records yet; to make them: mrla compare --suite tiny\n")
+    assert evidence.load_committed("plain", ("large", "tiny")) is None
+    assert capsys.readouterr().out == "plain: no checkpoint yet; to make it: mrla compare --suite large --export\n"
+    records = run()
+    export(records)
+    capsys.readouterr()
+    summary = evidence.read_suite("large", pilot="tiny")
+    assert summary.suite == "tiny" and set(summary.accuracies) == set(VARIANTS)
+    assert capsys.readouterr().out.endswith("shown in its place: tiny, a test\n")
+    assert evidence.suite_records("large", pilot="tiny") == ("tiny", records)
+    assert [r["variant"] for r in evidence.read_interventions("large", pilot="tiny")] == ["mrla-base", "mrla-light"]
+    model, state = evidence.load_committed("mrla-base", ("large", "tiny"))
+    assert not model.training and state["config"]["layer_attention"] == "mrla-base"
+    assert evidence.read_interventions("large") == [] and evidence.suite_records("large") == ("large", [])
+
+
+def test_own_records_come_before_the_pilots_and_unfinished_ones_do_not_count(repository, capsys):
+    run(variants=("plain",))
+    (record,) = read_records("data/results/tiny.jsonl")[0]
+    append_record("data/results/large.jsonl", {**record, "suite": "large", "phase": "tuning"})
+    assert evidence.suite_records("large", pilot="tiny")[0] == "tiny"
+    append_record("data/results/large.jsonl", {**record, "suite": "large", "id": "other"})
+    assert evidence.suite_records("large", pilot="tiny")[0] == "large"
+    assert "no records yet" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_outside_of_a_repository_there_is_nothing_to_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="lies in no copy of the repository"):
+        evidence.committed_records("tiny")
+
+
+# Statistics that the reading needs
+
+@pytest.mark.parametrize(("n", "low", "high"), [(3, 0.92, 1.39), (5, 0.47, 0.72), (10, 0.28, 0.43)])
+def test_the_detectable_difference_is_found_as_often_as_it_says(n, low, high):
+    """For seed deviations of 0.2 and 0.3 points, uncorrelated between variants; checked by drawing, not by the formula."""
+    found = [detectable_difference(deviation * 2**0.5, n) for deviation in (0.2, 0.3)]
+    assert low <= found[0] < found[1] <= high
+    generator = torch.Generator().manual_seed(0)
+    draws = found[0] + 0.2 * 2**0.5 * torch.randn(40_000, n, generator=generator, dtype=torch.float64)
+    intervals = draws.mean(dim=1).abs() / (draws.std(dim=1) / n**0.5)
+    critical = {3: 4.3027, 5: 2.7764, 10: 2.2622}[n]         # Student's t, 0.975, from a printed table
+    assert (intervals > critical).double().mean().item() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("wrong", [(1.0, 1), (0.0, 5), (-1.0, 5), (1.0, 5, 1.0)])
+def test_a_detectable_difference_of_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        detectable_difference(*wrong)
+
+
+@pytest.mark.parametrize(("interval", "words"), [
+    (None, "too few seeds"), ((0.001, 0.009), "a above b"), ((-0.009, -0.001), "a below b"), ((-0.002, 0.001), "within 0.3 points"),
+    ((0.001, 0.002), "a above b, within 0.3 points"), ((-0.004, 0.001), "undecided"), ((-0.001, 0.003), "undecided")])
+def test_an_interval_is_read_against_zero_and_against_the_margin(interval, words):
+    assert reading(interval) == words
+
+
+# What is committed
+
+COMMITTED = sorted((ROOT / "data" / "checkpoints").glob("*.pt"))
+
+
+def test_every_committed_checkpoint_has_its_line_and_its_record():
+    index = ROOT / "data" / "results" / "checkpoints.jsonl"
+    lines = {line["file"]: line for line in read_records(index)[0]} if index.exists() else {}
+    assert set(lines) == {path.name for path in COMMITTED}
+    for path in COMMITTED:
+        line = lines[path.name]
+        assert path.stat().st_size < 1_500_000 and hashlib.sha256(path.read_bytes()).hexdigest() == line["sha256"]
+        records = {r["id"]: r for r in experiments.load_records(ROOT / "data" / "results" / f"{line['suite']}.jsonl")}
+        assert records[line["id"]]["test_accuracy"] == line["test_accuracy"]
+        assert abs(line["rounded_test_accuracy"] - line["test_accuracy"]) < 0.002
+        state = training.read_checkpoint(path)
+        assert state["id"] == line["id"]
+        assert state["id"] == experiments.record_id(line["suite"], line["variant"], line["seed"], state["config"])
+
+
+def test_committed_records_are_of_the_real_images_and_their_ids_are_their_contents():
+    for path in sorted((ROOT / "data" / "results").glob("cifar*.jsonl")):
+        records, complaints = read_records(path)
+        assert records and not complaints
+        for record in records:
+            assert record.get("source", "cifar10") == "cifar10" and record["suite"] in experiments.SUITES
+            if "config" in record:
+                assert record["id"] == experiments.record_id(record["suite"], record["variant"], record["seed"], record["config"])
+            assert not [word for word in ("/home", "/root", "/tmp", "/work") if word in json.dumps(record)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_checkpoint_reaches_what_its_line_says(path, monkeypatch):
+    monkeypatch.undo()      # the real images, not the tiny ones
+    try:
+        cifar = data.load_cifar("cifar10", source="real")
+    except (ValueError, OSError) as error:
+        pytest.skip(f"needs the real CIFAR-10: {error}")
+    line = next(line for line in read_records(ROOT / "data" / "results" / "checkpoints.jsonl")[0] if line["file"] == path.name)
+    model, _ = training.load_model(path)
+    assert training.evaluate(model, cifar.test)[1] == pytest.approx(line["rounded_test_accuracy"], abs=2e-4)
