@@ -190,6 +190,8 @@ def test_records_are_plain_and_continue():
     assert json.loads(json.dumps(records)) == records
     assert all(record["accuracy_mean"] is None for record in records if record["method"] == "mean")
     assert all(0 <= record["accuracy_shuffle"] <= 1 for record in records if record["method"] == "light")
+    assert len({record["id"] for record in records}) == len(records)
+    assert [record["id"] for record in records] == [record["id"] for record in few_records()]      # of the setting alone
     continued = list(few_records(known=records[:3] + records[5:]))
     assert continued == records[3:5]
 

@@ -275,7 +275,8 @@ def plot_contrasts(summary, path=None, margin=None):
                     if 100 * end != shown:
                         axis.plot([shown], [place + below], color=colour, marker=arrow, markersize=7, clip_on=False, zorder=3)
         axis.scatter(points, [place - 0.15] * len(points), color=colour, marker=marker, s=30, zorder=3)
-        axis.plot([100 * row.mean] * 2, [place - 0.02, place + 0.38], color="black", linewidth=1.5, zorder=4)
+        if row.n > 1:
+            axis.plot([100 * row.mean] * 2, [place - 0.02, place + 0.38], color="black", linewidth=1.5, zorder=4)
     names = [f"{LABELS.get(row.a, row.a)} \u2212 {LABELS.get(row.b, row.b)}{' (primary)' if row.primary else ''}" for row in rows]
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))

@@ -11,6 +11,8 @@ classes work on maps of one pixel. The quiz is built to need retrieval across la
 
 import argparse
 import functools
+import hashlib
+import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import torch
 from einops import einsum, rearrange
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 import mrla_minimal
 from mrla_minimal.lab.files import append_record, read_records
@@ -372,7 +375,7 @@ def quiz_records(seeds=range(5), widths=(4, 8, 16, 32), methods=tuple(METHODS), 
                  steps=400, known=()):
     """Yield one plain dict a run, all runs of a seed before the next seed, without the runs that `known` records hold.
 
-    `accuracy_mean` and `accuracy_shuffle` are `accuracy_without_choice`, `asked_weight` is the mean diagonal of the
+    `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are `accuracy_without_choice`, `asked_weight` is the mean diagonal of the
     weights map: each None where the method has no weights. Raises ValueError for arguments `train_quiz` refuses.
     """
     for method in methods:
@@ -384,7 +387,8 @@ def quiz_records(seeds=range(5), widths=(4, 8, 16, 32), methods=tuple(METHODS), 
             continue
         result = train_quiz(**setting)
         asked_weight = None if result.weights_map is None else result.weights_map.diagonal().mean().item()
-        yield {"suite": "corridor-quiz", **setting, "accuracy": result.accuracy,
+        digest = hashlib.sha256(json.dumps(["corridor-quiz", setting], sort_keys=True).encode()).hexdigest()
+        yield {"id": digest[:12], "suite": "corridor-quiz", **setting, "accuracy": result.accuracy,
                **{f"accuracy_{how}": accuracy_without_choice(result, how) for how in INTERVENTIONS},
                "asked_weight": asked_weight, "mrla_minimal": mrla_minimal.__version__, "torch": torch.__version__}
 
@@ -404,7 +408,7 @@ def write_quiz_records(path):
     parts = ({}, dict(methods=("residual",), questions=("late",), steps=1500),
              dict(methods=("base", "base-no-softmax"), questions=("late",), widths=(4,), key_dim=2))
     for part in parts:
-        for record in quiz_records(**part, known=tuple(records)):
+        for record in tqdm(quiz_records(**part, known=tuple(records)), unit="run"):
             append_record(path, record)
             records.append(record)
     return records
