@@ -37,7 +37,7 @@ class EfficientChannelAttention(nn.Module):
     """x * sigmoid(conv1d(pool(x))): the gate of a channel sees its neighbours along the channel axis alone.
 
     x (batch, channels, height, width) -> the same shape. Source: Q. Wang et al., ECA-Net, CVPR 2020, equations 7 and 8.
-    MRLA takes its query and key maps from here. Raises ValueError if x is no such map.
+    MRLA takes its query and key projections from here. Raises ValueError if x is no such map.
     """
 
     def __init__(self, channels, kernel_size=None):

@@ -30,13 +30,13 @@ from mrla_minimal.shapes import (
 
 
 def channel_convolution(channels, kernel_size=None):
-    """The query or key map: a bias-free convolution along the channel axis, (batch, 1, channels) -> the same shape."""
+    """The query or key projection: a bias-free convolution along the channel axis, (batch, 1, channels) -> the same shape."""
     taps = choose_kernel_size(channels, kernel_size)
     return nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
 
 
 def value_convolution(channels):
-    """The value map: a bias-free depthwise 3x3 convolution, (batch, channels, height, width) -> the same shape.
+    """The value projection: a bias-free depthwise 3x3 convolution, (batch, channels, height, width) -> the same shape.
 
     Starts as the released ResNets start each Conv2d: normal, with fan-out counted as if it were not depthwise, so small.
     """
@@ -74,12 +74,12 @@ def weighted_sum(weights, values):
 
 
 class LayerAttention(nn.Module):
-    """Layer attention, Eq. 4: layer t projects every earlier feature map again, with its own key and value maps.
+    """Layer attention, Eq. 4: layer t projects every earlier feature map again, with its own key and value projections.
 
     O^t = softmax(Q^t (K^t)^T / sqrt(d)) V^t,  K^t = [f_K^t(X^1); ...; f_K^t(X^t)],  V^t alike.
 
     x (batch, channels, height, width) -> output of the same shape; weights (batch, heads, t).
-    Memory: the list of feature maps X^1..X^t. Cost of layers 1..T: T (T + 1) / 2 key and value maps.
+    Memory: the list of feature maps X^1..X^t. Cost of layers 1..T: T (T + 1) / 2 key and value projections.
     Deviates from the released code, which splits the heads of (batch, layers, channels) with a view where a transpose is
     needed and so mixes layers with channels; the pooling, the two convolutions and the scale are the same.
     Raises ValueError if head_dim does not divide channels, or if x or memory has another shape.

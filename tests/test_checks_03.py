@@ -31,8 +31,8 @@ def test_solution_passes(check):
 
 @pytest.mark.parametrize(("answer", "words"), [
     (lambda lengths: sum(lengths) * (sum(lengths) + 1) // 2, "reads its own stage only"),
-    (lambda lengths: sum(n * (n + 1) for n in lengths), "key and value maps together"),
-    (lambda lengths: sum(lengths), "one key map a layer"),
+    (lambda lengths: sum(n * (n + 1) for n in lengths), "key and value projections together"),
+    (lambda lengths: sum(lengths), "one key projection a layer"),
     (lambda lengths: sum(n * n for n in lengths), "read later layers"),
     (lambda lengths: sum(n * (n - 1) // 2 for n in lengths), "a layer's own feature"),
     (lambda lengths: 43, "(stages (5,) gave 43)"),
@@ -149,7 +149,7 @@ def no_scale_with_tags(features, tags, *maps):
     (tagged(query_tags=1.0), "query is tagged too"),
     (tagged(value_tags=1.0), "values are tagged too"),
     (tagged(value_tags=1.0, query_tags=1.0), "queries and values too"),
-    (tagged(key_tags=0.0, after=1.0), "after the key map"),
+    (tagged(key_tags=0.0, after=1.0), "after the key projection"),
     (no_scale_with_tags, "do not divide"),
     (tagged_from_the_layer_number, "differ from Eq. 4's with tagged keys"),
     (tagged_in_place, "in place"),

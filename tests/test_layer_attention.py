@@ -291,7 +291,7 @@ def test_every_layer_learns_from_all_later_outputs(attention):
         gradients = torch.autograd.grad(output.square().sum(), leaves, retain_graph=True, allow_unused=True)
         reached = [gradient is not None and gradient.abs().max().item() > 1e-6 for gradient in gradients]
         assert reached[:3] == [s <= t for s in range(3)]
-        if attention is LayerAttention:                                 # Eq. 4: the reader's own value map for all
+        if attention is LayerAttention:                                 # Eq. 4: the reader's own value projection for all
             assert reached[3:] == [s == t for s in range(3)]
         else:
             assert reached[3:] == [s <= t for s in range(3)]

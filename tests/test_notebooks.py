@@ -123,7 +123,7 @@ def assert_executed(notebook):
 def assert_enough_is_compared(notebook, strict):
     """On too few cells nbval would say little; and at least one of them holds numbers to four decimals."""
     texts = [printed(cell) for cell in compared(notebook, strict)]
-    assert len(texts) >= (3 if strict else 1), f"{len(texts)} cells with output that is compared"
+    assert len(texts) >= (3 if strict else 5), f"{len(texts)} cells with output that is compared"
     if strict:
         assert any(re.search(r"\d\.\d{4}\b", text) for text in texts), "no compared cell prints numbers to 4 decimals"
 

@@ -113,7 +113,7 @@ class ResidualStream(nn.Module):
 
 
 class VectorLayerAttention(nn.Module):
-    """Eq. 4: the exit's own key and value maps read every layer's input.
+    """Eq. 4: the exit's own key and value projections read every layer's input.
 
     One encoder for all layers cannot tell which of them it reads, unless inputs carry a tag that says so (`tagged`).
     """
@@ -375,8 +375,9 @@ def quiz_records(seeds=range(5), widths=(4, 8, 16, 32), methods=tuple(METHODS), 
                  steps=400, known=()):
     """Yield one plain dict a run, all runs of a seed before the next seed, without the runs that `known` records hold.
 
-    `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are `accuracy_without_choice`, `asked_weight` is the mean diagonal of the
-    weights map: each None where the method has no weights. Raises ValueError for arguments `train_quiz` refuses.
+    `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are
+    `accuracy_without_choice`, `asked_weight` is the mean diagonal of the weights map: each None where the method has no
+    weights. Raises ValueError for arguments `train_quiz` refuses.
     """
     for method in methods:
         _one_of("method", method, METHODS)

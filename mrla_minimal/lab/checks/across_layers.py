@@ -47,7 +47,7 @@ def _run_twice(answer, *inputs):
 
 @checker("exercise 1")
 def check_count(answer):
-    """answer(lengths) -> how often a net with stages of these lengths applies a key map under Eq. 4."""
+    """answer(lengths) -> how often a net with stages of these lengths applies a key projection under Eq. 4."""
     for lengths in STAGES:
         given = run(answer, lengths)
         if not isinstance(given, (int, float, torch.Tensor)) or isinstance(given, bool):
@@ -56,8 +56,8 @@ def check_count(answer):
         right = sum(length * (length + 1) // 2 for length in lengths)
         mistakes = [
             (total * (total + 1) // 2, "a layer reads its own stage only; the next stage starts with an empty memory"),
-            (2 * right, "you count key and value maps together; the question is about key maps"),
-            (total, "you count one key map a layer; under Eq. 4 layer t applies its own to t features"),
+            (2 * right, "you count key and value projections together; the question is about key projections"),
+            (total, "you count one key projection a layer; under Eq. 4 layer t applies its own to t features"),
             (sum(length * length for length in lengths), "you let layers read later layers; layer t reads 1 to t only"),
             (right - total, "you leave out a layer's own feature; layer t reads layers 1 to t, itself too"),
         ]
@@ -125,7 +125,7 @@ TAG_MISTAKES = {
     "query": "your query is tagged too; it should come from the plain feature",
     "values": "your values are tagged too; they should come from the plain features",
     "all": "you tag queries and values too; only the keys should know the tags",
-    "after": "you add the tag after the key map; add it to the feature, before the map",
+    "after": "you add the tag after the key projection; add it to the feature, before the map",
     "no scale": "you do not divide by the root of the key's length",
 }
 
