@@ -571,3 +571,11 @@ def test_the_real_data(name, classes, monkeypatch, capsys):
         pixels = normalise(cifar.train.images[:20_000])
         assert pixels.mean((0, 2, 3)).abs().max() < 0.02 and (pixels.std((0, 2, 3)) - 1).abs().max() < 0.02
     assert capsys.readouterr() == ("", "")
+
+
+def test_looking_for_data_in_a_notebook_says_nothing():
+    """Where ipykernel runs without ipywidgets, pooch's import of tqdm.auto warns; a student would see it in red."""
+    code = ("import sys, types, IPython; sys.modules['ipykernel.zmqshell'] = types.ModuleType('zmqshell'); "
+            "sys.modules['ipywidgets'] = None; from mrla_minimal.lab.data import data_roots; data_roots()")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and "IProgress" not in run.stderr, run.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mrla_minimal import cifar_resnet
-from mrla_minimal.lab import cli, data, evidence, experiments, training
+from mrla_minimal.lab import cli, data, evidence, experiments, quiz, training
 from mrla_minimal.lab.data import Cifar, Split
 from mrla_minimal.lab.experiments import Suite, detectable_difference, reading, report_interventions, run_suite
 from mrla_minimal.lab.files import append_record, read_records, replace_file
@@ -284,3 +284,26 @@ def test_a_committed_checkpoint_reaches_what_its_line_says(path, monkeypatch):
     line = next(line for line in read_records(ROOT / "data" / "results" / "checkpoints.jsonl")[0] if line["file"] == path.name)
     model, _ = training.load_model(path)
     assert training.evaluate(model, cifar.test)[1] == pytest.approx(line["rounded_test_accuracy"], abs=2e-4)
+
+
+def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
+    """data/results/README.md: each suite's table stands there as `mrla compare --report` prints it from what is committed."""
+    text = (ROOT / "data" / "results" / "README.md").read_text(encoding="utf-8")
+    for name, suite in experiments.SUITES.items():
+        path = ROOT / "data" / "results" / f"{name}.jsonl"
+        if path.exists():
+            assert experiments.report(experiments.summarise(experiments.load_records(path), suite)) in text, f"table of {name}"
+            found = experiments.load_interventions(experiments.interventions_path(path))
+            assert not found or report_interventions(found) in text, f"interventions of {name}"
+    quiz_records = read_records(ROOT / "data" / "results" / "quiz.jsonl")[0]
+    assert len(quiz_records) == 350 and quiz.quiz_table(quiz_records) in text
+
+
+def test_the_quiz_table_by_hand():
+    make = {"question": "late", "key_dim": 8, "steps": 5}
+    records = [{**make, "method": "base", "width": width, "accuracy": a, "accuracy_mean": 0.25, "accuracy_shuffle": b}
+               for width, a, b in ((4, 0.5, 0.1), (4, 0.75, 0.2), (8, 1.0, 0.3))]
+    records.append({**make, "method": "mean", "width": 8, "accuracy": 0.4, "accuracy_mean": None, "accuracy_shuffle": None})
+    lines = quiz.quiz_table(records).splitlines()
+    assert lines[1].split() == ["late,", "8,", "5", "base", "0.50-0.75", "1.00-1.00", "0.25-0.25,", "0.10-0.20"]
+    assert lines[2].split() == ["late,", "8,", "5", "mean", "-", "0.40-0.40", "-,", "-"]

@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,9 @@ def data_roots(root=None):
     repository = repository_root()
     roots += [repository / "data"] if repository else []
     if importlib.util.find_spec("pooch"):
-        import pooch
+        with warnings.catch_warnings():     # in a notebook, its progress bar complains of missing widgets that nobody asked for
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            import pooch
 
         roots.append(Path(pooch.os_cache("mrla-minimal")))
     return roots or [Path.cwd() / "data"]

@@ -120,19 +120,20 @@ SUITES = {suite.name: suite for suite in (
         rates=_RATES),
     Suite(
         "cifar10-resnet20",
-        {**_attentions("plain", "depthwise", "layer", "mrla-base", "mrla-light"), "mrla-light-own": _LIGHT_OWN,
+        {**_attentions("plain", "depthwise", "layer", "uniform", "mrla-base", "mrla-light"), "mrla-light-own": _LIGHT_OWN,
          "se": {"layer_attention": None, "channel_attention": "se"}, "eca": {"layer_attention": None, "channel_attention": "eca"}},
         {"depth": 20, "width": 16, **_LONG},
-        contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise"), ("layer", "mrla-base"), ("mrla-light", "mrla-light-own")),
+        contrasts=(*_MRLA_AGAINST_CONTROLS, ("mrla-base", "depthwise"), ("layer", "mrla-base"), ("mrla-light", "mrla-light-own")),
         rates=_RATES),
     Suite(
         "cifar10-bottleneck56", _attentions("plain", "depthwise", "mrla-base", "mrla-light"),
         {"depth": 56, "block": "bottleneck", **_LONG}, contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise")), rates=_RATES),
     Suite(
         "cifar10-lambda", _attentions("plain", "mrla-light", "mrla-light-lambda0", "mrla-light-lambda1"),
-        {"depth": 56, "width": 8, **_LONG}, contrasts=(("mrla-light", "mrla-light-lambda0"), ("mrla-light", "mrla-light-lambda1"))),
+        {"depth": 56, "width": 8, **_LONG}, contrasts=(("mrla-light", "mrla-light-lambda0"), ("mrla-light", "mrla-light-lambda1")),
+        rates=_RATES),
     *(Suite(f"cifar10-depth{depth}-width{width}", _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base"),
-            {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS)
+            {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS, rates=_RATES)
       for depth, width in ((20, 8), (56, 16))),
     Suite(
         "cifar10-thin56-cpu", _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light", **{"mrla-light-own": _LIGHT_OWN}),

@@ -12,6 +12,8 @@ COLOURS = {
     "plain": "#000000",
     "mrla-light": "#0072B2",
     "mrla-light-own": "#003B5C",
+    "mrla-light-lambda0": "#7FB7D9",
+    "mrla-light-lambda1": "#B8D8EA",
     "mrla-base": "#D55E00",
     "layer": "#CC79A7",
     "uniform": "#E69F00",
@@ -25,6 +27,8 @@ MARKERS = {
     "plain": "o",
     "mrla-light": "s",
     "mrla-light-own": "p",
+    "mrla-light-lambda0": "$0$",
+    "mrla-light-lambda1": "$1$",
     "mrla-base": "^",
     "layer": "v",
     "uniform": "D",
@@ -38,6 +42,8 @@ LABELS = {
     "plain": "plain",
     "mrla-light": "MRLA-light",
     "mrla-light-own": "MRLA-light, own carry",
+    "mrla-light-lambda0": "MRLA-light, lambda from 0",
+    "mrla-light-lambda1": "MRLA-light, lambda from 1",
     "mrla-base": "MRLA-base",
     "layer": "layer attention (Eq. 4)",
     "uniform": "uniform mean",
@@ -246,10 +252,10 @@ def plot_suite(summary, path=None):
 
 
 def plot_contrasts(summary, path=None, margin=None):
-    """Every declared contrast a - b: a point for each seed's difference, their mean, the 95 % paired interval (thick), the pooled one (thin).
+    """Every declared contrast a - b: each seed's difference (symbols), their mean, the 95 % paired interval (thick), the pooled one (thin).
 
     `summary` is what experiments.summarise returns. The grey band is the margin (a fraction of 1; None: experiments.MARGIN). A contrast
-    of one seed has points alone. An interval wider than the axis, which shows the points and a point to each side, ends in an arrow.
+    of one seed is one symbol. The axis reaches one percentage point beyond the symbols; an interval that is wider ends in an arrow.
     Returns the figure, or writes it to `path`.
     """
     from mrla_minimal.lab.experiments import MARGIN

@@ -415,6 +415,27 @@ def write_quiz_records(path):
     return records
 
 
+def quiz_table(records):
+    """Quiz records as text: lowest and highest accuracy over the seeds of each method and width, and what is left at the first
+    width with the weights of all corridors averaged, or exchanged between corridors."""
+    groups = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in ("question", "key_dim", "steps", "method", "width")), []).append(record)
+    widths = sorted({width for *_, width in groups})
+    lines = [f"{'question, key dim, steps':<24} {'method':<16} " + "".join(f"{f'width {width}':<12}" for width in widths)
+             + "frozen at mean, shuffled (first width)"]
+    for row in dict.fromkeys(key[:4] for key in groups):
+        def span(width, what, row=row):
+            found = [record[what] for record in groups.get((*row, width), ())]
+            return "-" if not found or None in found else f"{min(found):.2f}-{max(found):.2f}"
+        first = next(width for width in widths if (*row, width) in groups)
+        question, key_dim, steps, method = row
+        accuracies = "".join(f"{span(width, 'accuracy'):<12}" for width in widths)
+        lines.append(f"{f'{question}, {key_dim}, {steps}':<24} {method:<16} {accuracies}"
+                     f"{span(first, 'accuracy_mean')}, {span(first, 'accuracy_shuffle')}")
+    return "\n".join(lines)
+
+
 def _one_of(what, given, allowed):
     if given not in tuple(allowed):
         raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, not {given!r}")
@@ -429,4 +450,4 @@ def _positive(what, given):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the corridor quiz's records, or those still missing.")
     parser.add_argument("--out", default="data/results/quiz.jsonl", help="file of JSON lines (default: %(default)s)")
-    write_quiz_records(parser.parse_args().out)
+    print(quiz_table(write_quiz_records(parser.parse_args().out)))
