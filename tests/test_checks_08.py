@@ -8,14 +8,14 @@ from notebook_answers import read_answers
 from scipy import stats
 from torch import nn
 
-from mrla_minimal import DepthwiseCarry
-from mrla_minimal.lab.checks.comparing import check_holm, check_moving_average, check_paired_interval
+from mrla_minimal import MRLABase, UniformMean
+from mrla_minimal.lab.checks.comparing import check_holm, check_paired_interval, check_sharp_base
 from mrla_minimal.lab.experiments import holm
 from mrla_minimal.lab.experiments import paired_interval as library_interval
-from mrla_minimal.layer_attention import value_convolution
+from mrla_minimal.layer_attention import pool, split_heads, weighted_sum
 
 NAME = "08_does_layer_attention_help.ipynb"
-CHECKS = {check.__name__: check for check in (check_paired_interval, check_holm, check_moving_average)}
+CHECKS = {check.__name__: check for check in (check_paired_interval, check_holm, check_sharp_base)}
 
 
 def assert_wrong(check, answer, words):
@@ -125,169 +125,226 @@ def test_wrong_adjustments_are_named(answer, words):
     assert_wrong(check_holm, answer, words)
 
 
-class Average(nn.Module):
-    """The moving average; each subclass below makes one mistake."""
+class Sharp(MRLABase):
+    """Base with a sharpness; each subclass below makes one mistake."""
 
     def __init__(self, channels):
-        super().__init__()
-        self.value = value_convolution(channels)
-        self.decay = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels)
+        self.sharpness = nn.Parameter(torch.ones(()))
 
-    def share(self):
-        return self.decay.sigmoid()[:, None, None]
+    def scale(self):
+        return self.sharpness
 
-    def mix(self, old, new):
-        return self.share() * old + (1 - self.share()) * new
+    def weigh(self, logits):
+        return (self.scale() * logits).softmax(dim=-1)
+
+    def cache(self, memory, key, value):
+        return [*(memory or []), (key, value)]
 
     def forward(self, x, memory=None):
-        value = self.value(x)
-        output = value if memory is None else self.mix(memory, value)
-        return output, output
+        row = pool(x)
+        query, key = (split_heads(module(row), self.head_dim) for module in (self.query, self.key))
+        memory = self.cache(memory, key, self.value(x))
+        keys = torch.stack([key for key, _ in memory], dim=2)
+        logits = (query[:, :, None] * keys).sum(dim=-1) / math.sqrt(self.head_dim)
+        weights = self.weights(self.weigh(logits))
+        return weighted_sum(weights, [value for _, value in memory]), memory
 
 
-class Exchanged(Average):
-    def mix(self, old, new):
-        return (1 - self.share()) * old + self.share() * new
+class Unused(Sharp):            # what the start computes: right in a check that leaves the sharpness at 1
+    def weigh(self, logits):
+        return (1 + 0 * self.sharpness) * logits.softmax(dim=-1)
 
 
-class Raw(Average):
-    def share(self):
-        return self.decay[:, None, None]
+class Divided(Sharp):
+    def weigh(self, logits):
+        return (logits / self.sharpness).softmax(dim=-1)
 
 
-class OneShare(Average):
-    def share(self):
-        return self.decay.mean().sigmoid()
+class AfterSoftmax(Sharp):
+    def weigh(self, logits):
+        return self.sharpness * logits.softmax(dim=-1)
 
 
-class Halves(Average):          # what the start computes: right in a check that leaves decay at 0
-    def mix(self, old, new):
-        return (old + new) / 2
+class ScaledKey(Sharp):         # agrees in its output at layer 1; with one sharpness for all layers it would be right
+    def weigh(self, logits):
+        return logits.softmax(dim=-1)
+
+    def cache(self, memory, key, value):
+        return super().cache(memory, self.sharpness * key, value)
 
 
-class Summed(Average):
-    def mix(self, old, new):
-        return self.share() * old + new
+class ScaledValue(Sharp):
+    def cache(self, memory, key, value):
+        return super().cache(memory, key, self.sharpness * value)
 
 
-class Forgetful(Average):
-    def mix(self, old, new):
-        return new
+class Unscaled(Sharp):
+    def weigh(self, logits):
+        return super().weigh(logits * math.sqrt(self.head_dim))
 
 
-class FromZero(Average):
-    def forward(self, x, memory=None):
-        value = self.value(x)
-        output = self.mix(torch.zeros_like(value) if memory is None else memory, value)
-        return output, output
+class OverHeads(Sharp):
+    def weigh(self, logits):
+        return super().weigh(logits) if logits.shape[2] == 1 else (self.sharpness * logits).softmax(dim=1)
 
 
-class OfMaps(Average):
-    def forward(self, x, memory=None):
-        output = x if memory is None else self.mix(memory, x)
-        return output, output
+class Sigmoid(Sharp):
+    def weigh(self, logits):
+        return super().weigh(logits) if logits.shape[2] == 1 else (self.sharpness * logits).sigmoid()
 
 
-class CarriesValue(Average):    # agrees up to layer 2
-    def forward(self, x, memory=None):
-        return super().forward(x, memory)[0], self.value(x)
+class Uniform(Sharp):
+    def weigh(self, logits):
+        return (0 * self.sharpness * logits).softmax(dim=-1)
 
 
-class Detached(Average):
+class Squared(Sharp):
+    def scale(self):
+        return self.sharpness**2
+
+
+class CopiedNumber(Sharp):
+    def scale(self):
+        return self.sharpness.item()
+
+
+class Detached(Sharp):
     def forward(self, x, memory=None):
         output, memory = super().forward(x, memory)
-        return output, memory.detach()
+        return output, [(key.detach(), value.detach()) for key, value in memory]
 
 
-class CopiedDecay(Average):
-    def share(self):
-        return self.decay.detach().sigmoid()[:, None, None]
+class Appends(Sharp):
+    def cache(self, memory, key, value):
+        memory = [] if memory is None else memory
+        memory.append((key, value))
+        return memory
 
 
-class InPlace(Average):
-    def mix(self, old, new):
-        return old.mul_(self.share()).add_((1 - self.share()) * new)
+class KeepsOwnList(Sharp):      # a list on the module, which outlives the stage
+    def cache(self, memory, key, value):
+        if memory is None:
+            memory = getattr(self, "before", [])
+            self.before = [(key.detach(), value.detach())]
+        return super().cache(memory, key, value)
 
 
-class Hidden(Average):          # right on the first stage
-    last = None
+class NewestFirst(Sharp):       # the same output, another order of memory
+    def cache(self, memory, key, value):
+        return [(key, value), *(memory or [])]
 
+
+class Forgets(Sharp):           # no memory at all
+    def cache(self, memory, key, value):
+        return [(key, value)]
+
+
+class MemoryOfKeys(Sharp):
     def forward(self, x, memory=None):
-        output, memory = super().forward(x, self.last)
-        self.last = memory
-        return output, memory
-
-
-class HiddenState(Average):
-    """Keeps the map on the module: the first pass through a stage is right where layers pass their memory on as well."""
-
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.before = None
-
-    def forward(self, x, memory=None):
-        memory = self.before if memory is None else memory
         output, memory = super().forward(x, memory)
-        self.before = memory
-        return output, memory
+        return output, {"pairs": memory}
 
 
-class StartsAtOne(Average):
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.decay = nn.Parameter(torch.ones(channels))
-
-
-class OneNumber(Average):
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.decay = nn.Parameter(torch.zeros(()))
-
-
-class NoParameter(Average):
-    def __init__(self, channels):
-        super().__init__(channels)
-        del self.decay
-        self.decay = torch.zeros(channels)
-
-
-class OrdinaryValue(Average):
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.value = nn.Conv2d(channels, channels, 3, padding=1)
-
-
-class OutputAlone(Average):
+class OutputAlone(Sharp):
     def forward(self, x, memory=None):
         return super().forward(x, memory)[0]
 
 
-class NotANumber(Average):
-    def mix(self, old, new):
-        return super().mix(old, new) * math.nan
+class PastTheHook(Sharp):
+    def forward(self, x, memory=None):
+        kept, self.weights = self.weights, nn.Identity()
+        result = super().forward(x, memory)
+        self.weights = kept
+        return result
 
 
-class NeedsSixChannels(Average):
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.register_buffer("six", torch.ones(6, 1, 1))
+class LogitsThroughTheHook(PastTheHook):
+    def weigh(self, logits):
+        return super().weigh(self.kept(logits))
 
     def forward(self, x, memory=None):
-        return super().forward(x * self.six, memory)
+        self.kept, self.weights = self.weights, nn.Identity()
+        result = Sharp.forward(self, x, memory)
+        self.weights = self.kept
+        return result
+
+
+class StartsAtZero(Sharp):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.sharpness = nn.Parameter(torch.zeros(()))
+
+
+class NumberAChannel(Sharp):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.sharpness = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def scale(self):
+        return self.sharpness.mean()
+
+
+class NoParameter(Sharp):
+    def __init__(self, channels):
+        super().__init__(channels)
+        del self.sharpness
+        self.sharpness = torch.ones(())
+
+
+class NotDerived(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.inner = Sharp(channels)
+
+    def forward(self, x, memory=None):
+        return self.inner(x, memory)
+
+
+class NotANumber(Sharp):
+    def weigh(self, logits):
+        return super().weigh(logits) * math.nan
+
+
+class NeedsManyChannels(Sharp):
+    def forward(self, x, memory=None):
+        return super().forward(x + torch.zeros(48, 1, 1, dtype=x.dtype), memory)
+
+
+class OneElement(Sharp):        # shape (1,) in place of (): as good
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.sharpness = nn.Parameter(torch.ones(1))
 
 
 @pytest.mark.parametrize(("answer", "words"), [
-    (Exchanged, "exchanged"), (Raw, "sigmoid(decay)"), (OneShare, "one share for all channels"), (Halves, "one half each"),
-    (Summed, "shares that sum to 1"), (Forgetful, "memory is not used"), (FromZero, "O^1 = v^1"), (OfMaps, "average the values"),
-    (CarriesValue, "the output O^t itself"), (Detached, "detached"), (CopiedDecay, "decay gets no gradient"), (InPlace, "in place"),
-    (Hidden, "right at the first layer only"), (HiddenState, "outlives the memory"), (StartsAtOne, "start at 0"),
-    (OneNumber, "one number a channel"), (NoParameter, "nn.Parameter"), (OrdinaryValue, "value_convolution"),
-    (OutputAlone, "two things"), (NotANumber, "contains NaN"), (NeedsSixChannels, "in a network"),
-    (DepthwiseCarry, "self.decay"), (lambda channels: torch.zeros(channels), "should make a module"),
+    (Unused, "sharpness is not used"), (Divided, "you divide"), (AfterSoftmax, "nor the weights"),
+    (ScaledKey, "what you cache is scaled"), (ScaledValue, "not the values"), (Unscaled, "divided by sqrt"),
+    (OverHeads, "over the heads"), (Sigmoid, "sigmoid"), (Uniform, "all 1/t"), (Squared, "at layer 2"),
+    (CopiedNumber, "copy of its number"), (Detached, "detached"), (Appends, "in place"), (KeepsOwnList, "outlives the memory"),
+    (NewestFirst, "the oldest first"), (Forgets, "memory is not used"), (MemoryOfKeys, "list of 1 pairs"), (OutputAlone, "two things"),
+    (StartsAtZero, "start at 1"), (PastTheHook, "through self.weights"), (LogitsThroughTheHook, "sums to 1"),
+    (NumberAChannel, "with one number"), (NoParameter, "nn.Parameter"), (NotDerived, "derived from MRLABase"),
+    (NotANumber, "contains NaN"), (NeedsManyChannels, "in a network"), (MRLABase, "self.sharpness"),
+    (lambda channels: torch.zeros(channels), "should make a module"),
 ], ids=lambda value: getattr(value, "__name__", None))
-def test_wrong_averages_are_named(answer, words):
-    assert_wrong(check_moving_average, answer, words)
+def test_wrong_sharpness_is_named(answer, words):
+    assert_wrong(check_sharp_base, answer, words)
 
 
-def test_the_right_average_passes():
-    assert check_moving_average.judge(Average) == ("passed", "passed")
+@pytest.mark.parametrize("answer", [Sharp, OneElement])
+def test_the_right_sharpness_passes(answer):
+    assert check_sharp_base.judge(answer) == ("passed", "passed")
+
+
+def test_sharpness_lies_between_base_and_the_uniform_mean():
+    layers, uniform, base = [Sharp(32) for _ in range(3)], [UniformMean(32) for _ in range(3)], [MRLABase(32) for _ in range(3)]
+    for sharpness, others in ((0.0, uniform), (1.0, base)):
+        memory = given = None
+        for layer, other in zip(layers, others, strict=True):
+            nn.init.constant_(layer.sharpness, sharpness)
+            other.load_state_dict({name: layer.state_dict()[name] for name in other.state_dict()})
+            x = torch.randn(2, 32, 4, 5)
+            output, memory = layer(x, memory)
+            wanted, given = other(x, given)
+            assert torch.allclose(output, wanted, atol=1e-6)
