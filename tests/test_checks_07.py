@@ -1,32 +1,14 @@
-"""The checkers of notebook 07: the stub is not attempted, the solution passes, and plausible mistakes are named."""
+"""The checkers of notebook 07: plausible mistakes are named."""
 
 import math
 
 import pytest
 import torch
-from notebook_answers import read_answers
+from notebook_answers import assert_wrong
 from torch import nn
 from torch.nn import functional as F
 
 from mrla_minimal.lab.checks.training import check_accuracy, check_fading_mean, check_trapezoid
-
-NAME = "07_training_a_small_resnet.ipynb"
-CHECKS = {check.__name__: check for check in (check_trapezoid, check_accuracy, check_fading_mean)}
-
-
-def assert_wrong(check, answer, words):
-    status, message = check.judge(answer)
-    assert (status, words in message) == ("wrong", True), message
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_stub_is_not_attempted(check):
-    assert CHECKS[check].judge(read_answers(NAME, "exercise", CHECKS)[check]) == ("not attempted", "not attempted yet")
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_solution_passes(check):
-    assert CHECKS[check].judge(read_answers(NAME, "solution", CHECKS)[check]) == ("passed", "passed")
 
 
 def rate_answer(warmup=None, start=None, fall=None):

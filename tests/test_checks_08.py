@@ -1,10 +1,10 @@
-"""The checkers of notebook 08: the stub is not attempted, the solution passes, and plausible mistakes are named."""
+"""The checkers of notebook 08: plausible mistakes are named."""
 
 import math
 
 import pytest
 import torch
-from notebook_answers import read_answers
+from notebook_answers import assert_wrong
 from scipy import stats
 from torch import nn
 
@@ -13,24 +13,6 @@ from mrla_minimal.lab.checks.comparing import check_holm, check_paired_interval,
 from mrla_minimal.lab.experiments import holm
 from mrla_minimal.lab.experiments import paired_interval as library_interval
 from mrla_minimal.layer_attention import pool, split_heads, weighted_sum
-
-NAME = "08_does_layer_attention_help.ipynb"
-CHECKS = {check.__name__: check for check in (check_paired_interval, check_holm, check_sharp_base)}
-
-
-def assert_wrong(check, answer, words):
-    status, message = check.judge(answer)
-    assert (status, words in message) == ("wrong", True), message
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_stub_is_not_attempted(check):
-    assert CHECKS[check].judge(read_answers(NAME, "exercise", CHECKS)[check]) == ("not attempted", "not attempted yet")
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_solution_passes(check):
-    assert CHECKS[check].judge(read_answers(NAME, "solution", CHECKS)[check]) == ("passed", "passed")
 
 
 def by_library(a, b):

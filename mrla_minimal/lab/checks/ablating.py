@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mrla_minimal.lab.checks.common import NotAttempted, Wrong, checker, close, first_line, numbers, run, tensor
+from mrla_minimal.lab.checks.common import NotAttempted, Wrong, checker, close, first_line, numbers, pair, run, tensor
 from mrla_minimal.layer_attention import per_channel, pool, split_heads
 from mrla_minimal.resnet import cifar_resnet
 
@@ -118,10 +118,7 @@ def check_blend(answer):
         memory, carried = None, torch.zeros(batch, channels, height, width, dtype=torch.float64)
         for t, layer in enumerate(stage, start=1):
             x = numbers(batch, channels, height, width, seed=t) + numbers(batch, channels, 1, 1, seed=10 + t)
-            result = run(layer, x, memory)
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise Wrong("forward(x, memory) should return two things, the output and the memory for the next layer")
-            output, memory = result
+            output, memory = pair(run(layer, x, memory))
             wanted = _blend(layer, x, carried, d)
             if not close(tensor(output, wanted.shape), wanted):
                 if again:

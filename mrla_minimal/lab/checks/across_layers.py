@@ -7,33 +7,11 @@ import math
 
 import torch
 
-from mrla_minimal.lab.checks.common import NotAttempted, Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, blame, checker, close, numbers, pair, run, tensor
 
 STAGES = [(3, 4, 6, 3), (5,), (2, 7), (1, 1, 1, 4)]
 HEAD_SIZES = [(4, 2, 3), (3, 5, 2), (1, 2, 3)]      # layers t, heads, head_dim
 TAG_SIZES = [(4, 5), (2, 3)]                        # layers t, dim
-
-
-def pair(output, first, second):
-    """`output`, if it is a tuple of two things, called `first` and `second`; NotAttempted if both are None."""
-    if not isinstance(output, tuple) or len(output) != 2:
-        raise Wrong(f"return two things, {first} and {second}, in this order")
-    if output[0] is None and output[1] is None:
-        raise NotAttempted
-    return output
-
-
-def blame(given, right, mistakes, otherwise):
-    """Nothing if `given` is `right`; else raises Wrong with the message of the first mistake that gives the same.
-
-    mistakes: pairs (what the mistake gives, message); `otherwise` is the message if none of them fits.
-    """
-    if close(given, right):
-        return
-    for wrong, message in mistakes:
-        if close(given, wrong) and not close(wrong, right):
-            raise Wrong(message)
-    raise Wrong(otherwise)
 
 
 def _run_twice(answer, *inputs):

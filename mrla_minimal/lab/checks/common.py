@@ -127,6 +127,15 @@ def tensor(output, shape, name="output"):
     return output
 
 
+def pair(output, first="the output", second="the memory for the next layer"):
+    """`output`, if it is a tuple of two things, called `first` and `second`; NotAttempted if both are None."""
+    if not isinstance(output, tuple) or len(output) != 2:
+        raise Wrong(f"return two things, {first} and {second}, in this order")
+    if output[0] is None and output[1] is None:
+        raise NotAttempted
+    return output
+
+
 def close(a, b, tolerance=1e-8):
     """Whether two tensors (or numbers) agree in shape and, relative to b's largest number or 1, in every entry.
 
@@ -141,6 +150,19 @@ def close(a, b, tolerance=1e-8):
         tolerance = max(tolerance, 1e-5)
     a, b = a.double(), b.double()
     return bool(((a - b).abs() <= tolerance * max(1.0, b.abs().max().item())).all())
+
+
+def blame(given, right, mistakes, otherwise):
+    """Nothing if `given` is `right`; else raises Wrong with the message of the first mistake that gives the same.
+
+    mistakes: pairs (what the mistake gives, message); `otherwise` is the message if none of them fits.
+    """
+    if close(given, right):
+        return
+    for wrong, message in mistakes:
+        if close(given, wrong) and not close(wrong, right):
+            raise Wrong(message)
+    raise Wrong(otherwise)
 
 
 def numbers(*shape, seed=0):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from mrla_minimal.lab.checks.common import Wrong, checker, close, first_line, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, checker, close, first_line, numbers, pair, run, tensor
 from mrla_minimal.lab.checks.coursework import check_training_step
 from mrla_minimal.layer_attention import MRLABase
 
@@ -126,10 +126,7 @@ def check_sharp_base(answer):
         for t, layer in enumerate(layers, start=1):
             x = numbers(*SHAPE, seed=50 + t + 10 * stage)            # other maps: what was kept then shows
             x = x + numbers(*SHAPE[:2], 1, 1, seed=70 + t + 10 * stage)
-            result = run(layer, x, memory)
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise Wrong("forward should return two things, the output and the memory for the next layer")
-            output, memory = result
+            output, memory = pair(run(layer, x, memory))
             query, key, value = _project(layer, x)
             cached.append((key, value))
             sharpness.append(layer.sharpness.detach().reshape(()))

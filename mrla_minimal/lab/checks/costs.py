@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mrla_minimal import MRLABase, eca_kernel_size
-from mrla_minimal.lab.checks.common import NotAttempted, Wrong, checker, close, first_line, numbers, run, tensor
+from mrla_minimal.lab.checks.common import NotAttempted, Wrong, checker, close, first_line, numbers, pair, run, tensor
 
 
 def _whole(answer, *inputs):
@@ -175,10 +175,7 @@ def _check_stage(layers, references, maps, window):
     wanted = _outputs(references, maps, lambda entries: entries[len(entries) - min(window - 1, len(entries)):])
     given, memory, held = [], None, []
     for layer, x in zip(layers, maps, strict=True):
-        result = run(layer, x, memory)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise Wrong("your forward should return two things, the output and the memory for the next layer")
-        output, memory = result
+        output, memory = pair(run(layer, x, memory))
         given.append(tensor(output, x.shape))
         held.append(f"{len(memory)} entries" if isinstance(memory, (list, tuple)) else f"a {type(memory).__name__}")
     for number, (output, right) in enumerate(zip(given, wanted, strict=True), start=1):

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
 from mrla_minimal.layer_attention import per_channel
 
 
@@ -53,10 +53,7 @@ def check_running_mean(answer):
     for stage in range(2):
         memory, outputs = None, []
         for layer, value in enumerate(values, start=1):
-            result = run(answer, value, memory)
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise Wrong("your function should return two things, the output and the memory for the next layer")
-            output, memory = result
+            output, memory = pair(run(answer, value, memory))
             outputs.append(tensor(output, value.shape))
             if not close(output, sum(values[:layer]) / layer):
                 if stage:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
 from mrla_minimal.lab.checks.coursework import check_batch, check_calls, check_gradients, check_memory_is_a_value, check_training_step
 
 # (right before and after, lost, gained, wrong before and after) of the tests that exercise 1 is given.
@@ -170,10 +170,7 @@ def _fixed_layers(answer):
                 x = numbers(batch, CHANNELS, 4, 5, seed=10 * batch + t)
                 values.append(layer.value(x))
                 before = len(seen)
-                result = run(layer, x, memory)
-                if not isinstance(result, tuple) or len(result) != 2:
-                    raise Wrong("forward should return two things, the output and the memory for the next layer")
-                output, memory = result
+                output, memory = pair(run(layer, x, memory))
                 tensor(output, x.shape)
                 if len(seen) == before:
                     raise Wrong("nothing passes through self.weights: write weights = self.weights(...) in forward")

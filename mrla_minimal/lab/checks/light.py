@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
 
 
 @checker("exercise 1")
@@ -40,10 +40,7 @@ def check_light_step(answer):
     for stage in range(2):
         memory, carried = None, torch.zeros(shape, dtype=torch.float64)
         for layer, (query, key, value, lambda_o) in enumerate(layers, start=1):
-            result = run(answer, query, key, value, lambda_o, memory)
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise Wrong("your function should return two things, the output and the memory for the next layer")
-            output, memory = result
+            output, memory = pair(run(answer, query, key, value, lambda_o, memory))
             tensor(output, shape)
             wanted = _light(query, key, value, lambda_o, carried)
             if not close(output, wanted):
@@ -91,10 +88,8 @@ def check_best_constant(answer):
     """answer(before, now), both (samples, heads, d) -> (constant (heads,), error (heads,)): now ~ constant * before."""
     before = numbers(50, 3, 4)
     now = torch.tensor([1.5, -0.5, 0.1])[:, None] * before + torch.tensor([0.3, 0.6, 1.0])[:, None] * numbers(50, 3, 4, seed=1)
-    result = run(answer, before, now)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise Wrong("your function should return two things, the constants and the errors, each one number a head")
-    constant, error = tensor(result[0], (3,), "constant"), tensor(result[1], (3,), "error")
+    constant, error = pair(run(answer, before, now), "the constants", "the errors, each one number a head")
+    constant, error = tensor(constant, (3,), "constant"), tensor(error, (3,), "error")
     product, square, size = (before * now).sum((0, 2)), (before * before).sum((0, 2)), (now * now).sum((0, 2))
     best = product / square
     if not close(constant, best):

@@ -7,8 +7,7 @@ import math
 
 import torch
 
-from mrla_minimal.lab.checks.across_layers import blame, pair
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, blame, checker, close, numbers, pair, run, tensor
 
 SIZES = [(4, 2, 3, 5), (3, 1, 5, 2)]        # layers, heads, d, e
 WINDOWS = (3, 1, 2, 6)

@@ -2,7 +2,7 @@
 
 import torch
 
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
 
 
 def _window_mask(tokens, first, last):
@@ -45,17 +45,13 @@ def _entries(count, seed):
     """One query's attention over `count` entries: logits (3, count) and values (3, count, 5)."""
     return numbers(3, count, seed=seed), numbers(3, count, 5, seed=seed + 1)
 
+MERGED = ("the merged output", "the merged log_sum")
+
 
 def _attend(logits, values):
     """The outputs (3, 5) and the logarithms of the sums of exponentials (3,)."""
     output = torch.einsum("nm,nme->ne", logits.softmax(dim=-1), values)
     return output, logits.logsumexp(dim=-1)
-
-
-def _pair(given):
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise Wrong("return two things: the merged output and the merged log_sum")
-    return given
 
 
 @checker("exercise 2")
@@ -65,7 +61,7 @@ def check_merge(answer):
     logits_b = logits_b + logits_b.new_tensor([[3.0], [0.0], [-1.0]])      # neither basket always has the larger sum
     (output_a, sum_a), (output_b, sum_b) = _attend(logits_a, values_a), _attend(logits_b, values_b)
     right, right_sum = _attend(torch.cat([logits_a, logits_b], dim=1), torch.cat([values_a, values_b], dim=1))
-    given = _pair(run(answer, output_a, sum_a, output_b, sum_b))
+    given = pair(run(answer, output_a, sum_a, output_b, sum_b), *MERGED)
     output, log_sum = tensor(given[0], (3, 5), "output"), tensor(given[1], (3,), "log_sum")
     share = torch.sigmoid(sum_a - sum_b)[:, None]               # (3, 1): A's part of all exponentials
     mistakes = {
@@ -103,7 +99,7 @@ def _check_merge_far_apart(answer):
         (logits_a, values_a), (logits_b, values_b) = _entries(4, seed=30), _entries(2, seed=40)
         logits_a, logits_b = logits_a + shift_a, logits_b + shift_b
         right, right_sum = _attend(torch.cat([logits_a, logits_b], dim=1), torch.cat([values_a, values_b], dim=1))
-        output, log_sum = _pair(run(answer, *_attend(logits_a, values_a), *_attend(logits_b, values_b)))
+        output, log_sum = pair(run(answer, *_attend(logits_a, values_a), *_attend(logits_b, values_b)), *MERGED)
         if not (close(output, right) and close(log_sum, right_sum)):
             raise Wrong(f"right for small logits, but not for log sums near {shift_a} and {shift_b}, where exp() is "
                         "inf or 0: subtract the larger log_sum from both before exp()")

@@ -5,7 +5,7 @@ import math
 from einops import rearrange
 
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
 
 
 @checker("exercise 1")
@@ -88,9 +88,7 @@ def check_cross_attention(answer):
     batch, n, m, heads, d = 2, 5, 7, 3, 4
     attention = MultiHeadSelfAttention(heads * d, heads).double()
     x, context = numbers(batch, n, heads * d, seed=3), numbers(batch, m, heads * d, seed=4)
-    given = run(answer, x, context, attention)
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise Wrong("return two things: the output and the weights")
+    given = pair(run(answer, x, context, attention), "the output", "the weights")
     shape = tuple(getattr(given[1], "shape", ()))
     if shape == (batch, heads, n, n):
         raise Wrong(f"your weights are (batch, heads, n, n): the keys should come from the context, of m = {m} tokens")

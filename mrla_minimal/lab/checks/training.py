@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, run, tensor
-from mrla_minimal.resnet import cifar_resnet
+from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
+from mrla_minimal.lab.checks.coursework import check_training_step
 
 
 def _number(output, name):
@@ -178,23 +178,24 @@ def check_fading_mean(answer):
         features = [numbers(*shape, seed=10 + 3 * stage + t) for t in range(3)]     # the same would hide what is kept
         memory, carried = None, None
         for t, (layer, x) in enumerate(zip(layers, features, strict=True), start=1):
-            result = run(layer, x, memory)
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise Wrong("your forward should return two things, the output and the memory for the next layer")
-            output = tensor(result[0], shape)
+            output, memory = pair(run(layer, x, memory))
+            tensor(output, shape)
             wanted = _fading(layer, x, carried)
             if not close(output, wanted):
                 if stage:
                     raise Wrong("your code is right on its first stage only: something outlives the memory, which is None again "
                                 "at the first layer of a stage")
                 _explain_fading(output, layer, x, carried, t)
-            memory, carried = result[1], wanted
+            carried = wanted
             if not close(tensor(memory, shape, "memory"), wanted):
                 raise Wrong("your memory should be the output O^t itself: that is what layer t + 1 lets fade")
-        oldest = layers[0].value.weight
-        if not output.requires_grad or torch.autograd.grad(output.square().sum(), oldest, allow_unused=True)[0] is None:
+        learned = (layers[0].value.weight, layers[2].fade)
+        reached = torch.autograd.grad(output.square().sum(), learned, allow_unused=True) if output.requires_grad else (None, None)
+        if reached[0] is None:
             raise Wrong("your outputs are right, but no gradient of layer 3's output reaches layer 1; is the memory detached?")
-    _train_two_steps(answer)
+        if reached[1] is None or not reached[1].any():
+            raise Wrong("your outputs are right, but no gradient reaches self.fade; is it detached?")
+    check_training_step(answer)
 
 
 def _explain_fading(output, layer, x, carried, t):
@@ -215,20 +216,3 @@ def _explain_fading(output, layer, x, carried, t):
         raise Wrong("your shares are 1/2 each, whatever self.fade is")
     raise Wrong(f"at layer {t} your output is not keep * memory + (1 - keep) * v, channel by channel")
 
-
-def _train_two_steps(answer):
-    """In a real net: its weights stay finite, and the fade of every stage's second block gets a gradient."""
-    model = cifar_resnet(14, width=4, layer_attention=answer)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    images, labels = numbers(4, 3, 32, 32, seed=5).float(), torch.arange(4)
-    for _ in range(2):
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise Wrong("after two training steps of cifar_resnet(14, width=4) some parameters are not finite")
-    for stage in model.stages:
-        gradient = stage[1].layer_attention.fade.grad
-        if gradient is None or not gradient.any():
-            raise Wrong("your outputs are right, but no gradient reaches self.fade; is it detached?")
