@@ -47,7 +47,8 @@ def value_convolution(channels):
 
 def pool(x):
     """Global average of each channel, laid out as a row for Conv1d: (batch, channels, height, width) -> (batch, 1, channels)."""
-    return x.mean(dim=(2, 3)).unsqueeze(1)
+    pixels = x.shape[2] * x.shape[3]
+    return (x.sum(dim=(2, 3)) / pixels).unsqueeze(1)        # x.mean would divide its gradient map by map, not row by row
 
 
 def split_heads(row, head_dim):
@@ -61,16 +62,43 @@ def per_channel(weights, like):
     return weights.to(like.dtype).repeat_interleave(head_dim, dim=1)[:, :, None, None]
 
 
+class AddProduct(torch.autograd.Function):
+    """total + weight * value, written into `total`; weight * value alone if total is None. Its gradients are written out.
+
+    apply(total, weight, value): value and total (batch, channels, height, width); weight broadcasts to them. Gradients,
+    with g that of the result: g of total, the sum of g * value over what was broadcast of weight, weight * g of value.
+    The numbers are autograd's own, for one fresh map where autograd makes three; on a CPU a fresh map's memory costs more
+    time than its arithmetic. The backward pass keeps `value` as it is, so a value that many layers read is kept once.
+    Differentiable once.
+    """
+
+    @staticmethod
+    def forward(ctx, total, weight, value):
+        ctx.save_for_backward(weight, value)
+        if total is None:
+            return weight * value
+        ctx.mark_dirty(total)       # tells autograd that it is changed in place
+        total.addcmul_(weight, value)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, value = ctx.saved_tensors
+        product = gradient * value                                                       # (batch, channels, height, width)
+        of_weight = product.sum_to_size(weight.shape).clone()       # of maps of one pixel the sum is `product` itself
+        of_value = product.copy_(gradient).mul_(weight)                                  # the map is written over
+        return gradient if ctx.needs_input_grad[0] else None, of_weight, of_value
+
+
 def weighted_sum(weights, values):
     """sum over layers s of weights[..., s] * values[s]: (batch, heads, t) and t maps -> one map (batch, channels, height, width).
 
-    Adding map by map keeps for the backward pass the t maps alone (each once, however many layers read it); stacking them
-    first would keep a fresh copy of the whole cache at every layer.
+    Map by map: stacking them first would keep for the backward pass a fresh copy of the whole cache at every layer.
     """
-    output = per_channel(weights[:, :, 0], values[0]) * values[0]
-    for s in range(1, len(values)):
-        output = torch.addcmul(output, per_channel(weights[:, :, s], values[s]), values[s])
-    return output
+    total = None
+    for s, value in enumerate(values):
+        total = AddProduct.apply(total, per_channel(weights[:, :, s], value), value)
+    return total
 
 
 class LayerAttention(nn.Module):
@@ -182,9 +210,9 @@ class MRLALight(nn.Module):
         value = self.value(x)                                                            # (batch, channels, height, width)
         logits = (query * key).sum(dim=-1, keepdim=True) / math.sqrt(self.head_dim)      # (batch, heads, 1)
         gate = self.weights(logits.sigmoid())                                            # (batch, heads, 1)
-        # O^0 is a zero that broadcasts, not a skipped term: lambda_o then has a gradient (0) at t = 1 too.
-        carried = value.new_zeros(1, self.channels, 1, 1) if memory is None else memory.to(value.dtype)
+        # O^0 is a map of zeros (one zero, expanded), not a skipped term: lambda_o then has a gradient (0) at t = 1 too.
+        carried = value.new_zeros(()).expand_as(value) if memory is None else memory.to(value.dtype)
         lambda_o = self.lambda_o.to(value.dtype)[:, None, None]                          # (channels, 1, 1)
-        gated = per_channel(gate[:, :, 0], value) * value                                # (batch, channels, height, width)
-        output = gated.add_(lambda_o * carried)     # in place: one fresh map less
+        output = AddProduct.apply(None, per_channel(gate[:, :, 0], value), value)        # sigmoid(q . k / sqrt(d)) v
+        output = AddProduct.apply(output, lambda_o, carried)                             # + lambda_o * O^{t-1}
         return output, output                                                            # Eq. 8

@@ -180,9 +180,11 @@ def test_a_state_dict_goes_out_and_in(module):
         assert torch.equal(given, wanted)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
 @every_module
-def test_a_compiled_stage_equals_the_eager_one(module):
+def test_a_compiled_stage_equals_the_eager_one(module, layout):
     layers, maps = stage(module)
+    maps = [x.detach().to(memory_format=layout).requires_grad_() for x in maps]
     torch.compiler.reset()
     compiled = torch.compile(lambda maps: run_stage(layers, maps), backend="aot_eager", fullgraph=True)
     outputs = compiled(maps)

@@ -5,7 +5,10 @@ ratios, with the smallest and the largest. No absolute times: those belong to a 
 """
 
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
@@ -93,6 +96,17 @@ def take_turns(candidates, rounds=ROUNDS, device=None, progress=True):
     return seconds
 
 
+def page_faults(function):
+    """How many fresh pages of memory the system had to hand out while `function` ran; None where that is not counted (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    function()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
 def spread(ratios):
     """The median of a list of ratios with its smallest and largest, as text."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -137,6 +151,9 @@ def bench_base(layers=18, channels=64, size=32, batch=32, progress=True):
     seconds = take_turns(candidates, progress=progress)
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["naive"], strict=True)]
     print(f"  forward + backward time, ours / naive: {spread(ratios)}")
+    faults = {name: page_faults(run) for name, run in candidates.items()}
+    if None not in faults.values():
+        print("  page faults of one more round: " + ", ".join(f"{name} {count:,}" for name, count in faults.items()))
 
 
 def _step(model, images, labels, autocast=False):
@@ -224,10 +241,27 @@ def bench_cuda(progress=True):
             print("  peak memory: " + ", ".join(f"{name} {peak:.2f} GiB" for name, peak in peaks.items()))
 
 
+def without_page_faults(benchmark):
+    """Run one of the benchmarks above in a process whose allocator keeps what is freed: what is left is arithmetic and its traffic.
+
+    By default the C library gives large blocks back to the system and gets them again, page by page, at the next round. The
+    settings are glibc's: elsewhere this says so and runs nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        print("freed memory kept: needs glibc's allocator, so Linux; left out")
+        return
+    print("the same with freed memory kept, so without page faults:")
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
+    code = f"from mrla_minimal.lab import bench; bench.{benchmark.__name__}()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | keep, check=True)
+
+
 def bench_attention():
     """`mrla bench attention`: base and light against their naive forms; on a GPU, in ResNet-50 as well."""
-    bench_base()
-    bench_light("eager")
+    for benchmark in (bench_base, bench_light):
+        benchmark()
+        sys.stdout.flush()      # another process prints next
+        without_page_faults(benchmark)
     profile_light()
     bench_light("compiled")
     if torch.cuda.is_available():
