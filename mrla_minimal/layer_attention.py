@@ -67,14 +67,16 @@ class AddProduct(torch.autograd.Function):
 
     apply(total, weight, value): value and total (batch, channels, height, width); weight broadcasts to them. Gradients,
     with g that of the result: g of total, the sum of g * value over what was broadcast of weight, weight * g of value.
-    The numbers are autograd's own, for one fresh map where autograd makes three; on a CPU a fresh map's memory costs more
-    time than its arithmetic. The backward pass keeps `value` as it is, so a value that many layers read is kept once.
-    Differentiable once.
+    The numbers are autograd's own, for one fresh map where `total + weight * value` and its gradients take four; on a CPU a
+    fresh map's memory costs more time than its arithmetic. Where weight asks for a gradient, the backward pass keeps
+    `value` as it is, so a value that many layers read is kept once. Differentiable once.
     """
 
     @staticmethod
     def forward(ctx, total, weight, value):
-        ctx.save_for_backward(weight, value)
+        _, of_weight, of_value = ctx.needs_input_grad
+        ctx.weight_shape = weight.shape
+        ctx.save_for_backward(weight if of_value else None, value if of_weight else None)        # what the other's gradient needs
         if total is None:
             return weight * value
         ctx.mark_dirty(total)       # tells autograd that it is changed in place
@@ -84,9 +86,12 @@ class AddProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         weight, value = ctx.saved_tensors
-        product = gradient * value                                                       # (batch, channels, height, width)
-        of_weight = product.sum_to_size(weight.shape).clone()       # of maps of one pixel the sum is `product` itself
-        of_value = product.copy_(gradient).mul_(weight)                                  # the map is written over
+        product = of_weight = of_value = None
+        if value is not None:
+            product = gradient * value                                                   # (batch, channels, height, width)
+            of_weight = product.sum_to_size(ctx.weight_shape).clone()       # clone: for maps of one pixel the sum is `product` itself
+        if weight is not None:      # the map of products is written over, if there is one
+            of_value = gradient * weight if product is None else product.copy_(gradient).mul_(weight)
         return gradient if ctx.needs_input_grad[0] else None, of_weight, of_value
 
 

@@ -1,7 +1,9 @@
 """`mrla check`: good layer attentions pass, and each way to break one is caught by the check that is meant for it."""
 
+import re
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +57,7 @@ BROKEN = {
     "no memory argument": (LIGHT, "x, memory=None", "x", "shapes", "your code raises TypeError"),
     "another constructor": (LIGHT, "self, channels)", "self, channels, heads)", "shapes", "your code raises TypeError"),
     "pooled output": (LIGHT, "return output, output", "return output.mean(dim=3), output", "shapes",
-                      "has shape (3, 16, 5)"),
+                      "at layer 1 is (3, 16, 5)"),
     "NaN": (LIGHT, ".sigmoid()", ".log()", "shapes", "NaN"),
     "memory not read": (LIGHT, "memory is not None", "False", "depth", "the memory is not read"),
     "own map not read": (LIGHT, "if memory is not None:", "if memory is not None:\n                output = memory",
@@ -111,6 +113,24 @@ def test_a_good_module_passes_every_check(write, source, growth):
     assert [passed for passed, _ in results] == [True] * len(coursework.CHECKS) + [None], coursework.report(results)
     assert growth in results[-1][1]
     assert ("does not grow" in results[-1][1]) is (source is LIGHT)
+
+
+def readme_example():
+    """The class that the README shows under "Use it in coursework", with its imports."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class LastTwo" in block]
+    return block
+
+
+WINDOW_OF_THREE = BASE.replace("list(memory)", "list(memory[-2:])")
+
+
+@pytest.mark.parametrize("source", [readme_example(), WINDOW_OF_THREE], ids=["the README's", "a window"])
+def test_a_memory_that_forgets_is_a_good_memory(write, source):
+    """Layer 4 need not be reached by X^1: what a layer must read is the layer before it."""
+    results = coursework.grade(write(source), quiz=False)
+    assert [passed for passed, _ in results] == [True] * len(coursework.CHECKS) + [None], coursework.report(results)
+    assert "does not grow" in results[-1][1]
 
 
 @pytest.mark.parametrize("fault", BROKEN)

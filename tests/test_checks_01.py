@@ -17,6 +17,11 @@ def softmax_with_largest_of(logits, dim):
     return exponentials / exponentials.sum(dim=-1, keepdim=True)
 
 
+def softmax_less(logits, shift):
+    exponentials = (logits - shift).exp()
+    return exponentials / exponentials.sum(dim=-1, keepdim=True)
+
+
 def second_row_of_nan(logits):
     weights = logits.softmax(dim=-1).clone()
     weights[1] = math.nan
@@ -28,13 +33,16 @@ def second_row_of_nan(logits):
     (lambda logits: logits.flatten().softmax(dim=0).view_as(logits), "over the whole table"),
     (lambda logits: logits / logits.sum(dim=-1, keepdim=True), "exp() comes first"),
     (lambda logits: logits.exp(), "still be divided"),
-    (lambda logits: logits.exp() / logits.exp().sum(dim=-1, keepdim=True), "near 1000, -1000, 900: subtract"),
+    (lambda logits: logits.exp() / logits.exp().sum(dim=-1, keepdim=True), "near 1000, -1000, 900, 1000, -1000 and 0 side by side"),
     (lambda logits: softmax_with_largest_of(logits, None), "near -1000, 0: subtract each row's own"),
     (lambda logits: softmax_with_largest_of(logits, 0), "largest logit of each column"),
     (lambda logits: logits.clamp(max=50).softmax(dim=-1), "wrong where rows are far apart"),
-    (lambda logits: logits.softmax(dim=-1).T, "has shape (5, 3), it should be (3, 5)"),
+    (lambda logits: logits.softmax(dim=-1).T, "the shape of your weights is (5, 3), it should be (3, 5)"),
     (lambda logits: logits.sub_(logits.amax(dim=-1, keepdim=True)).softmax(dim=-1), "in place"),
     (lambda logits: logits.sigmoid(), "divided by the sum of exp"),
+    (lambda logits: softmax_less(logits, logits.mean(dim=-1, keepdim=True)), "not finite in rows with logits near 1000, -1000 and 0 side"),
+    (lambda logits: torch.softmax(logits, -1), "write it with exp() and sum()"),
+    (lambda logits: torch.nn.Softmax(dim=-1)(logits), "write it with exp() and sum()"),
     (lambda logits: torch.full_like(logits, math.nan), "contains NaN"),
     (second_row_of_nan, "contains NaN"),
     (lambda logits: logits.softmax(dim="keys"), "your code raises"),
@@ -55,9 +63,10 @@ def mean_over(weights, gradient, dim):
     (lambda w, g: w * (g - g.mean(dim=-1, keepdim=True)), "not the plain mean"),       # agrees where weights are equal
     (lambda w, g: g - mean_over(w, g, -1), "factor w_s in front is missing"),
     (lambda w, g: w * g, "the first term only"),
+    (lambda w, g: w * g - mean_over(w, g, -1), "without its own factor w_r"),
     (lambda w, g: w * (mean_over(w, g, -1) - g), "sign"),
     (lambda w, g: g, "not the gradient that autograd finds"),
-    (lambda w, g: mean_over(w, g, -1), "has shape (3, 1)"),
+    (lambda w, g: mean_over(w, g, -1), "the shape of your gradient is (3, 1)"),
     (lambda w, g: w * g * math.nan, "contains NaN"),
 ])
 def test_softmax_gradient(answer, words):
@@ -130,7 +139,7 @@ def attend_to_nan(x, context, attention):
     (attend_with_raw_values, "go through attention.value first"),
     (attend_without_maps, "need the learned maps"),
     (lambda *given: attend(*given)[0], "return two things"),
-    (lambda *given: attend(*given)[::-1], "weights has shape"),
+    (lambda *given: attend(*given)[::-1], "the shape of your weights is"),
     (lambda x, context, attention: attend(x, context[:1].expand_as(context), attention), "weights are not softmax"),
     (attend_to_nan, "output contains NaN"),
     (lambda *given: tuple(part * math.nan for part in attend(*given)), "weights contains NaN"),

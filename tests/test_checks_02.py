@@ -28,7 +28,7 @@ def window_of(tokens, first, last):
     (lambda tokens, window: ~window_of(tokens, 0, window - 1), "turned round"),
     (lambda tokens, window: window_of(tokens, 0, 2), "for 5 tokens and window=1"),   # right at window 3 alone
     (lambda tokens, window: window_of(tokens, 0, window - 1).double(), "should be boolean"),
-    (lambda tokens, window: window_of(tokens, 0, window - 1)[None], "has shape (1, 7, 7)"),
+    (lambda tokens, window: window_of(tokens, 0, window - 1)[None], "the shape of your mask is (1, 7, 7)"),
     (lambda tokens, window: window_of(tokens, 0, window - 1).tolist(), "should be a tensor"),
     (lambda tokens, window: torch.full((tokens, tokens), math.nan), "contains NaN"),
 ])
@@ -44,6 +44,10 @@ def merge_with(weight, log_sum=lambda a, b: torch.logaddexp(a, b)):
         return share * output_a + (1 - share) * output_b, log_sum(log_sum_a, log_sum_b)
 
     return merge
+
+
+def stable_share(a, b, largest):
+    return (a - largest).exp() / ((a - largest).exp() + (b - largest).exp())
 
 
 def right_share(a, b):
@@ -74,8 +78,10 @@ def not_divided(output_a, log_sum_a, output_b, log_sum_b):
     (merge_with(right_share, lambda a, b: a), "should be log(exp"),
     (merge_with(lambda a, b: a.exp() / (a.exp() + b.exp())), "log sums near 1000 and 1001"),
     (merge_with(right_share, lambda a, b: (a.exp() + b.exp()).log()), "log sums near 1000 and 1001"),
+    (merge_with(lambda a, b: stable_share(a, b, torch.maximum(a.max(), b.max()))), "of each query"),
+    (merge_with(right_share, lambda a, b: torch.logaddexp(a, b) - torch.maximum(a, b)), "did not add it back"),
     (merge_with(share_above_zero), "log sums near -1000 and -1001"),
-    (merge_with(right_share, lambda a, b: torch.logaddexp(a, b)[:, None]), "log_sum has shape (3, 1)"),
+    (merge_with(right_share, lambda a, b: torch.logaddexp(a, b)[:, None]), "the shape of your log_sum is (3, 1)"),
     (lambda *given: merge_with(right_share)(*given)[0], "return two things"),
     (merge_with(lambda a, b: a * math.nan), "output contains NaN"),
     (merge_with(right_share, lambda a, b: a * math.nan), "log_sum contains NaN"),
@@ -158,7 +164,7 @@ def in_place(query, key, value, decay):
     (lambda q, k, v, decay: own_entry(q, k, v), "wrong from token 2 on"),
     (KeepsTheState(), "right on the first call, wrong on the second"),
     (in_place, "in place"),
-    (lambda *given: decayed(*given).transpose(1, 2), "has shape (2, 5, 3, 6)"),
+    (lambda *given: decayed(*given).transpose(1, 2), "the shape of your output is (2, 5, 3, 6)"),
     (lambda q, k, v, decay: v * math.nan, "contains NaN"),
     (lambda *given: torch.cat([decayed(*given)[:, :, :-1], given[2][:, :, :1] * math.nan], dim=2), "contains NaN"),
 ])

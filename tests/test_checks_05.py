@@ -38,7 +38,7 @@ def two_taps_at_least(row, taps):
     (with_copied_ends, "those at the two ends are not"),
     (three_taps_only, "right with 3 taps and not with 5"),
     (two_taps_at_least, "a single tap"),
-    (lambda row, taps: slide(row, taps, half=0), "shape (2, 5)"),
+    (lambda row, taps: slide(row, taps, half=0), "is (2, 5)"),
     (lambda row, taps: slide(row, taps) / len(taps), "is not the sum"),
     (lambda row, taps: slide(row, taps)[:1].expand_as(row), "is not the sum"),  # the first sample's for all
     (lambda row, taps: row * math.nan, "contains NaN"),
@@ -124,7 +124,7 @@ def of_all_heads(weights, values):
     (lambda weights, values: shares(weights, values, size=lambda p: p.mean((0, 2, 3, 4))), "cancels"),
     (lambda weights, values: shares(torch.ones_like(weights), values), "the weights must come in"),
     (lambda weights, values: shares(weights, values, size=lambda p: p[0].square().mean((1, 2, 3)).sqrt()), "your shares are not"),
-    (lambda weights, values: shares(weights, values)[:, :-1], "shape (2, 3)"),
+    (lambda weights, values: shares(weights, values)[:, :-1], "is (2, 3)"),
     (lambda weights, values: shares(weights, values) * math.nan, "contains NaN"),
 ])
 def test_wrong_contributions_are_named(answer, words):

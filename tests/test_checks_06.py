@@ -28,8 +28,9 @@ def five_layers_only(lambdas):
     (lambda lambdas: after_ones(lambdas.flip(0)), "product of l of them"),                 # agrees up to l = 1
     (lambda lambdas: lambdas[-1] ** torch.arange(len(lambdas))[:, None], "channel by channel"),   # agrees if all are equal
     (lambda lambdas: after_ones(lambdas.flip(0).cumprod(0)[:, :1].expand_as(lambdas)), "channel by channel"),
+    (lambda lambdas: lambdas.cumprod(0), "row 0 should be ones"),
     (five_layers_only, "with one layer"),
-    (lambda lambdas: right_betas(lambdas).T, "shape (3, 5)"),
+    (lambda lambdas: right_betas(lambdas).T, "is (3, 5)"),
     (lambda lambdas: right_betas(lambdas) * math.nan, "contains NaN"),
 ])
 def test_wrong_betas_are_named(answer, words):
@@ -47,6 +48,13 @@ def light_answer(gate_of=torch.sigmoid, scale=1.0, interleaved=False, old=None, 
         output = old(lambda_o[:, None, None], carried, entry) if old else lambda_o[:, None, None] * carried + entry
         return output, {"output": output, "entry": entry, "value": value}[keep]
     return answer
+
+
+def gate_a_channel(query, key, value, lambda_o, memory):
+    gate = (query * key / math.sqrt(query.shape[-1])).flatten(1).sigmoid()                   # (batch, channels)
+    carried = torch.zeros_like(value) if memory is None else memory
+    output = lambda_o[:, None, None] * carried + gate[:, :, None, None] * value
+    return output, output
 
 
 def in_place(query, key, value, lambda_o, memory):
@@ -72,6 +80,8 @@ def with_hidden_state():
     (light_answer(gate_of=lambda logits: logits.softmax(dim=-1)), "softmax over the heads"),
     (light_answer(gate_of=lambda logits: logits), "bare product"),
     (light_answer(scale=2.0), "1 / sqrt(d)"),                                                # d is 4
+    (light_answer(scale=1 / 4), "one gate a head"),                                          # the mean over the head's 4 entries
+    (gate_a_channel, "one gate a head"),                                                     # agrees if d is 1
     (light_answer(interleaved=True), "interleaved"),                                         # agrees with one head
     (light_answer(old=lambda scale, carried, entry: entry), "carried map is missing"),       # agrees at t = 1
     (light_answer(old=lambda scale, carried, entry: carried + entry), "not scaled by lambda_o"),
@@ -112,7 +122,7 @@ def for_all_heads(before, now):
     (lambda before, now: fit(before, now, root=False), "take the root"),
     (lambda before, now: (fit(before, now)[0], 1 - fit(before, now)[1]), "head by head"),
     (lambda before, now: fit(before, now)[0], "return two things"),
-    (lambda before, now: (fit(before, now)[0][:1], fit(before, now)[1]), "shape (1,)"),
+    (lambda before, now: (fit(before, now)[0][:1], fit(before, now)[1]), "is (1,)"),
     (lambda before, now: fit(before * math.nan, now), "contains NaN"),
 ])
 def test_wrong_constants_are_named(answer, words):

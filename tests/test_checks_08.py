@@ -99,7 +99,7 @@ def of_seven(p):
     (benjamini_hochberg, "Benjamini"),
     (of_seven, "counts to 7"),                                                               # right on the first call
     (lambda p: p.clone(), "nothing is adjusted"),
-    (lambda p: stepped(p)[:3], "shape (3,)"),
+    (lambda p: stepped(p)[:3], "is (3,)"),
     (lambda p: stepped(p) * math.nan, "contains NaN"),
     (lambda p: stepped(p).tolist(), "should be a tensor"),
 ])

@@ -47,7 +47,7 @@ def of_accuracy(table):
     (lambda table: three_effects(table.transpose(1, 2)), "averaged over the four sizes"),
     (of_accuracy, "take the gains first"),
     (lambda table: three_effects(table) | {"attention": table[:, 1, 1, 1] - table[:, 0, 1, 1]}, "averaged over the four sizes"),
-    (lambda table: {name: effect.mean() for name, effect in three_effects(table).items()}, "shape ()"),      # the seeds are gone
+    (lambda table: {name: effect.mean() for name, effect in three_effects(table).items()}, "is ()"),      # the seeds are gone
     (lambda table: three_effects(table)["attention"], "a dictionary with the keys"),
     (lambda table: three_effects(table * math.nan), "contains NaN"),
     (lambda table: three_effects(table[:5].reshape(5, 2, 2, 2)), "your code raises"),                        # five seeds only
@@ -94,7 +94,7 @@ def product_of_medians(lambdas):
     (by_logarithms, "NaN"),                                           # right until a lambda is 0
     (lambda lambdas: reach(lambdas) - torch.eye(len(lambdas)), "diagonal should be 1"),
     (lambda lambdas: reach(lambdas).square(), "right on its diagonal"),
-    (lambda lambdas: reach(lambdas)[1:], "shape (4, 5)"),
+    (lambda lambdas: reach(lambdas)[1:], "is (4, 5)"),
     (lambda lambdas: reach(lambdas) if len(lambdas) > 1 else torch.zeros(1, 1), "with one layer"),
 ])
 def test_wrong_reaches_are_named(answer, words):

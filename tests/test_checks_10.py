@@ -59,6 +59,7 @@ def approximate(lost, gained, images):
     (lambda *inputs: (0, 0, 1.0), "are lost and"),
     (with_p(lambda lost, gained, images: tail(min(lost, gained), lost + gained)), "one side"),
     (with_p(lambda lost, gained, images: tail(gained, lost + gained)), "one side"),
+    (with_p(lambda lost, gained, images: min(1.0, 2 * tail(max(lost, gained), lost + gained))), "take the smaller"),
     (with_p(lambda lost, gained, images: 2 * tail(min(lost, gained), lost + gained)), "at most 1"),       # right unless they are near
     (with_p(lambda lost, gained, images: 2 * math.comb(lost + gained, gained) / 2 ** (lost + gained)), "exactly this count"),
     (with_p(lambda lost, gained, images: min(1.0, 2 * tail(min(lost, gained), images))), "once an image"),
@@ -113,8 +114,8 @@ def only_two_layers(weights, labels, classes):
     (lambda *inputs: by_class(*inputs).transpose(2, 3), "exchanged"),
     (variant(empty=0.25), "without images"),
     (no_guard_for_empty, "contains NaN"),
-    (lambda *inputs: by_class(*inputs).mean(dim=1), "has shape"),
-    (lambda weights, labels, classes: by_class(weights, labels, 5), "has shape"),                          # agrees on the first inputs
+    (lambda *inputs: by_class(*inputs).mean(dim=1), "the shape of your"),
+    (lambda weights, labels, classes: by_class(weights, labels, 5), "the shape of your"),    # agrees on the first inputs
     (only_two_layers, "above the diagonal"),
 ])
 def test_wrong_weights_by_class_are_named(answer, words):
@@ -219,6 +220,16 @@ class Detached(Fixed):
         return weighted_sum(self.weights(self.make(x, len(values)).detach()), values), values
 
 
+class NoReLU(Fixed):
+    relu_after_norm = False
+
+
+class FewLayers(Fixed):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.scores = nn.Parameter(torch.zeros(channels // self.head_dim, 9))
+
+
 class DenseValue(Fixed):
     def __init__(self, channels):
         super().__init__(channels)
@@ -270,6 +281,8 @@ def test_scores_by_position_pass_too():
     (NewestOnly, "newest value only"),                                   # agrees at t = 1
     (Appends, "in place"),
     (Detached, "gets no gradient"),
+    (NoReLU, "relu_after_norm = True"),
+    (FewLayers, "at layer 10 of a stage of 32"),                         # enough for a net of nine layers a stage
     (DenseValue, "value_convolution(channels)"),
     (NoScores, "no parameter but the value's"),
     (Louder, "not the sum of weights"),

@@ -104,7 +104,7 @@ def right_once():
     (depth_answer({"mrla-base": lambda T: T}), "what base hands on"),
     (depth_answer({"mrla-light": lambda T: 2 * T}), "each O^(t-1) too"),                          # agrees at T = 1
     (depth_answer({"mrla-light": lambda T: 3 * T}), "there is no O^(t-1) yet"),
-    (depth_answer({"mrla-light": lambda T: T}), "mrla-light, a budget of"),
+    (depth_answer({"mrla-light": lambda T: T}), "for the form 'mrla-light' and a budget of"),
     (depth_answer(bytes_a_number=1), "takes 4 bytes"),
     (depth_answer(bytes_a_number=2), "layers, which keep"),
     (depth_answer(batched=False), "every image of the batch"),                                    # agrees with a batch of 1

@@ -34,7 +34,7 @@ ANSWERS = {
     "raises": (lambda x: x @ x, "wrong", "your code raises RuntimeError: mat1 and mat2"),
     "other signature": (lambda: 1, "wrong", "your code raises TypeError"),
     "not a tensor": (lambda x: [1.0], "wrong", "should be a tensor, not of type list"),
-    "other shape": (lambda x: x.T, "wrong", "has shape (5, 3), it should be (3, 5)"),
+    "other shape": (lambda x: x.T, "wrong", "is (5, 3), it should be (3, 5)"),
     "NaN": (lambda x: x * float("nan"), "wrong", "contains NaN"),
     "infinite": (lambda x: x / 0, "wrong", "contains infinite"),
     "in place": (changes_its_input, "wrong", "changes its input number 1 (a tensor) in place"),

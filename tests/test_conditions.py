@@ -221,10 +221,13 @@ def test_maps_of_one_pixel(module):
 # What the backward pass keeps
 
 
-def saved_maps(module, count):
+def saved_maps(module, count, learned=None):
     """What autograd keeps for a stage of `count` layers: how many storages of at least one map, each counted once,
-    and how many maps they amount to."""
+    and how many maps they amount to. `learned` says of a parameter's name whether it asks for a gradient."""
     layers, maps = stage(module, count)
+    for layer in layers:
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(learned is None or learned(name))
     size = maps[0].numel() * maps[0].element_size()
     saved = {}
 
@@ -258,3 +261,11 @@ def test_maps_kept_for_the_backward_pass(module, count):
     storages, maps_of_memory = saved_maps(module, count)
     assert storages == SAVED_MAPS[module](count)
     assert maps_of_memory == storages                                   # none of them is larger than one map
+
+
+def test_what_no_gradient_will_ask_for_is_not_kept():
+    """Light without lambda_o's gradient needs no carried map, and without query's and key's no value."""
+    for count in (3, 6):
+        assert saved_maps(MRLALight, count, lambda name: name != "lambda_o")[0] == 2 * count
+        assert saved_maps(MRLALight, count, lambda name: name == "value.weight")[0] == 2 * count      # x still reaches the gate
+        assert saved_maps(MRLABase, count, lambda name: False)[0] == 2 * count

@@ -136,13 +136,14 @@ def run_compare(arguments):
         runs = Path("runs") if arguments.steps is None else Path("runs") / f"{suite.name}-{arguments.steps}-steps"
         others = _start_others(arguments.jobs - 1)
         try:
-            experiments.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=runs, **changes)
+            experiments.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=runs,
+                                  progress=not arguments.quiet, **changes)
         finally:
             failed = [process.wait() for process in others]
-        if arguments.quiet:
-            return 0
         if any(failed):
             raise ValueError(f"{sum(map(bool, failed))} of {arguments.jobs} processes failed; what they finished is recorded")
+        if arguments.quiet:
+            return 0
     records = experiments.load_records(path)
     if arguments.export:
         return _export(suite, records, arguments)
@@ -243,7 +244,7 @@ def build_parser():
     compare.add_argument("--variants", nargs="+", help="only these variants")
     compare.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the suite's")
     compare.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
-    compare.add_argument("--quiet", action="store_true", help="run, and print no table")
+    compare.add_argument("--quiet", action="store_true", help="run, and print neither progress nor table")
     compare.add_argument("--steps", type=int, help="try the suite with this many steps a run; recorded apart")
     compare.add_argument("--device", help="where to train")
     compare.add_argument("--data-root", help="folder of the data files")

@@ -28,7 +28,8 @@ def device_name(device):
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU (mps)"
-    return f"{platform.machine() or 'cpu'} cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine() or 'cpu'} cpu, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @dataclass(frozen=True)

@@ -141,10 +141,11 @@ def quiz_bars(accuracies, chance=1 / 8):
 
 
 def attention_map(rows, axis=None, xlabel="layer s that is read", ylabel="layer t that asks", title="",
-                  show_numbers=False):
+                  show_numbers=False, label="weight"):
     """Who reads whom: a row for each layer that asks. Rows may differ in length; what is missing gets a cross.
 
-    rows: weights from 0 to 1, as lists or arrays. Draws into `axis`, or into a figure of its own; returns the axis.
+    rows: weights (or gates: then say so with `label`) from 0 to 1, as lists or arrays.
+    Draws into `axis`, or into a figure of its own; returns the axis.
     """
     rows = [[float(weight) for weight in row] for row in rows]
     if axis is None:
@@ -161,7 +162,7 @@ def attention_map(rows, axis=None, xlabel="layer s that is read", ylabel="layer 
     axis.set_xticks(range(columns), range(1, columns + 1))
     axis.set_yticks(range(len(full)), range(1, len(full) + 1))
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axis.figure.colorbar(image, ax=axis, shrink=0.85, label="weight")
+    axis.figure.colorbar(image, ax=axis, shrink=0.85, label=label)
     return axis
 
 
@@ -222,7 +223,8 @@ def draw_four_memories(layers=4):
 def plot_suite(summary, path=None):
     """Every run a point, every variant's mean and 95 % interval (Student's t over its seeds), the baseline's mean a line.
 
-    `summary` is what experiments.summarise returns. Returns the figure, or writes it to `path`.
+    `summary` is what experiments.summarise returns. The axis reaches one percentage point beyond the runs, and cuts off an
+    interval that is wider (from two seeds it is). Returns the figure, or writes it to `path`.
     """
     from mrla_minimal.lab.experiments import paired_interval
 
@@ -239,7 +241,9 @@ def plot_suite(summary, path=None):
     if summary.baseline in summary.accuracies:
         runs = summary.accuracies[summary.baseline].values()
         axis.axvline(100 * sum(runs) / len(runs), color="#888888", linestyle=":", label=f"mean of {summary.baseline}")
-        axis.legend(loc="best")
+        figure.legend(loc="outside upper right")
+    everything = [100 * value for runs in summary.accuracies.values() for value in runs.values()]
+    axis.set_xlim(min(everything) - 1, max(everything) + 1)
     axis.set_yticks(range(len(variants)), [LABELS.get(variant, variant) for variant in variants])
     axis.invert_yaxis()
     axis.set_xlabel(f"{summary.source} test accuracy (%), last epoch")

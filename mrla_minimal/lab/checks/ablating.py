@@ -165,6 +165,8 @@ def _blend(layer, x, carried, head_dim, gate_of=torch.sigmoid, old=lambda gate: 
 
 
 def _explain_blend(layer, output, x, carried, d, t):
+    if t == 1 and close(output, layer.value(x)):
+        raise Wrong("at layer 1 your output is v itself; O^0 = 0, so O^1 = g * v")
     guesses = (
         ({"old": lambda gate: gate, "new": lambda gate: 1 - gate},
          "you have the gate the wrong way round: g scales the new value, 1 - g the old map"),
@@ -190,7 +192,11 @@ def _explain_blend(layer, output, x, carried, d, t):
 def _check_in_a_network(answer):
     """Plugged in as it is: head_dim left to its default, both wirings; every parameter that can learn gets a gradient."""
     probe = _build(answer, 64, None)
-    if not close(probe(numbers(2, 64, 3, 4), None)[0], _blend(probe, numbers(2, 64, 3, 4), torch.zeros(()), 32)):
+    try:
+        output = pair(run(probe, numbers(2, 64, 3, 4), None))[0]
+    except Wrong as wrong:
+        raise Wrong(f"with head_dim left at None, {wrong}; choose_head_dim finds a size then") from wrong
+    if not close(output, _blend(probe, numbers(2, 64, 3, 4), torch.zeros(()), 32)):
         raise Wrong("with head_dim=None your heads should have 32 of 64 channels: choose_head_dim(channels, head_dim, largest=32)")
     for light_carry in ("attention", "block_input"):
         try:

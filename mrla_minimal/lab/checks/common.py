@@ -119,7 +119,7 @@ def tensor(output, shape, name="output"):
     if not isinstance(output, torch.Tensor):
         raise Wrong(f"your {name} should be a tensor, not of type {type(output).__name__}")
     if tuple(output.shape) != tuple(shape):
-        raise Wrong(f"your {name} has shape {tuple(output.shape)}, it should be {tuple(shape)}")
+        raise Wrong(f"the shape of your {name} is {tuple(output.shape)}, it should be {tuple(shape)}")
     if output.isnan().any():
         raise Wrong(f"your {name} contains NaN")
     if output.isinf().any():

@@ -49,6 +49,9 @@ def _explain_half(half, a, b, n):
         quantile * error * math.sqrt((n - 1) / n): "your standard deviation divides by n; from few differences it must divide by n - 1",
         quantile * error * math.sqrt(n): "that is where single differences lie; the error of their mean is smaller by sqrt(n)",
         quantile * error / math.sqrt(n): "you divide by n; the error of a mean is the standard deviation over sqrt(n)",
+        1.96 * error * math.sqrt((n - 1) / n):
+            "both halves of the bug of the day: 1.96 in place of Student's t, and a standard deviation that divides by n",
+        -quantile * error: "your ends are exchanged: the lower one comes first",
         error: "your half width is one standard error; multiply it by the quantile of Student's t",
         quantile * unpaired: "you scatter a and b apart; take the differences seed by seed first, then their standard deviation",
         float(stats.t.ppf(0.975, 2 * n - 2)) * unpaired: "that is the interval for unpaired runs; take the differences seed by seed first",

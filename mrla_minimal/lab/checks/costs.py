@@ -100,7 +100,7 @@ def check_deepest_stage(answer):
 
 def _explain_depth(given, wanted, form, budget, one_map, batch):
     kept = KEPT[form]
-    where = f"{form}, a budget of {budget / one_map:.6g} maps"
+    where = f"for the form {form!r} and a budget of {budget / one_map:.6g} maps"
     if given == 1 and wanted == 0:
         raise Wrong(f"{where}: not even one layer fits, so the answer is 0")
     if budget % one_map == 0 and given == _deepest(kept, budget, one_map, strict=True):

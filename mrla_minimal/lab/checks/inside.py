@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
+from mrla_minimal.lab.checks.common import Wrong, checker, close, first_line, numbers, pair, run, tensor
 from mrla_minimal.lab.checks.coursework import check_batch, check_calls, check_gradients, check_memory_is_a_value, check_training_step
 
 # (right before and after, lost, gained, wrong before and after) of the tests that exercise 1 is given.
@@ -66,6 +66,8 @@ def _explain_p(p, kept, lost, gained, neither):
         raise Wrong("with nothing lost and nothing gained there is no sign of a difference: p is 1")
     if close(p, 2 * _tail(fewer, trials)) and p > 1:
         raise Wrong("with as many lost as gained your p passes 1; a probability is at most 1")
+    if close(p, min(1.0, 2 * _tail(max(lost, gained), trials))):
+        raise Wrong("you summed up to the larger of the two counts; take the smaller")
     if close(p, _tail(fewer, trials)) or close(p, _tail(lost, trials)) or close(p, _tail(gained, trials)):
         raise Wrong("that is one side of the binomial; you did not know beforehand which way it would go, so take both: twice the smaller")
     if close(p, 2 * math.comb(trials, fewer) * 0.5**trials):
@@ -135,6 +137,7 @@ def check_fixed_weights(answer):
     run(module, numbers(2, CHANNELS, 4, 5).float(), None)       # a stub is a stub before it is a wrong module
     _named_parts(module)
     _fixed_layers(answer)
+    _deep_enough(answer)
     for check in (check_memory_is_a_value, check_calls, check_batch, check_gradients, check_training_step):
         check(answer)
 
@@ -147,8 +150,22 @@ def _named_parts(module):
         raise Wrong("your module should hold self.value = value_convolution(channels)")
     if len(names) < 2:
         raise Wrong("your module has no parameter but the value's: which numbers are the weights learned in?")
+    if not getattr(module, "relu_after_norm", False):
+        raise Wrong("set relu_after_norm = True on your class, as base has it: the block then puts a ReLU after the BN")
     if any(name.startswith(("query", "key")) for name in names):
         raise Wrong("your module has a query or a key; its weights should come from learned numbers alone, whatever the image")
+
+
+def _deep_enough(answer):
+    """The deepest stage that the exercise speaks of: 32 layers, each reading all before it."""
+    memory = None
+    with torch.no_grad():
+        for t in range(1, 33):
+            layer = run(answer, CHANNELS)
+            try:
+                _, memory = layer(numbers(1, CHANNELS, 2, 2).float(), memory)
+            except Exception as error:
+                raise Wrong(f"at layer {t} of a stage of 32 your module raises {first_line(error)}") from error
 
 
 def _fixed_layers(answer):

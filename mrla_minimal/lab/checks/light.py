@@ -18,11 +18,13 @@ def check_betas(answer):
         if close(given, lambdas.flip(0).cumprod(0)):
             raise Wrong("your rows are one step late: row 0 is the newest entry's factor, which no lambda has touched, so 1")
         if close(given, torch.cat([ones, lambdas.cumprod(0)[:-1]])):
-            raise Wrong("you multiply from the first layer on; an entry is shrunk by the layers after it, so start at the last layer")
+            raise Wrong("you multiply from the first layer on; an entry is rescaled by the layers after it, so start at the last layer")
         if close(given, wanted.flip(0)):
             raise Wrong("your rows are in the order of the layers; row l should be the entry that is l layers old")
         if close(given, torch.cat([ones, lambdas.flip(0)[:-1]])):
             raise Wrong("your row l is one lambda; it should be the product of l of them")
+        if not close(given[:1], ones):
+            raise Wrong("your row 0 should be ones: no lambda has touched the newest entry yet")
         raise Wrong("your row 2 should be lambda^T * lambda^{T-1}, channel by channel")
     if not close(tensor(run(answer, lambdas[:1]), (1, 3)), ones):
         raise Wrong("with one layer there is one beta a channel, and it is 1")
@@ -71,6 +73,10 @@ def _explain_light(output, query, key, value, lambda_o, carried, layer):
         raise Wrong("your gate is the bare product (Eq. 8 as derived); here, as in the released code, a sigmoid goes round it")
     if close(output, _light(*inputs, gate_of=lambda logits: torch.sigmoid(logits * math.sqrt(d)))):
         raise Wrong("your logits lack the factor 1 / sqrt(d), d = head_dim = query.shape[-1]")
+    by_channel = (query * key / math.sqrt(d)).flatten(1)                      # (batch, heads * d): not summed over the head
+    mean_for_sum = _light(*inputs, gate_of=lambda logits: torch.sigmoid(logits / d))
+    if close(output, mean_for_sum) or close(output, _light(*inputs, gate_of=lambda _: by_channel.sigmoid(), spread=lambda gate: gate)):
+        raise Wrong("your gate is not of the head's whole product: sum query * key over its d entries, one gate a head")
     if close(output, _light(*inputs, spread=lambda gate: gate.repeat(1, d))):
         raise Wrong("your heads are interleaved: channel c belongs to head c // d, so a gate should be repeated d times in a row")
     if layer > 1:

@@ -24,6 +24,7 @@ def check_causal_window(answer):
             "your mask is turned round: True means may attend": ~_window_mask(tokens, 0, window - 1),
             "your mask lets tokens read the future: row t is the token that reads, column s the one that is read":
                 _window_mask(tokens, 1 - window, 0),
+            "your mask has no lower limit: the future has a negative distance t - s": _window_mask(tokens, -tokens, window - 1),
             "your window also reaches forward: token t may not read a later one":
                 _window_mask(tokens, 1 - window, window - 1),
             f"your window is one token too wide: {reach}": _window_mask(tokens, 0, window),
@@ -44,6 +45,7 @@ def check_causal_window(answer):
 def _entries(count, seed):
     """One query's attention over `count` entries: logits (3, count) and values (3, count, 5)."""
     return numbers(3, count, seed=seed), numbers(3, count, 5, seed=seed + 1)
+
 
 MERGED = ("the merged output", "the merged log_sum")
 
@@ -81,6 +83,7 @@ def check_merge(answer):
         raise Wrong("your output is not the attention over all entries: weigh each by its own sum of exponentials")
     sums = {
         "log_sum adds the two logarithms; add the sums themselves, then take the logarithm": sum_a + sum_b,
+        "you subtracted the larger log_sum and did not add it back at the end": right_sum - torch.maximum(sum_a, sum_b),
         "log_sum is the larger of the two; both sums count": torch.maximum(sum_a, sum_b),
         "log_sum is the sum itself; take its logarithm, so that the result can be merged again":
             sum_a.exp() + sum_b.exp(),
@@ -94,15 +97,16 @@ def check_merge(answer):
 
 
 def _check_merge_far_apart(answer):
-    """Logits near 1000 and near -1000: exp() of the one overflows, of the other it is 0."""
-    for shift_a, shift_b in ((1000, 1001), (-1000, -1001), (1000, -1000)):
+    """Logits near 1000 and near -1000: exp() of the one overflows, of the other it is 0. The last case has one shift a query."""
+    for shift_a, shift_b in ((1000, 1001), (-1000, -1001), (1000, -1000), ((1000, -1000, 1000), (1001, -1001, -1000))):
         (logits_a, values_a), (logits_b, values_b) = _entries(4, seed=30), _entries(2, seed=40)
-        logits_a, logits_b = logits_a + shift_a, logits_b + shift_b
+        logits_a, logits_b = (logits + logits.new_tensor(shift).reshape(-1, 1)
+                              for logits, shift in ((logits_a, shift_a), (logits_b, shift_b)))
         right, right_sum = _attend(torch.cat([logits_a, logits_b], dim=1), torch.cat([values_a, values_b], dim=1))
         output, log_sum = pair(run(answer, *_attend(logits_a, values_a), *_attend(logits_b, values_b)), *MERGED)
         if not (close(output, right) and close(log_sum, right_sum)):
             raise Wrong(f"right for small logits, but not for log sums near {shift_a} and {shift_b}, where exp() is "
-                        "inf or 0: subtract the larger log_sum from both before exp()")
+                        "inf or 0: subtract the larger log_sum of each query from both before exp()")
 
 
 def _decayed(query, key, value, decay, old=False):

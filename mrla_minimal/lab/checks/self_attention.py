@@ -2,17 +2,30 @@
 
 import math
 
+import torch
 from einops import rearrange
+from torch.overrides import TorchFunctionMode
 
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
 from mrla_minimal.lab.checks.common import Wrong, checker, close, numbers, pair, run, tensor
+
+
+class _SoftmaxWatch(TorchFunctionMode):
+    """Within it, `used` tells whether any of torch's softmax functions was called."""
+
+    used = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.used |= "softmax" in getattr(function, "__name__", "")
+        return function(*args, **(kwargs or {}))
 
 
 @checker("exercise 1")
 def check_softmax_rows(answer):
     """softmax_rows(logits (n, m)) -> weights (n, m)."""
     logits = numbers(3, 5)
-    weights = tensor(run(answer, logits), (3, 5), "weights")
+    with _SoftmaxWatch() as watch:
+        weights = tensor(run(answer, logits), (3, 5), "weights")
     mistakes = {
         "your weights sum to 1 over the queries (each column), not over the keys (each row)": logits.softmax(dim=0),
         "your weights sum to 1 over the whole table, not over each row": logits.exp() / logits.exp().sum(),
@@ -29,13 +42,17 @@ def check_softmax_rows(answer):
 
     shifts = [1000, -1000, 0, 900]
     far = numbers(4, 3, seed=1) + logits.new_tensor(shifts)[:, None]
+    far = torch.cat([far, far.new_tensor([[1000.0, -1000.0, 0.0]])])
+    names = [*map(str, shifts), "1000, -1000 and 0 side by side"]
     weights = run(answer, far)
-    broken = [str(shift) for shift, row in zip(shifts, weights, strict=True) if not row.isfinite().all()]
+    broken = [name for name, row in zip(names, weights, strict=True) if not row.isfinite().all()]
     if broken:
         raise Wrong(f"right for small logits, but not finite in rows with logits near {', '.join(broken)}: "
                     "subtract each row's own largest logit before exp()")
     if not close(weights, far.softmax(dim=1)):
         raise Wrong("right for small logits, but wrong where rows are far apart: subtract each row's own largest logit")
+    if watch.used:
+        raise Wrong("the numbers are right, but they are torch's own softmax's; write it with exp() and sum()")
 
 
 @checker("exercise 2")
@@ -56,6 +73,8 @@ def check_softmax_gradient(answer):
                 weights * (gradient - gradient.mean(dim=-1, keepdim=True)),
             "the weighted average is subtracted, but the factor w_s in front is missing":
                 gradient - (weights * gradient).sum(dim=-1, keepdim=True),
+            "the weighted average is subtracted without its own factor w_r":
+                weights * gradient - (weights * gradient).sum(dim=-1, keepdim=True),
             "this is the first term only; the weighted average of the gradient is to be subtracted": weights * gradient,
             "the sign is turned round": weights * ((weights * gradient).sum(dim=-1, keepdim=True) - gradient),
         }

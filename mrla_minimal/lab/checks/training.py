@@ -100,7 +100,7 @@ def check_accuracy(answer):
             state = {name: value.clone() for name, value in model.state_dict().items()}
             given = _number(run(answer, model, images, labels, batch_size), "accuracy")
             if not model.sizes:
-                raise Wrong("your code never calls the model")
+                raise Wrong("your code never calls the model that it is given (a copy of it does not count)")
             if any(not torch.equal(value, state[name]) for name, value in model.state_dict().items()):
                 raise Wrong("measuring has changed the model: in training mode each batch moves BN's running statistics. "
                             "Call model.eval() first")
