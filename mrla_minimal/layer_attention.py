@@ -69,19 +69,24 @@ class AddProduct(torch.autograd.Function):
     with g that of the result: g of total, the sum of g * value over what was broadcast of weight, weight * g of value.
     The numbers are autograd's own, for one fresh map where `total + weight * value` and its gradients take four; on a CPU a
     fresh map's memory costs more time than its arithmetic. Where weight asks for a gradient, the backward pass keeps
-    `value` as it is, so a value that many layers read is kept once. Differentiable once.
+    `value` as it is, so a value that many layers read is kept once. Of torch.func, vmap cannot follow a change in place.
     """
 
     @staticmethod
-    def forward(ctx, total, weight, value):
+    def forward(total, weight, value):
+        if total is None:
+            return weight * value
+        total.addcmul_(weight, value)
+        return total
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        total, weight, value = inputs
+        if total is not None:
+            ctx.mark_dirty(total)       # tells autograd that it was changed in place
         _, of_weight, of_value = ctx.needs_input_grad
         ctx.weight_shape = weight.shape
         ctx.save_for_backward(weight if of_value else None, value if of_weight else None)        # what the other's gradient needs
-        if total is None:
-            return weight * value
-        ctx.mark_dirty(total)       # tells autograd that it is changed in place
-        total.addcmul_(weight, value)
-        return total
 
     @staticmethod
     def backward(ctx, gradient):
@@ -98,10 +103,13 @@ class AddProduct(torch.autograd.Function):
 def weighted_sum(weights, values):
     """sum over layers s of weights[..., s] * values[s]: (batch, heads, t) and t maps -> one map (batch, channels, height, width).
 
+    In the data type of the newest value, the asking layer's own.
+
     Map by map: stacking them first would keep for the backward pass a fresh copy of the whole cache at every layer.
     """
     total = None
     for s, value in enumerate(values):
+        value = value.to(values[-1].dtype)
         total = AddProduct.apply(total, per_channel(weights[:, :, s], value), value)
     return total
 

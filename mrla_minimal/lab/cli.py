@@ -32,6 +32,17 @@ def _or_none(kind):
     return convert
 
 
+def _positive(kind):
+    def convert(text):
+        number = kind(text)
+        if not 0 < number < float("inf"):
+            raise ValueError
+        return number
+
+    convert.__name__ = f"positive {kind.__name__}"
+    return convert
+
+
 def _add_config_options(parser):
     """One option a field of TrainConfig; what is not given stays out of the result, so that presets and --resume can tell."""
     for entry in dataclasses.fields(TrainConfig):
@@ -58,15 +69,20 @@ def _config_of(arguments, base=None):
 
 
 def run_train(arguments):
-    if arguments.resume:
+    if arguments.resume is not None:
         if arguments.name or arguments.preset:
             raise ValueError("--resume continues a run as it was begun: it takes no --name and no --preset")
+        if not arguments.resume:
+            raise ValueError("--resume must name a run folder, not be empty")
         run_dir = Path(arguments.resume)
         config, _ = _config_of(arguments, training.read_config(run_dir))
     else:
         config, _ = _config_of(arguments)
-        run_dir = Path("runs") / arguments.name if arguments.name else training.new_run_dir(config)
-    result = training.train(config, run_dir, resume=bool(arguments.resume), checkpoint_seconds=arguments.checkpoint_seconds)
+        name = arguments.name
+        if name is not None and (not name or Path(name).is_absolute() or ".." in Path(name).parts):
+            raise ValueError(f"--name must be a name below runs/, not {name!r}")
+        run_dir = training.new_run_dir(config) if name is None else Path("runs") / name
+    result = training.train(config, run_dir, resume=arguments.resume is not None, checkpoint_seconds=arguments.checkpoint_seconds)
     if os.environ.get("RANK", "0") != "0":
         return 0
     if result.source == "synthetic":
@@ -85,9 +101,10 @@ def run_evaluate(arguments):
     data = load_cifar(config["dataset"], arguments.data_root or config["data_root"], source)
     if data.fingerprint != state["fingerprint"]:
         raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
-    split = data.test if arguments.split == "test" else data.train
-    if arguments.split == "validation":
-        split = hold_out(data.train, seed=0)[1]
+    trained_on, held_out = hold_out(data.train, seed=0) if config["validation"] else (data.train, None)
+    split = {"test": data.test, "train": trained_on, "validation": held_out}[arguments.split]
+    if split is None:
+        raise ValueError(f"--split validation: {arguments.run} was trained on all training images, none was held out")
     device = next(model.parameters()).device
     loss, accuracy = training.evaluate(model, split.to(device))
     attention = config["layer_attention"] or "none"
@@ -217,7 +234,7 @@ def build_parser():
     train.add_argument("--preset", choices=list(PRESETS), help="where the defaults come from (default: quick)")
     train.add_argument("--name", help="the run's folder under runs/ (default: made from the model, the data and the seed)")
     train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
-    train.add_argument("--checkpoint-seconds", type=float, default=60.0, help="write a checkpoint this often (default: 60)")
+    train.add_argument("--checkpoint-seconds", type=_positive(float), default=60.0, help="write a checkpoint this often (default: 60)")
     _add_config_options(train)
     train.set_defaults(function=run_train)
 
@@ -243,7 +260,7 @@ def build_parser():
     compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl)")
     compare.add_argument("--variants", nargs="+", help="only these variants")
     compare.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the suite's")
-    compare.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
+    compare.add_argument("--jobs", type=_positive(int), default=1, help="processes side by side (default: 1)")
     compare.add_argument("--quiet", action="store_true", help="run, and print neither progress nor table")
     compare.add_argument("--steps", type=int, help="try the suite with this many steps a run; recorded apart")
     compare.add_argument("--device", help="where to train")

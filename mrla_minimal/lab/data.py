@@ -111,7 +111,7 @@ class AlteredFile(ValueError):
     """A data file that is there but does not hold what was published; .path is the file."""
 
     def __init__(self, path, problem):
-        super().__init__(f"{path} {problem}: `mrla fetch` replaces it, or delete it")
+        super().__init__(f"{path} {problem}: delete it, or let `mrla fetch cifar10` (or cifar100) replace it")
         self.path = path
 
 
@@ -275,7 +275,8 @@ def _download(facts, name, root):
     try:
         return fetch(sources, roots[0])[0]
     except DownloadError as error:
-        raise DownloadError(f"no good {name} files in {places}, and {error}. To get them run `mrla fetch`, or put "
+        how = "unset MRLA_OFFLINE" if is_offline() else f"run `mrla fetch {name}`" + (f" --data-root {root}" if root else "")
+        raise DownloadError(f"no good {name} files in {places}, and {error}. To get them {how}, or put "
                             f"{facts.pickles.name} ({facts.pickles.url}) into {roots[0]}") from error
 
 
@@ -367,7 +368,7 @@ def _read_npz(path):
         with np.load(path, allow_pickle=False) as saved:
             parts = [(saved[f"{split}_images"], saved[f"{split}_labels"]) for split in ("train", "test")]
             return parts, saved["classes"].tolist()
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise AlteredFile(path, f"cannot be read ({type(error).__name__})") from error
 
 

@@ -73,8 +73,10 @@ def check_data(name):
 
 def check_disk(folder):
     folder = Path(folder)
-    while not folder.exists():
+    while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    if not folder.exists():
+        return "FAIL", f"{folder} is not there: set MRLA_DATA to a folder that is"
     free = shutil.disk_usage(folder).free / 2**30
     if not os.access(folder, os.W_OK):
         return "FAIL", f"{folder} is not writable: work in a folder of your own, or set MRLA_DATA to one"

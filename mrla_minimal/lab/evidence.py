@@ -104,7 +104,8 @@ def export_checkpoints(suite, records, runs, folder, index, data_root=None):
     """
     folder, index, lines = Path(folder), Path(index), []
     known = {line["file"] for line in experiments.read_records(index)[0]} if index.exists() else set()
-    records = [record for record in records if record["phase"] == "final" and "diverged" not in record]
+    records = [record for record in records
+               if record["suite"] == suite.name and record["phase"] == "final" and "diverged" not in record]
     for variant in suite.variants:
         finished = [record for record in records if record["variant"] == variant]
         path = folder / f"{suite.name}-{variant}.pt"

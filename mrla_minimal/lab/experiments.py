@@ -6,7 +6,6 @@ resumed, so a suite is continued by the command that began it, also by several p
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -20,28 +19,13 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import nn
 
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import load_cifar
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.files import append_record, read_records, replace_file, to_line
 from mrla_minimal.lab.interventions import INTERVENTIONS, chooses, intervene
-from mrla_minimal.lab.training import FURTHER_ATTENTIONS, TrainConfig, TrainingDiverged, build_model, load_model, train
-from mrla_minimal.layer_attention import MRLALight
-
-
-def _light_with_lambda(channels, start):
-    """MRLALight whose lambda_o starts at one number in place of N(0, 1)."""
-    attention = MRLALight(channels)
-    nn.init.constant_(attention.lambda_o, start)
-    return attention
-
-
-FURTHER_ATTENTIONS |= {
-    "mrla-light-lambda0": functools.partial(_light_with_lambda, start=0.0),
-    "mrla-light-lambda1": functools.partial(_light_with_lambda, start=1.0),
-}
+from mrla_minimal.lab.training import RunInUse, TrainConfig, TrainingDiverged, build_model, load_model, train
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
 NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
@@ -253,9 +237,14 @@ def load_records(path):
     for complaint in complaints:
         print(f"note: {complaint}")
     for record in records:
-        missing = [name for name in ("id", "suite", "variant", "seed", "phase", "test_accuracy") if name not in record]
+        wanted = ["id", "suite", "variant", "seed", "phase", "test_accuracy"]
+        if "diverged" not in record:
+            wanted += ["recipe", "config", "learning_rate", "source", "fingerprint", "metrics"]
+        missing = [name for name in wanted if name not in record]
         if missing:
             raise ValueError(f"{path} does not hold records of a suite: a line lacks {', '.join(missing)}")
+        if not isinstance(record["id"], str):
+            raise ValueError(f"{path} does not hold records of a suite: the id {record['id']!r} is no text")
     return records
 
 
@@ -293,9 +282,7 @@ def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds)
         try:
             result = train(job.config, run_dir, resume=(run_dir / "config.json").exists(), progress=progress,
                            checkpoint_seconds=checkpoint_seconds)
-        except ValueError as error:
-            if "in use by another run" not in str(error):
-                raise
+        except RunInUse:
             left += 1
             continue
         except TrainingDiverged as error:

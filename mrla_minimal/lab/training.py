@@ -6,13 +6,14 @@ the run is nothing but a step number.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import math
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from mrla_minimal.lab.data import hold_out, load_cifar, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.device import DEVICES, World, choose_device, join_world
 from mrla_minimal.lab.files import append_record, replace_file, to_line, write_json
+from mrla_minimal.layer_attention import MRLALight
 from mrla_minimal.resnet import BLOCKS, CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, LIGHT_CARRIES, SHORTCUTS, cifar_resnet
 
 DATASETS = ("cifar10", "cifar100")
@@ -33,8 +35,19 @@ SCHEDULES = ("cosine", "steps")
 MOMENTUM = 0.9
 CHECKPOINT_FORMAT = "mrla-minimal checkpoint 1"
 
+
+def _light_with_lambda(channels, start):
+    """MRLALight whose lambda_o starts at one number in place of N(0, 1)."""
+    attention = MRLALight(channels)
+    nn.init.constant_(attention.lambda_o, start)
+    return attention
+
+
 # Names beside those of resnet.py, each a callable channels -> module: so that a configuration holds names only.
-FURTHER_ATTENTIONS = {}
+FURTHER_ATTENTIONS = {
+    "mrla-light-lambda0": functools.partial(_light_with_lambda, start=0.0),
+    "mrla-light-lambda1": functools.partial(_light_with_lambda, start=1.0),
+}
 
 
 def _option(default, help, choices=None):
@@ -121,6 +134,10 @@ class Result:
     seconds: float
     images_per_second: float
     run_dir: Path
+
+
+class RunInUse(ValueError):
+    """Another process is at this run."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -277,6 +294,7 @@ class Run:
         """The metrics of the epoch that just ended (or of the part of it that `steps` allows), as one JSON-able record."""
         self.read_losses()
         record = {
+            "source": self.source,
             "epoch": (self.step - 1) // self.steps_per_epoch + 1,
             "step": self.step,
             "train_loss": sum(self.losses) / len(self.losses),
@@ -315,6 +333,10 @@ class Run:
         """Continue from a `state()`. ValueError if it belongs to other data or another model."""
         if "optimizer" not in state:
             raise ValueError(f"{path} holds weights alone: it can be evaluated, not resumed")
+        _require_parts(state, ("threads", "step", "losses", "hits", "metrics", "seconds", "random"), path)
+        differing = differing_fields(self.config, config_from_dict(state["config"], path))
+        if differing:
+            raise ValueError(f"{path} is of another run: {'; '.join(differing)}")
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(f"{path} was trained on other images (source {state['source']}) than are here (source {self.source})")
         if state["threads"] != torch.get_num_threads() and self.world.rank == 0:
@@ -347,12 +369,20 @@ def read_checkpoint(path):
         raise ValueError(f"{path}: no such checkpoint; expected a run folder or a checkpoint file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:      # bytes that are no checkpoint make the unpickler raise anything at all
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise ValueError(f"{path} is not a checkpoint: {reason}") from None
+    except OSError:
+        raise
+    except Exception:       # bytes that are no checkpoint make the unpickler raise anything at all
+        raise ValueError(f"{path} is not a checkpoint, or is damaged") from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this package (no {CHECKPOINT_FORMAT!r} in it)")
+    _require_parts(state, ("config", "classes", "source", "fingerprint", "model"), path)
     return state
+
+
+def _require_parts(state, names, path):
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}")
 
 
 def config_from_dict(values, where):
@@ -404,8 +434,10 @@ def _ctrl_c_as_a_flag():
 
 
 def new_run_dir(config, runs="runs"):
-    """runs/NAME, the first NAME that is not taken: the model, its attention, the data and the seed."""
-    name = f"resnet{config.depth}-{config.layer_attention or 'plain'}-{config.dataset}-seed{config.seed}"
+    """runs/NAME, the first NAME that is not taken: the model, its attentions, the data asked for and the seed."""
+    attention = "-".join(filter(None, (config.layer_attention, config.channel_attention))) or "plain"
+    data = "synthetic" if config.source == "synthetic" else config.dataset
+    name = f"resnet{config.depth}-{attention}-{data}-seed{config.seed}"
     names = [name, *(f"{name}-{number}" for number in range(2, 10_000))]
     return next(Path(runs) / name for name in names if not (Path(runs) / name / "config.json").exists())
 
@@ -430,11 +462,12 @@ def read_config(run_dir):
     """The TrainConfig in a run folder. ValueError if there is none."""
     path = Path(run_dir) / "config.json"
     try:
-        return config_from_dict(json.loads(path.read_text()), path)
-    except FileNotFoundError:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{run_dir} is not a run folder: it has no config.json") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:     # not text, or not JSON
         raise ValueError(f"{path} is not JSON: {error}") from None
+    return config_from_dict(values, path)
 
 
 def differing_fields(config, stored):
@@ -473,6 +506,8 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
     Raises ValueError for a wrong configuration or folder, TrainingDiverged when the loss is not finite, TrainingInterrupted
     after Ctrl-C (the checkpoint is written), OSError when a file cannot be written (the last good checkpoint stays).
     """
+    if not 0 <= checkpoint_seconds < math.inf:
+        raise ValueError(f"checkpoint_seconds must be a number from 0 on, not {checkpoint_seconds!r}")
     world = join_world(config.device)
     run_dir = Path(world.from_rank_zero(run_dir or new_run_dir(config)))
     lock = FileLock(run_dir / ".lock")
@@ -481,7 +516,7 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"{run_dir} is in use by another run") from None
+            raise RunInUse(f"{run_dir} is in use by another run") from None
     try:
         run = Run(config, world)
         state = world.first_then_others(lambda: _prepare_folder(config, run_dir, resume or world.rank > 0))
@@ -494,6 +529,10 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
     finally:
         if world.rank == 0:
             lock.release()
+            if not (run_dir / "config.json").exists():      # refused before it began: leave nothing behind
+                (run_dir / ".lock").unlink(missing_ok=True)
+                with suppress(OSError):                     # a folder that holds something stays
+                    run_dir.rmdir()
 
 
 def _train_to_the_end(run, run_dir, progress, checkpoint_seconds):

@@ -36,6 +36,9 @@ def load_class(path, class_name=None):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    neighbours = str(path.resolve().parent)
+    if neighbours not in sys.path:
+        sys.path.append(neighbours)     # what lies beside the file may be imported, as if it were run; later imports too
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -93,7 +96,7 @@ def _outcome(check, attention):
             return True, check(attention)
     except Wrong as wrong:
         return False, str(wrong)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return False, f"your code raises {first_line(error)}"
 
 
@@ -142,6 +145,8 @@ def tensors_in(memory):
 
 
 def near(a, b):
+    if b.numel() == 0:
+        return a.shape == b.shape
     scale = b.abs().max().clamp(min=1e-30)
     return close(a / scale, b / scale, TOLERANCE)
 
