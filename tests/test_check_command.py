@@ -82,6 +82,7 @@ BROKEN = {
                          "the parameter forgotten gets no gradient"),
     "query cut off": (BASE, "self.query(pooled)[", "self.query(pooled).detach()[", "gradients",
                       "query.weight gets no gradient"),
+    "leaves the program": (LIGHT, "row = x", "raise SystemExit(0)\n            row = x", "shapes", "your code raises SystemExit"),
     "one width only": (LIGHT, "super()", "assert channels == 16\n            super()", "network",
                        "your code raises AssertionError"),
     "divides by what a ReLU made 0": (LIGHT, "self.value(x)\n", "self.value(x) * (x / x)\n", "network", "not finite"),

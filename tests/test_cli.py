@@ -85,7 +85,9 @@ def test_names_that_are_not_given_do_not_collide(tiny_data, capsys):
     (["--dataset", "mnist"], ["dataset", "mnist", "cifar10"]), (["--layer-attention", "mrla"], ["layer_attention", "mrla-light", "'mrla'"]),
     (["--colour", "red"], ["--colour"]), (["--epochs", "two"], ["epochs", "two"]), (["--preset", "slow"], ["quick", "slow"]),
     (["--resume", "runs/none"], ["runs/none", "config.json"]), (["--resume", "x", "--name", "y"], ["--resume", "--name"]),
-    (["--shortcut", "zero"], ["shortcut", "'pad'", "zero"]),
+    (["--shortcut", "zero"], ["shortcut", "'pad'", "zero"]), (["--resume", ""], ["--resume", "empty"]),
+    (["--name", "../out"], ["--name", "../out"]), (["--name", ""], ["--name", "''"]),
+    (["--checkpoint-seconds", "nan"], ["positive", "nan"]),
 ])
 def test_bad_input_is_one_line_and_status_2(tiny_data, capsys, options, words):
     try:
@@ -96,7 +98,7 @@ def test_bad_input_is_one_line_and_status_2(tiny_data, capsys, options, words):
     assert status == 2 and captured.out == "" and len(captured.err.strip().splitlines()) == 1
     for word in words:
         assert word in captured.err.replace("\\", "/")
-    assert not (tiny_data / "runs").exists() or not list((tiny_data / "runs").glob("*/config.json"))
+    assert not list(tiny_data.rglob("*.lock")) and not list(tiny_data.glob("runs/*"))       # nothing is left behind
 
 
 def test_resuming_with_other_options_names_what_differs(tiny_data, capsys):
@@ -106,6 +108,13 @@ def test_resuming_with_other_options_names_what_differs(tiny_data, capsys):
     assert "learning_rate: stored 0.1, given 0.3" in capsys.readouterr().err
     assert cli.main(["train", *TINY, "--name", "first"]) == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_training_images_are_no_validation_split(tiny_data, capsys):
+    assert cli.main(["train", *TINY, "--name", "first"]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "runs/first", "--split", "validation"]) == 2
+    assert "none was held out" in capsys.readouterr().err
 
 
 def test_a_diverged_run_exits_with_status_1(tiny_data, capsys):

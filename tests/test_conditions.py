@@ -194,6 +194,27 @@ def test_a_compiled_stage_equals_the_eager_one(module, layout):
         torch.testing.assert_close(given, exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("module", [LayerAttention, MRLABase, MRLALight])
+def test_torch_func_differentiates_as_autograd_does(module):
+    layers, maps = stage(module, count=1, dtype=torch.float64)
+    parameters = dict(layers[0].named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(layers[0], parameters, (maps[0].detach(),))[0].square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    wanted = torch.autograd.grad(loss(parameters), list(parameters.values()), allow_unused=True)
+    for name, exact in zip(parameters, wanted, strict=True):
+        assert_equal(found[name], torch.zeros_like(found[name]) if exact is None else exact)
+
+
+def test_values_of_two_types_are_summed_in_the_asking_layers_own():
+    layers, maps = stage(MRLABase, count=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first, memory = layers[0](maps[0])
+    assert first.dtype == torch.bfloat16 and layers[1](maps[1], memory)[0].dtype == torch.float32
+
+
 # Odd sizes
 
 

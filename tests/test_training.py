@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -336,6 +337,25 @@ def test_resuming_with_another_configuration_names_the_fields(tmp_path):
         train(tiny_config(epochs=3, learning_rate=0.2), tmp_path / "run", resume=True, progress=False)
 
 
+def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path):
+    train(tiny_config(seed=1), tmp_path / "one", progress=False)
+    train(tiny_config(), tmp_path / "two", progress=False)
+    shutil.copy(tmp_path / "one" / "checkpoint.pt", tmp_path / "two" / "checkpoint.pt")
+    with pytest.raises(ValueError, match="is of another run: seed: stored 1, given 0"):
+        train(tiny_config(), tmp_path / "two", resume=True, progress=False)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_named(tmp_path):
+    torch.save({"format": training.CHECKPOINT_FORMAT}, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match="part.pt is not a whole checkpoint: it lacks config, classes, source, fingerprint, model"):
+        training.load_model(tmp_path / "part.pt")
+
+
+def test_runs_are_called_by_what_they_are(tmp_path):
+    assert training.new_run_dir(tiny_config(layer_attention=None, channel_attention="se"), tmp_path).name.startswith("resnet8-se-")
+    assert "synthetic" in training.new_run_dir(tiny_config(source="synthetic"), tmp_path).name
+
+
 def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch):
     train(tiny_config(), tmp_path / "run", progress=False)
     monkeypatch.setattr(training, "load_cifar", lambda *args: dataclasses.replace(tiny_cifar(), fingerprint="other"))
@@ -404,7 +424,7 @@ def test_batches_larger_than_the_data_and_missing_folders_are_refused(tmp_path):
 def test_a_failed_start_leaves_no_run_behind(tmp_path):
     with pytest.raises(ValueError):
         train(tiny_config(batch_size=97), tmp_path / "run", progress=False)
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
     train(tiny_config(epochs=1), tmp_path / "run", progress=False)
 
 

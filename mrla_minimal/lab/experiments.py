@@ -239,7 +239,7 @@ def load_records(path):
     for record in records:
         wanted = ["id", "suite", "variant", "seed", "phase", "test_accuracy"]
         if "diverged" not in record:
-            wanted += ["recipe", "config", "learning_rate", "source", "fingerprint", "metrics"]
+            wanted += ["recipe", "config", "learning_rate", "source", "fingerprint"]
         missing = [name for name in wanted if name not in record]
         if missing:
             raise ValueError(f"{path} does not hold records of a suite: a line lacks {', '.join(missing)}")
