@@ -57,11 +57,12 @@ class Handler(BaseHTTPRequestHandler):
             if page.stalls_after is not None and start >= page.stalls_after:
                 self.server.site.closing.wait(30)
                 return
+            piece = body[start:start + step]
+            self.server.site.sent += len(piece)     # before it goes: the client may look as soon as it has the last one
             try:
-                self.wfile.write(body[start:start + step])
+                self.wfile.write(piece)
             except OSError:  # the client has left
                 return
-            self.server.site.sent += len(body[start:start + step])
             if page.rate and start >= page.quick_until and self.server.site.closing.wait(step / page.rate):
                 return
 
