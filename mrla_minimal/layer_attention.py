@@ -48,7 +48,7 @@ def value_convolution(channels):
 def pool(x):
     """Global average of each channel, laid out as a row for Conv1d: (batch, channels, height, width) -> (batch, 1, channels)."""
     pixels = x.shape[2] * x.shape[3]
-    return (x.sum(dim=(2, 3)) / pixels).unsqueeze(1)        # x.mean would divide its gradient map by map, not row by row
+    return (x.sum(dim=(2, 3)) / pixels).unsqueeze(1)        # x.mean's gradient would divide a whole map in place of a row
 
 
 def split_heads(row, head_dim):
