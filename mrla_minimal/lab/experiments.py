@@ -121,7 +121,7 @@ SUITES = {suite.name: suite for suite in (
       for depth, width in ((20, 8), (56, 16))),
     Suite(
         "cifar10-thin56-cpu", _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light", **{"mrla-light-own": _LIGHT_OWN}),
-        {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1), primary=_MRLA_AGAINST_CONTROLS, rates=_RATES, tuned_on="plain",
+        {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1, 2), primary=_MRLA_AGAINST_CONTROLS, rates=_RATES, tuned_on="plain",
         note="CPU pilot"),
     Suite(
         "smoke", _attentions("plain", "mrla-light"), {"depth": 8, "width": 8, "batch_size": 32, "steps": 4, "source": "synthetic"},
