@@ -157,6 +157,42 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_data, capsys):
     assert "runs" in error and len(error.strip().splitlines()) == 1
 
 
+class NoCompiler(RuntimeError):
+    __module__ = "torch._inductor.exc"
+
+
+@pytest.mark.parametrize("error, words", [
+    (torch.cuda.OutOfMemoryError("CUDA out of memory.\nMore about it."), "CUDA out of memory. A smaller batch or width"),
+    (NoCompiler("no compiler\nand more"), "torch.compile failed (no compiler); leave --compile out"),
+])
+def test_what_the_machine_lacks_is_one_line_and_status_1(tiny_data, capsys, monkeypatch, error, words):
+    def lacking(config, *_, **__):
+        raise error
+
+    monkeypatch.setattr(training, "train", lacking)
+    assert cli.main(["train"]) == 1
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(tiny_data, monkeypatch):
+    def wrong(config, *_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(training, "train", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.main(["train"])
+
+
+def test_a_plan_on_the_command_line(tiny_data, capsys, monkeypatch):
+    monkeypatch.setitem(cli.experiments.SUITES, "tiny", cli.experiments.Suite(
+        "tiny", {"plain": {"layer_attention": None}}, {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}))
+    assert cli.main(["compare", "--suite", "tiny", "--plan", "--seeds", "0", "1", "--quiet"]) == 0
+    assert "2 runs left" in capsys.readouterr().out
+    assert cli.main(["compare", "--suite", "tiny", "--plan", "--report"]) == 2
+    assert "--plan" in capsys.readouterr().err
+
+
 def test_doctor_prints_a_line_a_check_and_fails_with_status_1(monkeypatch, capsys):
     assert doctor.run_doctor() == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -331,6 +332,27 @@ def test_the_id_depends_on_what_makes_the_run_and_on_nothing_else():
     assert experiments.record_id("s", "v", 0, config) == same and len(same) == 12
     for changed in (("t", "v", 0, config), ("s", "w", 0, config), ("s", "v", 1, config), ("s", "v", 0, {**config, "depth": 56})):
         assert experiments.record_id(*changed) != same
+
+
+def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
+    suite = tiny_suite(rates=(0.1, 0.2), tuned_on="plain")
+    text = experiments.plan_suite(suite, [], timed_steps=2, progress=False)
+    assert "6 runs left" in text and re.search(r"^plain .* 4$", text, re.M) and re.search(r"^mrla-light .* 2$", text, re.M)
+    records = run_tiny(tmp_path, suite, seeds=(0,))
+    before = sorted(tmp_path.rglob("*"))
+    text = experiments.plan_suite(suite, records, timed_steps=2, progress=False)
+    assert "2 runs left" in text and re.search(r"^plain .* 1$", text, re.M) and re.search(r"^mrla-light .* 1$", text, re.M)
+    assert "0 runs left" in experiments.plan_suite(suite, records, seeds=(0,), timed_steps=2, progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="unknown variant 'nope'"):
+        experiments.plan_suite(suite, [], variants=("nope",))
+
+
+def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):
+    monkeypatch.setattr(experiments, "_seconds_a_step", lambda run, steps: 0.5)
+    text = experiments.plan_suite(tiny_suite(recipe={**RECIPE, "steps": 1200}), [], progress=False)
+    assert re.search(r"^plain +32 +10.0 +2$", text, re.M)       # 16 images in 0.5 s; 1200 steps of 0.5 s are 10 minutes
+    assert "4 runs left: 0.7 hours" in text
 
 
 @pytest.mark.slow

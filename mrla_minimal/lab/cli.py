@@ -1,6 +1,6 @@
 """The command line. Each subcommand is a few lines over a function of the lab.
 
-Wrong input is one line on stderr and exit status 2; a failed check or a diverged run 1; Ctrl-C 130.
+Wrong input is one line on stderr and exit status 2; a failed check, a diverged run, a machine too small for it 1; Ctrl-C 130.
 """
 
 import argparse
@@ -11,8 +11,11 @@ import sys
 import types
 from pathlib import Path
 
+import torch
+
 from mrla_minimal import __version__
 from mrla_minimal.lab import experiments, training
+from mrla_minimal.lab.own import load_one, split_name
 from mrla_minimal.lab.training import PRESETS, TrainConfig
 
 
@@ -137,6 +140,14 @@ def records_path(suite, steps=None):
     return root / "data" / "results" / f"{suite.name}.jsonl"
 
 
+def _suite(name):
+    if name.endswith(".py"):
+        return dataclasses.replace(load_one(name, experiments.Suite), committed=False)
+    if name not in experiments.SUITES:
+        raise ValueError(f"--suite must be one of {', '.join(experiments.SUITES)}, or a Python file that makes a Suite, not {name}")
+    return experiments.SUITES[name]
+
+
 def run_compare(arguments):
     if arguments.merge:
         if not arguments.records:
@@ -144,12 +155,16 @@ def run_compare(arguments):
         merged = experiments.merge_records(arguments.merge, arguments.records)
         print(f"{arguments.records}: {len(merged)} records")
         return 0
-    if arguments.suite not in experiments.SUITES:
-        raise ValueError(f"--suite must be one of {', '.join(experiments.SUITES)}, not {arguments.suite}")
-    suite = experiments.SUITES[arguments.suite]
+    suite = _suite(arguments.suite)
     path = Path(arguments.records) if arguments.records else records_path(suite, arguments.steps)
+    if arguments.plan and (arguments.report or arguments.export):
+        raise ValueError("--plan times what is left to run: it goes with neither --report nor --export")
     if not (arguments.report or arguments.export):
         changes = {name: getattr(arguments, name) for name in ("steps", "device", "data_root") if getattr(arguments, name) is not None}
+        if arguments.plan:
+            print(experiments.plan_suite(suite, experiments.load_records(path), variants=arguments.variants, seeds=arguments.seeds,
+                                         progress=not arguments.quiet, **changes))
+            return 0
         runs = Path("runs") if arguments.steps is None else Path("runs") / f"{suite.name}-{arguments.steps}-steps"
         others = _start_others(arguments.jobs - 1)
         try:
@@ -181,6 +196,8 @@ def run_compare(arguments):
 def _export(suite, records, arguments):
     from mrla_minimal.lab import evidence
 
+    if not suite.committed:
+        raise ValueError(f"--export is for the suites whose records are committed; {suite.name} is none")
     data = evidence.data_folder()
     lines = evidence.export_checkpoints(suite, records, "runs", data / "checkpoints", data / "results" / "checkpoints.jsonl",
                                         arguments.data_root)
@@ -213,7 +230,8 @@ def run_cost(arguments):
 def run_check(arguments):
     from mrla_minimal.lab.checks.coursework import grade, report
 
-    results = grade(arguments.file, arguments.class_name)
+    file, class_name = split_name(arguments.file)
+    results = grade(file, arguments.class_name or class_name)
     print(report(results))
     return 1 if any(passed is False for passed, _ in results) else 0
 
@@ -254,7 +272,8 @@ def build_parser():
     doctor.set_defaults(function=run_doctor)
 
     compare = commands.add_parser("compare", help="run a suite of variants and seeds, and compare them")
-    compare.add_argument("--suite", default="smoke", help="which suite (default: smoke, a few steps)")
+    compare.add_argument("--suite", default="smoke", help="which suite, or FILE.py that makes one (default: smoke, a few steps)")
+    compare.add_argument("--plan", action="store_true", help="only time a few steps of each variant, and say how long the suite would take")
     compare.add_argument("--report", action="store_true", help="run nothing: the table and the figure of the records there are")
     compare.add_argument("--export", action="store_true", help="run nothing: write a small checkpoint a variant to data/checkpoints/")
     compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl)")
@@ -278,7 +297,7 @@ def build_parser():
     cost.set_defaults(function=run_cost)
 
     check = commands.add_parser("check", help="grade a layer attention of your own")
-    check.add_argument("file", metavar="FILE", help="a Python file with an nn.Module class built as Class(channels)")
+    check.add_argument("file", metavar="FILE", help="a Python file with an nn.Module class built as Class(channels); or FILE:CLASS")
     check.add_argument("--class", dest="class_name", metavar="NAME", help="which class, if the file holds several")
     check.set_defaults(function=run_check)
 
@@ -286,6 +305,16 @@ def build_parser():
     bench.add_argument("what", choices=["data", "attention", "engine"])
     bench.set_defaults(function=run_bench)
     return parser
+
+
+def _what_this_machine_lacks(error):
+    """One line for an error of torch that its user can do something about; None for any other, whose traceback is wanted."""
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return f"{first} A smaller batch or width needs less memory."
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"torch.compile failed ({first}); leave --compile out, or see that a C++ compiler is installed"
+    return None
 
 
 def main(arguments=None):
@@ -305,3 +334,9 @@ def main(arguments=None):
     except (ValueError, OSError) as error:
         print(f"mrla: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        text = _what_this_machine_lacks(error)
+        if text is None:
+            raise
+        print(f"mrla: {text}", file=sys.stderr)
+        return 1

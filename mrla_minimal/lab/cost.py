@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
+from mrla_minimal.lab.own import is_own, load_attention, short_name, with_sum
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
 from mrla_minimal.resnet import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, cifar_resnet, imagenet_resnet
 
@@ -224,20 +225,26 @@ def format_table(rows, unit="M"):
 def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, measure=False):
     """What `mrla cost` prints: CIFAR ResNets with each of `variants`, below the plain net.
 
-    A variant is the name of a layer attention or of a channel attention ("se", "eca"); None stands for all of them.
+    A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or of a channel
+    attention ("se", "eca"); None stands for all that the library has.
     With `measure` step times are taken too, which needs some seconds. Raises ValueError for a name that is none.
     """
     places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention") | dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
     models = {"plain": cifar_resnet(depth, block=block, width=width)}
     for name in places if variants is None else variants:
+        if is_own(name):
+            models[short_name(name)] = cifar_resnet(depth, block=block, width=width, layer_attention=load_attention(with_sum(name)))
+            continue
         if name not in places:
-            raise ValueError(f"a variant must be one of {', '.join(map(repr, places))}, not {name!r}")
+            raise ValueError(f"a variant must be one of {', '.join(map(repr, places))}, or FILE.py or FILE.py:CLASS, not {name!r}")
         models[name] = cifar_resnet(depth, block=block, width=width, **{places[name]: name})
     images = torch.randn(BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     lines = [f"ResNet-{depth} for {image_size} x {image_size} images, {block} blocks, width {width}, 10 classes", "",
              format_table(cost_table(models, image_size, images, measure)), "",
              f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images.",
              "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper counts that one."]
+    if not set(models) <= {"plain", *places}:
+        lines.append("MACs of your own attention: its convolutions and linear maps, not what it multiplies map by map.")
     if measure:
         lines += [f"Step time: forward + backward of {BATCH} images over that of plain, here and now, on the CPU with",
                   f"torch.get_num_threads() = {torch.get_num_threads()}; another machine gives another ratio."]

@@ -1,4 +1,4 @@
-"""Many runs: a suite of (variant, seed) with one recipe, its records, and what may be concluded from them.
+"""Many runs: a suite of (variant, seed) with one recipe, and its records; `contrasts.py` says what may be concluded from them.
 
 A suite runs all variants of a seed before the next seed, so that whatever is finished can be compared pair by pair. Each
 finished run is one line of a JSON-lines file. A run that has its line is skipped, one that has only its run folder is
@@ -7,25 +7,27 @@ resumed, so a suite is continued by the command that began it, also by several p
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import math
 import platform
-import statistics
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from tqdm import tqdm
 
+from mrla_minimal.lab.contrasts import detectable_difference, holm, paired_interval, pooled_error, reading, report, summarise
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import load_cifar
-from mrla_minimal.lab.device import choose_device, device_name
+from mrla_minimal.lab.device import choose_device, device_name, join_world
 from mrla_minimal.lab.files import append_record, read_records, replace_file, to_line
-from mrla_minimal.lab.interventions import INTERVENTIONS, chooses, intervene
-from mrla_minimal.lab.training import RunInUse, TrainConfig, TrainingDiverged, build_model, load_model, train
+from mrla_minimal.lab.interventions import chooses, intervene, report_interventions
+from mrla_minimal.lab.training import Run, RunInUse, TrainConfig, TrainingDiverged, build_model, load_model, train
+
+__all__ = ["SUITES", "Suite", "detectable_difference", "holm", "paired_interval", "pooled_error", "reading", "report",
+           "report_interventions", "run_suite", "summarise"]
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
 NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
@@ -329,13 +331,8 @@ def _look_inside(suite, job, records_path, runs, progress):
                         "versions": _versions(), "commit": source_commit()}, load_interventions)
 
 
-def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", progress=True, checkpoint_seconds=60.0, wait=5.0, **changes):
-    """Run what of a suite has no record yet, and return all its records.
-
-    `variants` and `seeds` choose a part; `changes` replace fields of the recipe (a shorter run, another device). Several
-    processes may call this with the same arguments: each takes runs that no other is at. Raises ValueError for unknown or
-    repeated variants and seeds, and what `train` raises.
-    """
+def _parts(suite, variants, seeds, changes):
+    """The variants and seeds that are meant, none given: all. ValueError for unknown or repeated ones."""
     variants = tuple(variants or suite.variants)
     seeds = tuple(suite.seeds if seeds is None else seeds)
     for what, given in (("variants", variants), ("seeds", seeds)):
@@ -343,6 +340,17 @@ def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", pr
             raise ValueError(f"suite {suite.name}: {what} given twice: {', '.join(map(str, given))}")
     for variant in variants:
         suite.config(variant, 0, **changes)
+    return variants, seeds
+
+
+def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", progress=True, checkpoint_seconds=60.0, wait=5.0, **changes):
+    """Run what of a suite has no record yet, and return all its records.
+
+    `variants` and `seeds` choose a part; `changes` replace fields of the recipe (a shorter run, another device). Several
+    processes may call this with the same arguments: each takes runs that no other is at. Raises ValueError for unknown or
+    repeated variants and seeds, and what `train` raises.
+    """
+    variants, seeds = _parts(suite, variants, seeds, changes)
     records_path, runs = Path(records_path), Path(runs)
     records_path.parent.mkdir(parents=True, exist_ok=True)
     rates = None
@@ -355,221 +363,34 @@ def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", pr
     return load_records(records_path)
 
 
-# ---- statistics -------------------------------------------------------------------------------------------------
+def plan_suite(suite, records, *, variants=None, seeds=None, timed_steps=20, progress=True, **changes):
+    """How long what is left of a suite would take on this machine, as text: each variant is trained for a few steps and timed.
 
-
-@dataclass(frozen=True)
-class Contrast:
-    """a - b over their shared seeds, in accuracy (fractions of 1). Intervals are 95 %; None where n does not allow one.
-
-    interval  paired t, n - 1 degrees of freedom           pooled    with the variance pooled over all variants
-    p         two-sided, paired t; `adjusted` by Holm's method over all contrasts that are not primary
+    Nothing is written. Arguments and errors as those of `run_suite`; `records` are those that there are already.
     """
-
-    a: str
-    b: str
-    n: int
-    mean: float
-    interval: tuple | None
-    pooled: tuple | None
-    p: float | None
-    adjusted: float | None
-    primary: bool
-    correlation: float | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What `summarise` found: accuracies[variant][seed], rates[variant], the contrasts, and what they were made from."""
-
-    suite: str
-    note: str
-    source: str
-    baseline: str
-    accuracies: dict
-    rates: dict
-    contrasts: list = field(default_factory=list)
-    diverged: dict = field(default_factory=dict)        # variant -> seeds without an accuracy
+    variants, seeds = _parts(suite, variants, seeds, changes)
+    known, finals = {record["id"] for record in records}, {(r["variant"], r["seed"]) for r in records if r["phase"] == "final"}
+    left = {variant: sum((variant, seed) not in finals for seed in seeds) for variant in variants}
+    for job in tuning_jobs(suite, variants, **changes):
+        left[job.variant] = left.get(job.variant, 0) + (job.id not in known)
+    lines, total = [f"{'variant':<20} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
+    for variant in tqdm(left, disable=not progress, unit="variant", leave=False):
+        run = Run(suite.config(variant, 0, **changes), join_world(changes.get("device", "auto")))
+        seconds = _seconds_a_step(run, timed_steps)
+        minutes = run.total_steps * seconds / 60
+        total += left[variant] * minutes
+        lines.append(f"{variant:<20} {run.config.batch_size / seconds:>9.0f} {minutes:>14.1f} {left[variant]:>10}")
+    head = f"suite {suite.name}, {run.source}, on {device_name(run.world.device)}: {timed_steps} training steps of each variant, timed now"
+    return "\n".join([
+        head, "", *lines, "",
+        f"{sum(left.values())} runs left: {total / 60:.1f} hours one after another, tests and interventions not counted.",
+        "With --jobs N, N runs share the device: a small net leaves a GPU mostly idle; the cores of a CPU are shared out."])
 
 
-def paired_interval(differences):
-    """(mean, 95 % interval, two-sided p) of paired differences by Student's t; interval and p None for fewer than two."""
-    from scipy import stats
-
-    n, mean = len(differences), statistics.fmean(differences)
-    if n < 2:
-        return mean, None, None
-    error = statistics.stdev(differences) / math.sqrt(n)
-    half = stats.t.ppf(0.975, n - 1) * error
-    p = 2 * stats.t.sf(abs(mean) / error, n - 1) if error > 0 else (1.0 if mean == 0 else 0.0)
-    return mean, (mean - half, mean + half), float(p)
-
-
-def detectable_difference(deviation, n, power=0.8):
-    """The true mean difference that a two-sided paired t test at 5 % finds with this power from n seeds.
-
-    `deviation` is the standard deviation of one paired difference; the answer has its unit. ValueError for n below 2.
-    """
-    import numpy
-    from scipy import optimize, stats
-
-    if n < 2 or not 0.05 < power < 1 or not deviation > 0:
-        raise ValueError(f"n must be at least 2, power between 0.05 and 1, deviation positive; got {n}, {power}, {deviation}")
-    # Averaged over what the n seeds may scatter: scipy's noncentral t gives NaN at one degree of freedom.
-    chances = (numpy.arange(4000) + 0.5) / 4000
-    limits = stats.t.ppf(0.975, n - 1) * numpy.sqrt(stats.chi2.ppf(chances, n - 1) / (n - 1))
-
-    def shortfall(shift):       # shift: the true difference over its standard error
-        return (stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean() - power
-
-    return float(deviation * optimize.brentq(shortfall, 0.0, 1000.0) / math.sqrt(n))
-
-
-def pooled_error(accuracies):
-    """(variance of one run about variant mean + seed effect, degrees of freedom), from the seeds that all variants share.
-
-    The residual of a two-way layout without repetition: it assumes that variants scatter alike about their means. None if
-    fewer than two variants or two shared seeds.
-    """
-    seeds = sorted(set.intersection(*(set(runs) for runs in accuracies.values())))
-    if len(seeds) < 2 or len(accuracies) < 2:
-        return None
-    table = [[runs[seed] for seed in seeds] for runs in accuracies.values()]
-    grand = statistics.fmean(itertools.chain(*table))
-    rows = [statistics.fmean(row) for row in table]
-    columns = [statistics.fmean(column) for column in zip(*table, strict=True)]
-    squares = sum((table[i][j] - rows[i] - columns[j] + grand) ** 2 for i in range(len(rows)) for j in range(len(columns)))
-    degrees = (len(rows) - 1) * (len(columns) - 1)
-    return squares / degrees, degrees
-
-
-def holm(p_values, family=None):
-    """Holm's adjusted p values, in the order given; `family` counts the tests if some have no p value yet."""
-    family = len(p_values) if family is None else family
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (family - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
-
-
-def _correlation(x, y):
-    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
-        return None
-    return statistics.correlation(x, y)
-
-
-def _one_of_each(records, what, of):
-    """The value that all records share. ValueError naming the differing values otherwise."""
-    values = {json.dumps(of(record), sort_keys=True): of(record) for record in records}
-    if len(values) > 1:
-        first, second = list(values.values())[:2]
-        if isinstance(first, dict):
-            keys = sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
-            first, second = {key: first.get(key) for key in keys}, {key: second.get(key) for key in keys}
-        raise ValueError(f"records of different {what} are not compared: {first} and {second}")
-    return next(iter(values.values()))
-
-
-def summarise(records, suite):
-    """The Summary of a suite's final records: every variant against the baseline, and the contrasts that the suite declares.
-
-    Raises ValueError if there are none, or if they differ in recipe, data, or the learning rate within one variant.
-    """
-    records = [record for record in records if record["suite"] == suite.name and record["phase"] == "final"]
-    diverged = {}
-    for record in records:
-        if "diverged" in record:
-            diverged.setdefault(record["variant"], []).append(record["seed"])
-    records = [record for record in records if "diverged" not in record]
-    if not records:
-        raise ValueError(f"no finished runs of suite {suite.name} yet; to make them: mrla compare --suite {suite.name}")
-    _one_of_each(records, "recipe", lambda record: record["recipe"])
-    _one_of_each(records, "data", lambda record: {"source": record["source"], "fingerprint": record["fingerprint"]})
-    accuracies, rates, own_fields = {}, {}, suite.variant_fields()
-    for variant in suite.variants:
-        of_variant = [record for record in records if record["variant"] == variant]
-        if of_variant:
-            rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})", lambda record: record["learning_rate"])
-            _one_of_each(of_variant, f"definition ({variant})", lambda record: {name: record["config"][name] for name in own_fields})
-            accuracies[variant] = {record["seed"]: record["test_accuracy"] for record in of_variant}
-            if len(accuracies[variant]) < len(of_variant):
-                raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
-    pairs = [*suite.primary, *suite.contrasts, *((variant, suite.baseline) for variant in suite.variants if variant != suite.baseline)]
-    contrasts = _contrasts(dict.fromkeys(pairs), suite.primary, accuracies)
-    return Summary(suite.name, suite.note, records[0]["source"], suite.baseline, accuracies, rates, contrasts, diverged)
-
-
-def _contrasts(pairs, primary, accuracies):
-    from scipy import stats
-
-    error = pooled_error(accuracies)
-    rows = []
-    for a, b in pairs:
-        seeds = sorted(set(accuracies.get(a, {})) & set(accuracies.get(b, {})))
-        if not seeds:
-            continue
-        x, y = [accuracies[a][seed] for seed in seeds], [accuracies[b][seed] for seed in seeds]
-        mean, interval, p = paired_interval([i - j for i, j in zip(x, y, strict=True)])
-        pooled = None
-        if error is not None and len(seeds) >= 2:
-            half = stats.t.ppf(0.975, error[1]) * math.sqrt(2 * error[0] / len(seeds))
-            pooled = (mean - half, mean + half)
-        rows.append(Contrast(a, b, len(seeds), mean, interval, pooled, p, None, (a, b) in primary, _correlation(x, y)))
-    others = [row for row in rows if not row.primary and row.p is not None]
-    family = sum(pair not in primary for pair in pairs)      # all that were declared, whether or not their runs are there
-    adjusted = dict(zip(((row.a, row.b) for row in others), holm([row.p for row in others], family), strict=True))
-    return [dataclasses.replace(row, adjusted=adjusted.get((row.a, row.b))) for row in rows]
-
-
-MARGIN = 0.003      # 0.3 points: what a difference must pass to be worth its name here
-
-
-def reading(interval, margin=MARGIN):
-    """What an interval of a - b allows to be said: "a above b", "a below b", "within 0.3 points", or "undecided"."""
-    if interval is None:
-        return "too few seeds"
-    low, high = interval
-    words = ["a above b"] if low > 0 else ["a below b"] if high < 0 else []
-    if -margin < low and high < margin:
-        words.append(f"within {100 * margin:g} points")
-    return ", ".join(words) or "undecided"
-
-
-def _points(interval):
-    return "too few seeds" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
-
-
-def report(summary):
-    """The Summary as text: a table of variants, a table of contrasts, and what the columns mean."""
-    note = f" [{summary.note}]" if summary.note else ""
-    lines = [f"suite {summary.suite}, {summary.source} test accuracy of the last epoch{note}", "",
-             f"{'variant':<20} {'runs':>4} {'mean %':>8} {'sd':>6} {'rate':>6}"]
-    for variant, runs in summary.accuracies.items():
-        values = [100 * value for value in runs.values()]
-        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        lines.append(f"{variant:<20} {len(values):>4} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
-    lines += [f"{variant:<20} diverged: seeds {', '.join(map(str, seeds))}" for variant, seeds in summary.diverged.items()]
-    lines += ["", f"{'contrast (points)':<36} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
-                  f"{'p':>6} {'Holm':>6} {'corr':>5}  reading"]
-    for row in summary.contrasts:
-        p = "-" if row.p is None else f"{row.p:.3f}"
-        adjusted = "primary" if row.primary else "-" if row.adjusted is None else f"{row.adjusted:.3f}"
-        correlation = "-" if row.correlation is None else f"{row.correlation:.2f}"
-        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval):<18} "
-                     f"{_points(row.pooled):<18} {p:>6} {adjusted:>6} {correlation:>5}  {reading(row.interval)}")
-    lines += ["", "Differences are paired by seed. Primary contrasts were declared before the first run and stand unadjusted;",
-              "the p values of all others are Holm-adjusted. corr: between same-seed runs. reading: of the paired interval,",
-              f"unadjusted, against a margin of {100 * MARGIN:g} points. Intervals cover seeds, not the choice of the test images."]
-    return "\n".join(lines)
-
-
-def report_interventions(records):
-    """A table of intervention records: what each net reaches as learned, and what it loses without its attention's choices."""
-    lines = ["what the attention chooses: test accuracy as learned, and the points lost with its choices taken away", "",
-             f"{'variant':<20} {'seed':>4} {'learned %':>10} " + " ".join(f"{how:>8}" for how in INTERVENTIONS)]
-    for record in sorted(records, key=lambda record: (record["variant"], record["seed"])):
-        lost = " ".join(f"{100 * (record[how] - record['learned']):>+8.2f}" for how in INTERVENTIONS)
-        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f} {lost}")
-    return "\n".join(lines)
+def _seconds_a_step(run, steps, warm_up=5):
+    for count in (warm_up, steps):
+        started = time.perf_counter()
+        for _ in range(count):
+            run.train_step()
+        run.read_losses()       # waits for the device
+    return (time.perf_counter() - started) / steps

@@ -33,3 +33,13 @@ def intervene(model, data, mean_over=MEAN_OVER):
         with freeze_attention(model, how, images):
             accuracies[how] = evaluate(model, test, channels_last=True)[1]
     return accuracies
+
+
+def report_interventions(records):
+    """A table of intervention records: what each net reaches as learned, and what it loses without its attention's choices."""
+    lines = ["what the attention chooses: test accuracy as learned, and the points lost with its choices taken away", "",
+             f"{'variant':<20} {'seed':>4} {'learned %':>10} " + " ".join(f"{how:>8}" for how in INTERVENTIONS)]
+    for record in sorted(records, key=lambda record: (record["variant"], record["seed"])):
+        lost = " ".join(f"{100 * (record[how] - record['learned']):>+8.2f}" for how in INTERVENTIONS)
+        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f} {lost}")
+    return "\n".join(lines)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from mrla_minimal.lab.data import hold_out, load_cifar, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.device import DEVICES, World, choose_device, join_world
 from mrla_minimal.lab.files import append_record, replace_file, to_line, write_json
+from mrla_minimal.lab.own import is_own, load_attention, short_name, with_sum
 from mrla_minimal.layer_attention import MRLALight
 from mrla_minimal.resnet import BLOCKS, CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, LIGHT_CARRIES, SHORTCUTS, cifar_resnet
 
@@ -67,7 +68,8 @@ class TrainConfig:
     depth: int = _option(20, "layers: 6n + 2 with basic blocks, 9n + 2 with bottlenecks")
     block: str = _option("basic", "residual block", BLOCKS)
     width: int = _option(16, "channels of the first stage")
-    layer_attention: str | None = _option("mrla-light", "attention across layers", (*LAYER_ATTENTIONS, None))
+    layer_attention: str | None = _option("mrla-light", "attention across layers; FILE.py or FILE.py:CLASS for one of your own",
+                                          (*LAYER_ATTENTIONS, None))
     channel_attention: str | None = _option(None, "attention inside a layer", (*CHANNEL_ATTENTIONS, None))
     head_dim: int | None = _option(None, "channels a head of the layer attention (none: its own default)")
     light_carry: str = _option("block_input", "what MRLA-light carries", LIGHT_CARRIES)
@@ -92,11 +94,14 @@ class TrainConfig:
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
-            value, choices = getattr(self, entry.name), entry.metadata["choices"]
+            value, choices, more = getattr(self, entry.name), entry.metadata["choices"], ""
             if entry.name == "layer_attention":
-                choices = (*choices, *FURTHER_ATTENTIONS)
+                if is_own(value):       # which version of the file is meant is settled here, once
+                    object.__setattr__(self, entry.name, with_sum(value))
+                    continue
+                choices, more = (*choices, *FURTHER_ATTENTIONS), ", or FILE.py or FILE.py:CLASS for one of your own"
             if choices is not None and value not in choices:
-                raise ValueError(f"{entry.name} must be one of {', '.join(map(_show, choices))}, not {value!r}")
+                raise ValueError(f"{entry.name} must be one of {', '.join(map(_show, choices))}{more}, not {value!r}")
         for name in ("epochs", "batch_size", "depth", "width"):
             self._require(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "a positive integer")
         self._require("steps", self.steps is None or (isinstance(self.steps, int) and self.steps >= 1), "a positive integer or none")
@@ -150,7 +155,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 def build_model(config, num_classes):
     """The model of a configuration, started from its seed: variants of one seed share their host's initial weights."""
-    attention = FURTHER_ATTENTIONS.get(config.layer_attention, config.layer_attention)
+    name = config.layer_attention
+    attention = load_attention(name) if is_own(name) else FURTHER_ATTENTIONS.get(name, name)
     torch.manual_seed(config.seed)
     return cifar_resnet(config.depth, block=config.block, num_classes=num_classes, layer_attention=attention,
                         channel_attention=config.channel_attention, head_dim=config.head_dim, light_carry=config.light_carry,
@@ -435,7 +441,8 @@ def _ctrl_c_as_a_flag():
 
 def new_run_dir(config, runs="runs"):
     """runs/NAME, the first NAME that is not taken: the model, its attentions, the data asked for and the seed."""
-    attention = "-".join(filter(None, (config.layer_attention, config.channel_attention))) or "plain"
+    layer_attention = short_name(config.layer_attention) if is_own(config.layer_attention) else config.layer_attention
+    attention = "-".join(filter(None, (layer_attention, config.channel_attention))) or "plain"
     data = "synthetic" if config.source == "synthetic" else config.dataset
     name = f"resnet{config.depth}-{attention}-{data}-seed{config.seed}"
     names = [name, *(f"{name}-{number}" for number in range(2, 10_000))]

@@ -7,54 +7,19 @@ class itself on small random maps: a stack of layers, each with an instance of i
 """
 
 import copy
-import importlib.util
-import sys
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mrla_minimal.lab.checks.common import Wrong, close, first_line, numbers, tensor
+from mrla_minimal.lab.checks.common import Wrong, close, numbers, tensor
+from mrla_minimal.lab.own import first_line, load_class
 from mrla_minimal.lab.quiz import QUESTIONS, train_module_quiz, verdict
 from mrla_minimal.resnet import cifar_resnet
 
 BATCH, CHANNELS, HEIGHT, WIDTH = 3, 16, 5, 7
 LAYERS = 4
 TOLERANCE = 1e-4        # of the largest number, in float32: a batch of another size may be summed in another order
-
-
-def load_class(path, class_name=None):
-    """The nn.Module class of a Python file.
-
-    Raises ValueError if the file is not there or does not run, or if it is not clear which class is meant.
-    """
-    path = Path(path)
-    if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"{path} must be a Python file, *.py, that exists")
-    name = f"coursework_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    neighbours = str(path.resolve().parent)
-    if neighbours not in sys.path:
-        sys.path.append(neighbours)     # what lies beside the file may be imported, as if it were run; later imports too
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{path} does not run: {first_line(error)}") from error
-    finally:
-        del sys.modules[name]
-    classes = {key: value for key, value in vars(module).items()
-               if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == name}
-    if class_name is None and len(classes) == 1:
-        return next(iter(classes.values()))
-    if class_name in classes:
-        return classes[class_name]
-    there = ", ".join(classes) or "none"
-    if class_name is None:
-        raise ValueError(f"{path} must hold one nn.Module class, or name one with --class; its classes: {there}")
-    raise ValueError(f"--class must name an nn.Module class of {path} ({there}), not {class_name!r}")
 
 
 def grade(path, class_name=None, quiz=True):
