@@ -320,23 +320,30 @@ def record_attention(model):
             hook.remove()
 
 
-def _mean_weights(model, images, batch_size=500):
-    """[stage][t - 1]: the mean over `images` of the weights, (1, heads, t), in evaluation mode; None where there are none."""
+@contextmanager
+def _looked_at(model):
+    """Record the weights of a model that is neither trained nor changed by being looked at: evaluation mode, no gradients."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    sums = [[None] * len(stage) for stage in model.stages]
     try:
         with torch.no_grad(), record_attention(model) as recorded:
-            for start in range(0, len(images), batch_size):
-                model(images[start : start + batch_size])
-                for stage, row in enumerate(recorded):
-                    for layer, weights in enumerate(row):
-                        if weights is not None:
-                            total = weights.sum(dim=0, keepdim=True)
-                            sums[stage][layer] = total if sums[stage][layer] is None else sums[stage][layer] + total
+            yield recorded
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _mean_weights(model, images, batch_size=500):
+    """[stage][t - 1]: the mean over `images` of the weights, (1, heads, t), in evaluation mode; None where there are none."""
+    sums = [[None] * len(stage) for stage in model.stages]
+    with _looked_at(model) as recorded:
+        for start in range(0, len(images), batch_size):
+            model(images[start : start + batch_size])
+            for stage, row in enumerate(recorded):
+                for layer, weights in enumerate(row):
+                    if weights is not None:
+                        total = weights.sum(dim=0, keepdim=True)
+                        sums[stage][layer] = total if sums[stage][layer] is None else sums[stage][layer] + total
     return [[total if total is None else total / len(images) for total in row] for row in sums]
 
 
@@ -345,7 +352,8 @@ def freeze_attention(model, how, images=None):
     """with freeze_attention(model, how): model(images) runs with its attention's choices taken away.
 
     how = "mean"      every image gets the mean weights of its layer and head over `images` (needed)
-          "shuffle"   every image gets the weights of another image of its batch: one permutation, the same at all layers
+          "shuffle"   every image gets the weights that another image of its batch has when left alone (a forward pass of its
+                      own, in evaluation mode, finds them): one permutation, the same at all layers
           "uniform"   1 / t for each of t layers; a gate gets its layer's mean over `images` (then needed) and heads
     If accuracy stays, what the attention chooses per image did not matter. Raises ValueError for another `how`, for a model
     without attention weights, and where images are needed and not given.
@@ -361,25 +369,29 @@ def freeze_attention(model, how, images=None):
         if images is None or len(images) == 0:
             raise ValueError(f"freezing at {how!r} needs images to take the mean weights over")
         means = _mean_weights(model, images)
-    shuffle = torch.Generator().manual_seed(0)
-    permutation = None
+    generator = torch.Generator().manual_seed(0)
+    own, permutation, looking = None, None, False
 
-    def forget(model, inputs):
-        nonlocal permutation
-        permutation = None
-
-    def shuffled(weights):
-        nonlocal permutation
-        if permutation is None:     # the first layer of this forward pass draws it for all
-            order = torch.randperm(len(weights), generator=shuffle)
+    def look_first(model, arguments, named_arguments):
+        # The weights of a shuffled pass would not do: from the second layer on they are of an image that is shuffled itself.
+        nonlocal own, permutation, looking
+        if not looking:
+            looking = True
+            try:
+                with _looked_at(model) as own:
+                    count = len(model(*arguments, **named_arguments))
+            finally:
+                looking = False
+            order = torch.randperm(count, generator=generator)
             permutation = torch.empty_like(order)
             permutation[order] = order.roll(1)      # one cycle through the batch: nobody keeps its own
-        return weights[permutation.to(weights.device)]
 
     def replace(stage, layer):
         def hook(module, inputs, weights):
+            if looking:
+                return weights
             if how == "shuffle":
-                return shuffled(weights)
+                return own[stage][layer][permutation.to(weights.device)].to(weights.dtype)
             if how == "mean":
                 return means[stage][layer].to(weights.dtype).expand_as(weights)
             if getattr(attentions[stage][layer], "is_gate", False):
@@ -387,7 +399,7 @@ def freeze_attention(model, how, images=None):
             return torch.full_like(weights, 1.0 / weights.shape[-1])
         return hook
 
-    hooks = [model.register_forward_pre_hook(forget)]
+    hooks = [model.register_forward_pre_hook(look_first, with_kwargs=True)] if how == "shuffle" else []
     try:
         for stage, row in enumerate(points):
             for layer, point in enumerate(row):

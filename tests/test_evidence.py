@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from mrla_minimal import cifar_resnet
+from mrla_minimal import cifar_resnet, freeze_attention, record_attention
 from mrla_minimal.lab import cli, data, evidence, experiments, quiz, training
 from mrla_minimal.lab.data import Cifar, Split
 from mrla_minimal.lab.experiments import Suite, detectable_difference, reading, report_interventions, run_suite
 from mrla_minimal.lab.files import append_record, read_records, replace_file
-from mrla_minimal.lab.interventions import intervene
+from mrla_minimal.lab.interventions import intervene, refitted_norms, standard_error
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import tiny_cifar
@@ -88,9 +89,57 @@ def test_each_intervention_does_what_it_says(name):
     by_hand(model, data.normalise(noise[0].images[:30]), noise[0].labels[:30], keep)
     mean = by_hand(model, x, labels, lambda s, t, w: seen[s, t].expand_as(w))
     uniform = by_hand(model, x, labels, lambda s, t, w: torch.full_like(w, seen[s, t].mean() if name == "mrla-light" else 1 / w.shape[-1]))
-    assert set(found) == {"learned", "mean", "shuffle", "uniform"}
+    accuracies = {"learned", "mean", "shuffle", "uniform", "learned_refitted", "uniform_refitted"}
+    assert set(found) == {*accuracies, "changed", "images"} and found["images"] == 50
+    against = {"mean": "learned", "shuffle": "learned", "uniform": "learned", "uniform_refitted": "learned_refitted"}
+    assert set(found["changed"]) == set(against)
+    for how, base in against.items():
+        lost, gained = found["changed"][how]
+        assert (gained - lost) / 50 == pytest.approx(found[how] - found[base])
+    with torch.no_grad(), record_attention(model) as own:       # shuffled: the weights that another image has when left alone
+        model(x)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    own = [[weights.clone() for weights in row] for row in own]
+    assert found["shuffle"] == pytest.approx(by_hand(model, x, labels, lambda s, t, w: own[s][t][other]))
+    assert found["changed"]["mean"] == [round(50 * (1 - found["mean"])), 0]     # all were right: answers can only be lost
     assert found["mean"] == pytest.approx(mean) and found["uniform"] == pytest.approx(uniform)
     assert max(found["mean"], found["shuffle"], found["uniform"]) < found["learned"] == 1.0, found
+
+
+def test_refitted_norms_are_those_of_the_images_and_of_the_net_as_it_runs():
+    """Of the net under an intervention, too; by hand: the inputs that each batch norm sees, layer by layer."""
+    torch.manual_seed(0)
+    model = cifar_resnet(8, width=4, layer_attention="mrla-base", head_dim=2).train()
+    images = torch.randn(40, 3, 32, 32)
+    model(images[:8])
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with freeze_attention(model, "uniform"), refitted_norms(model, images):
+        seen = {}
+        hooks = [norm.register_forward_hook(lambda module, inputs, _: seen.__setitem__(module, inputs[0])) for norm in norms]
+        assert not model.training and not any(norm.training for norm in norms)
+        with torch.no_grad():
+            model(images)
+        for hook in hooks:
+            hook.remove()
+        for norm in norms:
+            # not closer: training divides by the biased variance, evaluation by the unbiased one
+            assert torch.allclose(norm.running_mean, seen[norm].mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-3)
+            assert torch.allclose(norm.running_var, seen[norm].transpose(0, 1).flatten(1).var(dim=1), rtol=2e-3)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert all(norm.momentum == 0.1 for norm in norms)
+    with pytest.raises(KeyError), refitted_norms(model, images):
+        raise KeyError
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (12, 3), (7, 7), (0, 40)])
+def test_the_standard_error_is_that_of_a_mean_of_changes(lost, gained):
+    changes = torch.tensor([-1.0] * lost + [1.0] * gained + [0.0] * (200 - lost - gained), dtype=torch.float64)
+    assert standard_error(lost, gained, 200) == pytest.approx((changes.var(correction=0) / 200).sqrt().item())
 
 
 def test_nets_that_choose_nothing_have_no_interventions():
@@ -109,7 +158,34 @@ def test_a_suite_records_them_once_for_each_net_that_chooses(repository):
     run(seeds=(0, 1))
     assert read_records("data/results/tiny-interventions.jsonl")[0] == found
     text = report_interventions(found)
-    assert text.count("mrla-base") == 2 and f"{100 * (found[0]['mean'] - found[0]['learned']):+.2f}" in text
+    assert text.count("mrla-base") == 2 and f"{100 * (found[0]['mean'] - found[0]['learned']):+.2f} (" in text
+
+
+def test_where_the_run_folder_is_gone_the_committed_checkpoint_serves_if_it_is_of_that_run(repository):
+    records = run(variants=("mrla-base",), seeds=(0, 1))
+    evidence.export_checkpoints(SUITE, records, "runs", Path("data/checkpoints"), Path("data/results/checkpoints.jsonl"))
+    path = Path("data/results/tiny-interventions.jsonl")
+    before = {record["seed"]: record for record in read_records(path)[0]}
+    path.unlink()
+    shutil.rmtree("runs")
+    run(variants=("mrla-base",), seeds=(0, 1))
+    (found,) = read_records(path)[0]        # the checkpoint is of seed 0's run: of seed 1 nothing is left
+    assert found["seed"] == 0 and found["weights"] == "float16" and before[0]["weights"] == "float32"
+    assert found["learned"] == pytest.approx(before[0]["learned"], abs=0.05)
+
+
+def test_interventions_of_an_older_form_are_shown_and_measured_anew_beside_them(repository):
+    run(variants=("mrla-base",))
+    path = Path("data/results/tiny-interventions.jsonl")
+    (whole,) = read_records(path)[0]
+    old = {name: value for name, value in whole.items() if name not in ("changed", "images", "learned_refitted", "uniform_refitted")}
+    path.write_text(json.dumps(old) + "\n")
+    (line,) = [line for line in report_interventions(experiments.load_interventions(path)).splitlines() if line.startswith("mrla-base")]
+    assert line.split()[-2:] == ["-", "-"] and "(" not in line
+    run(variants=("mrla-base",))
+    lines = read_records(path)[0]
+    assert lines[0] == old and len(lines) == 2 and lines[1]["changed"] == whole["changed"]
+    assert experiments.load_interventions(path) == [lines[1]]
 
 
 def test_what_an_interrupted_suite_lacks_is_made_from_its_run_folders(repository):
@@ -236,8 +312,12 @@ def test_a_detectable_difference_of_nothing_is_refused(wrong):
 
 
 @pytest.mark.parametrize(("interval", "words"), [
-    (None, "too few seeds"), ((0.001, 0.009), "a above b"), ((-0.009, -0.001), "a below b"), ((-0.002, 0.001), "within 0.3 points"),
-    ((0.001, 0.002), "a above b, within 0.3 points"), ((-0.004, 0.001), "undecided"), ((-0.001, 0.003), "undecided")])
+    (None, "too few seeds"), ((0.001, 0.009), "a above b"), ((-0.009, -0.001), "a below b"),
+    ((-0.002, 0.001), "within 0.3 points"),
+    ((0.001, 0.002), "a above b, within 0.3 points"),
+    ((0.004, 0.011), "a above b by more than 0.3 points"),
+    ((-0.011, -0.004), "a below b by more than 0.3 points"), ((-0.002, -0.001), "a below b, within 0.3 points"),
+    ((-0.004, 0.001), "undecided"), ((-0.001, 0.003), "undecided")])
 def test_an_interval_is_read_against_zero_and_against_the_margin(interval, words):
     assert reading(interval) == words
 

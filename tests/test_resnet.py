@@ -465,6 +465,7 @@ def test_no_hook_stays_behind_even_after_an_exception(name, enter):
     before = model(images_of())
     with pytest.raises(KeyError), enter(model):
         assert hooks_on(model) >= 6
+        model(images_of())
         raise KeyError
     assert hooks_on(model) == 0
     assert torch.equal(model(images_of()), before)
@@ -492,23 +493,37 @@ def test_frozen_at_the_mean_every_image_gets_the_mean_over_all_images(name):
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_shuffled_weights_are_another_images_the_same_one_at_all_layers(name):
+def test_shuffled_weights_are_another_images_own_the_same_one_at_all_layers(name):
+    """Those that it has in an undisturbed pass: in a shuffled one its features, and so its weights, would be others."""
     model = small(name, layers=3, head_dim=1).eval()
+    with record_attention(model) as own:
+        model(images_of(6))
+    own = copy.deepcopy(own)
     permutations = []
     # The outer hooks come first and see what the attention chose; the inner ones see what it was given instead.
     with record_attention(model) as chosen, freeze_attention(model, "shuffle"), record_attention(model) as given:
         for _ in range(2):
             model(images_of(6))
             last = 1 if name not in GATES else 0
-            distances = torch.cdist(given[0][last].flatten(1), chosen[0][last].flatten(1))
-            permutation = distances.argmin(dim=1)
+            permutation = torch.cdist(given[0][last].flatten(1), own[0][last].flatten(1)).argmin(dim=1)
             permutations.append(permutation.tolist())
             assert sorted(permutations[-1]) == list(range(6))
             assert (permutation != torch.arange(6)).all()
-            for given_row, chosen_row in zip(given, chosen, strict=True):
-                for after, before in zip(given_row, chosen_row, strict=True):
+            for given_row, own_row in zip(given, own, strict=True):
+                for after, before in zip(given_row, own_row, strict=True):
                     assert torch.equal(after, before[permutation])
+            assert not torch.allclose(chosen[2][2], own[2][2], atol=1e-6)      # the case exists
     assert permutations[0] != permutations[1]
+
+
+def test_shuffling_a_model_in_training_mode_changes_its_statistics_once():
+    model, other = (small("mrla-base").train() for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    other(images_of(6))
+    with freeze_attention(model, "shuffle"):
+        model(images_of(6))
+    counts = [module.num_batches_tracked.item() for net in (model, other) for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert set(counts) == {1} and model.training and all(module.training for module in model.modules())
 
 
 def test_shuffling_knows_no_batch_size_and_takes_images_by_name():

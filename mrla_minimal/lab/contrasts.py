@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 class Contrast:
     """a - b over their shared seeds, in accuracy (fractions of 1). Intervals are 95 %; None where n does not allow one.
 
-    interval  paired t, n - 1 degrees of freedom           pooled    with the variance pooled over all variants
-    p         two-sided, paired t; `adjusted` by Holm's method over all contrasts that are not primary
+    interval     paired t, n - 1 degrees of freedom        pooled    with the variance pooled over all variants
+    p            two-sided, paired t; `adjusted` by Holm's method over all contrasts that are not primary
+    correlation  between runs of one seed; None for fewer than five seeds, from which it is mostly noise
+    diverged     whether a run of either has no accuracy: what is left is then of the seeds that went well
     """
 
     a: str
@@ -29,6 +31,17 @@ class Contrast:
     adjusted: float | None
     primary: bool
     correlation: float | None
+    diverged: bool = False
+
+    @property
+    def reading(self):
+        """What may be said of this contrast: `reading` of its interval, and what stands against it."""
+        if self.diverged:
+            return "not read: a run diverged"
+        words = reading(self.interval)
+        if not self.primary and (self.adjusted is None or self.adjusted >= 0.05):
+            words = words.replace("a above b", "a above b before Holm").replace("a below b", "a below b before Holm")
+        return words
 
 
 @dataclass(frozen=True)
@@ -46,16 +59,19 @@ class Summary:
 
 
 def paired_interval(differences):
-    """(mean, 95 % interval, two-sided p) of paired differences by Student's t; interval and p None for fewer than two."""
+    """(mean, 95 % interval, two-sided p) of paired differences by Student's t.
+
+    Interval and p are None for fewer than two differences, and where all are equal: a few accuracies in steps of one test
+    image may be so by chance, and then show no scatter to go by.
+    """
     from scipy import stats
 
     n, mean = len(differences), statistics.fmean(differences)
-    if n < 2:
+    if n < 2 or len(set(differences)) == 1:
         return mean, None, None
     error = statistics.stdev(differences) / math.sqrt(n)
     half = stats.t.ppf(0.975, n - 1) * error
-    p = 2 * stats.t.sf(abs(mean) / error, n - 1) if error > 0 else (1.0 if mean == 0 else 0.0)
-    return mean, (mean - half, mean + half), float(p)
+    return mean, (mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, n - 1))
 
 
 def detectable_difference(deviation, n, power=0.8):
@@ -81,8 +97,9 @@ def detectable_difference(deviation, n, power=0.8):
 def pooled_error(accuracies):
     """(variance of one run about variant mean + seed effect, degrees of freedom), from the seeds that all variants share.
 
-    The residual of a two-way layout without repetition: it assumes that variants scatter alike about their means. None if
-    fewer than two variants or two shared seeds.
+    The residual of a two-way layout without repetition. It assumes that all *differences* of two variants scatter alike: that
+    variants have one standard deviation, and pairs of them one correlation. Where the standard deviations differ much, its
+    interval is too short for the noisy pairs. None if fewer than two variants or two shared seeds.
     """
     seeds = sorted(set.intersection(*(set(runs) for runs in accuracies.values())))
     if len(seeds) < 2 or len(accuracies) < 2:
@@ -108,7 +125,7 @@ def holm(p_values, family=None):
 
 
 def _correlation(x, y):
-    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+    if len(x) < 5 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
     return statistics.correlation(x, y)
 
@@ -150,11 +167,11 @@ def summarise(records, suite):
             if len(accuracies[variant]) < len(of_variant):
                 raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
     pairs = [*suite.primary, *suite.contrasts, *((variant, suite.baseline) for variant in suite.variants if variant != suite.baseline)]
-    contrasts = _contrasts(dict.fromkeys(pairs), suite.primary, accuracies)
+    contrasts = _contrasts(dict.fromkeys(pairs), suite.primary, accuracies, diverged)
     return Summary(suite.name, suite.note, records[0]["source"], suite.baseline, accuracies, rates, contrasts, diverged)
 
 
-def _contrasts(pairs, primary, accuracies):
+def _contrasts(pairs, primary, accuracies, diverged):
     from scipy import stats
 
     error = pooled_error(accuracies)
@@ -169,7 +186,8 @@ def _contrasts(pairs, primary, accuracies):
         if error is not None and len(seeds) >= 2:
             half = stats.t.ppf(0.975, error[1]) * math.sqrt(2 * error[0] / len(seeds))
             pooled = (mean - half, mean + half)
-        rows.append(Contrast(a, b, len(seeds), mean, interval, pooled, p, None, (a, b) in primary, _correlation(x, y)))
+        rows.append(Contrast(a, b, len(seeds), mean, interval, pooled, p, None, (a, b) in primary, _correlation(x, y),
+                             a in diverged or b in diverged))
     others = [row for row in rows if not row.primary and row.p is not None]
     family = sum(pair not in primary for pair in pairs)      # all that were declared, whether or not their runs are there
     adjusted = dict(zip(((row.a, row.b) for row in others), holm([row.p for row in others], family), strict=True))
@@ -180,29 +198,37 @@ MARGIN = 0.003      # 0.3 points: what a difference must pass to be worth its na
 
 
 def reading(interval, margin=MARGIN):
-    """What an interval of a - b allows to be said: "a above b", "a below b", "within 0.3 points", or "undecided"."""
+    """What an interval of a - b allows to be said: "a above b" (or below), and whether it clears the margin or lies within it.
+
+    "undecided" if none of these. The 95 % interval within the margin is a strict rule for "within": it is wrong in at most
+    2.5 % of worlds whose difference is as large as the margin.
+    """
     if interval is None:
         return "too few seeds"
     low, high = interval
-    words = ["a above b"] if low > 0 else ["a below b"] if high < 0 else []
-    if -margin < low and high < margin:
-        words.append(f"within {100 * margin:g} points")
-    return ", ".join(words) or "undecided"
+    points = f"{100 * margin:g} points"
+    if low > 0 or high < 0:
+        words = "a above b" if low > 0 else "a below b"
+        if low > margin or high < -margin:
+            return f"{words} by more than {points}"
+        return f"{words}, within {points}" if -margin < low and high < margin else words
+    return f"within {points}" if -margin < low and high < margin else "undecided"
 
 
-def _points(interval):
-    return "too few seeds" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+def _points(interval, missing):
+    return missing if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
 
 
 def report(summary):
     """The Summary as text: a table of variants, a table of contrasts, and what the columns mean."""
     note = f" [{summary.note}]" if summary.note else ""
     lines = [f"suite {summary.suite}, {summary.source} test accuracy of the last epoch{note}", "",
-             f"{'variant':<20} {'runs':>4} {'mean %':>8} {'sd':>6} {'rate':>6}"]
+             f"{'variant':<20} {'seeds':<10} {'mean %':>8} {'sd':>6} {'rate':>6}"]
     for variant, runs in summary.accuracies.items():
         values = [100 * value for value in runs.values()]
         deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        lines.append(f"{variant:<20} {len(values):>4} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
+        seeds = " ".join(map(str, sorted(runs)))
+        lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
     lines += [f"{variant:<20} diverged: seeds {', '.join(map(str, seeds))}" for variant, seeds in summary.diverged.items()]
     lines += ["", f"{'contrast (points)':<36} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
                   f"{'p':>6} {'Holm':>6} {'corr':>5}  reading"]
@@ -210,9 +236,10 @@ def report(summary):
         p = "-" if row.p is None else f"{row.p:.3f}"
         adjusted = "primary" if row.primary else "-" if row.adjusted is None else f"{row.adjusted:.3f}"
         correlation = "-" if row.correlation is None else f"{row.correlation:.2f}"
-        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval):<18} "
-                     f"{_points(row.pooled):<18} {p:>6} {adjusted:>6} {correlation:>5}  {reading(row.interval)}")
-    lines += ["", "Differences are paired by seed. Primary contrasts were declared before the first run and stand unadjusted;",
-              "the p values of all others are Holm-adjusted. corr: between same-seed runs. reading: of the paired interval,",
-              f"unadjusted, against a margin of {100 * MARGIN:g} points. Intervals cover seeds, not the choice of the test images."]
+        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, 'too few seeds'):<18} "
+                     f"{_points(row.pooled, '-'):<18} {p:>6} {adjusted:>6} {correlation:>5}  {row.reading}")
+    lines += ["", "Differences are paired by seed; means of rows with different seeds are not to be compared. Primary contrasts were",
+              "declared before the first run and stand unadjusted; the p values of all others are Holm-adjusted. pooled: only if all",
+              "differences scatter alike. corr: between same-seed runs, from five seeds on. reading: of the paired interval, against a",
+              f"margin of {100 * MARGIN:g} points. Intervals cover seeds; not the choice of the test images, nor of each variant's rate."]
     return "\n".join(lines)

@@ -54,13 +54,13 @@ def suite_records(name, pilot=None):
 def read_suite(name, pilot=None):
     """The Summary of `suite_records(name, pilot)`, or None where there are no records; says which in a printed line."""
     suite, records = suite_records(name, pilot)
-    return experiments.summarise(records, experiments.SUITES[suite]) if records else None
+    return experiments.summarise(committed_records(suite), experiments.SUITES[suite]) if records else None     # diverged runs too
 
 
 def read_interventions(name, pilot=None):
     """The intervention records of suite `name`, or where it has none of its pilot, or []; says which in a printed line."""
     for suite in (name, pilot) if pilot else (name,):
-        records = committed_records(f"{suite}-interventions")
+        records = experiments.load_interventions(data_folder() / "results" / f"{suite}-interventions.jsonl")
         if records:
             if suite != name:
                 print(f"shown in its place: {suite}, {experiments.SUITES[suite].note}")

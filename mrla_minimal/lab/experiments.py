@@ -310,25 +310,42 @@ def interventions_path(records_path):
 
 
 def load_interventions(path):
-    return read_records(path)[0] if Path(path).exists() else []
+    """The records of interventions in a file, the latest of each run: what is measured anew, and more fully, stands below the old."""
+    return list({record["id"]: record for record in read_records(path)[0]}.values()) if Path(path).exists() else []
+
+
+def _whole_interventions(path):
+    return [record for record in load_interventions(path) if "changed" in record]       # older ones held four accuracies alone
 
 
 def _look_inside(suite, job, records_path, runs, progress):
-    """Record what a finished net reaches with its attention's choices taken away, once; needs the run's folder."""
-    path, run_dir = interventions_path(records_path), runs / suite.name / job.folder
+    """Record what a finished net reaches with its attention's choices taken away, once; needs its checkpoint."""
+    path = interventions_path(records_path)
     record = next((record for record in load_records(records_path) if record["id"] == job.id), {"diverged": "not finished"})
-    done = job.id in {known["id"] for known in load_interventions(path)}
-    if done or job.phase != "final" or "diverged" in record or not (run_dir / "checkpoint.pt").exists():
+    if job.phase != "final" or "diverged" in record or job.id in {known["id"] for known in _whole_interventions(path)}:
         return
-    model, state = load_model(run_dir, job.config.device)
-    if not chooses(model):
+    model, state, weights = _finished_net(suite, job, records_path, runs)
+    if model is None or not chooses(model):
         return
     if progress:
         print(f"{suite.name}: {job.variant}, seed {job.config.seed}: its attention frozen, shuffled, made uniform")
     data = load_cifar(job.config.dataset, job.config.data_root, "synthetic" if state["source"] == "synthetic" else "real")
     kept = {name: record[name] for name in ("id", "suite", "variant", "seed", "note", "source", "fingerprint")}
-    _append_once(path, {**kept, **intervene(model, data), "device": device_name(next(model.parameters()).device),
-                        "versions": _versions(), "commit": source_commit()}, load_interventions)
+    _append_once(path, {**kept, **intervene(model, data), "weights": weights, "device": device_name(next(model.parameters()).device),
+                        "versions": _versions(), "commit": source_commit()}, _whole_interventions)
+
+
+def _finished_net(suite, job, records_path, runs):
+    """(model, state, "float32") of a finished run's folder; where that is gone, of the committed checkpoint if it is this run's."""
+    run_dir = runs / suite.name / job.folder
+    if (run_dir / "checkpoint.pt").exists():
+        return *load_model(run_dir, job.config.device), "float32"
+    committed = Path(records_path).parent.parent / "checkpoints" / f"{suite.name}-{job.variant}.pt"
+    if committed.exists():
+        model, state = load_model(committed, job.config.device)
+        if state.get("id") == job.id:
+            return model, state, "float16"
+    return None, None, None
 
 
 def _parts(suite, variants, seeds, changes):

@@ -1,11 +1,17 @@
 """Does it matter what an attention chooses? One trained net, the same images, with its choices taken away."""
 
+import math
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
 from mrla_minimal.lab.data import normalise
-from mrla_minimal.lab.training import evaluate
 from mrla_minimal.resnet import freeze_attention
 
 INTERVENTIONS = ("mean", "shuffle", "uniform")      # as in freeze_attention
 MEAN_OVER = 5000        # training images; their order comes from a hash of their pixels, so the first ones are a random sample
+BATCH = 500
 
 
 def chooses(model):
@@ -13,33 +19,98 @@ def chooses(model):
     return any(hasattr(block.layer_attention, "weights") for stage in model.stages for block in stage)
 
 
+@contextmanager
+def refitted_norms(model, images):
+    """Within it, every batch norm has the mean and variance that `images` (N, 3, 32, 32), normalised, now give; afterwards its own.
+
+    A net whose attention is changed after training feeds its batch norms what they were not trained on. This takes that part
+    of the damage away: no weight is changed, only these statistics are (averaged over batches of 500).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone(), norm.momentum) for norm in norms]
+    was_training = model.training
+    try:
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None        # a plain average over the batches
+            norm.train()
+        with torch.no_grad():
+            for batch in images.split(BATCH):
+                model(batch)
+        model.eval()
+        yield
+    finally:
+        for norm, (mean, variance, batches, momentum) in zip(norms, before, strict=True):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.num_batches_tracked.copy_(batches)
+            norm.momentum = momentum
+        model.train(was_training)
+
+
+@torch.no_grad()
+def right_answers(model, split):
+    """Which images of a Split the model answers rightly, in evaluation mode: boolean (N,)."""
+    model.eval()
+    parts = []
+    for start in range(0, len(split), BATCH):
+        images = normalise(split.images[start : start + BATCH]).contiguous(memory_format=torch.channels_last)
+        parts.append(model(images).argmax(dim=1) == split.labels[start : start + BATCH])
+    return torch.cat(parts)
+
+
 def intervene(model, data, mean_over=MEAN_OVER):
-    """Test accuracies (fractions of 1) of a trained model: {"learned", "mean", "shuffle", "uniform"}; None if nothing is chosen.
+    """Test accuracies (fractions of 1) of a trained model with its attention's choices taken away; None if nothing is chosen.
 
     learned   as trained, in float32
     mean      each layer and head has its mean weights over the first `mean_over` training images, whatever it sees
     shuffle   each test image gets the weights of another one of its batch of 500
     uniform   1 / t for each of t layers; a gate has its layer's mean over those training images and over heads
+    learned_refitted, uniform_refitted      the same two after `refitted_norms` on those training images
+    changed   {mean, shuffle, uniform, uniform_refitted: [right answers lost, gained]}, against learned, or learned_refitted
 
-    `data` is what load_cifar returns. The test set is opened four times, and nothing is chosen by it.
+    `data` is what load_cifar returns. The test set is opened six times, and nothing is chosen by it.
     """
     if not chooses(model):
         return None
     device = next(model.parameters()).device
     test = data.test.to(device)
     images = normalise(data.train.images[:mean_over].to(device))                             # (mean_over, 3, 32, 32)
-    accuracies = {"learned": evaluate(model, test, channels_last=True)[1]}
+    right = {"learned": right_answers(model, test)}
     for how in INTERVENTIONS:
         with freeze_attention(model, how, images):
-            accuracies[how] = evaluate(model, test, channels_last=True)[1]
-    return accuracies
+            right[how] = right_answers(model, test)
+    with refitted_norms(model, images):
+        right["learned_refitted"] = right_answers(model, test)
+    with freeze_attention(model, "uniform", images), refitted_norms(model, images):
+        right["uniform_refitted"] = right_answers(model, test)
+    against = dict.fromkeys(INTERVENTIONS, "learned") | {"uniform_refitted": "learned_refitted"}
+    changed = {how: [int((right[base] & ~right[how]).sum()), int((~right[base] & right[how]).sum())] for how, base in against.items()}
+    return {how: answers.double().mean().item() for how, answers in right.items()} | {"changed": changed, "images": len(test)}
+
+
+def standard_error(lost, gained, images):
+    """Of the change in accuracy, (gained - lost) / images, over the choice of the images: only those that changed sides contribute."""
+    return math.sqrt(max(0.0, lost + gained - (gained - lost) ** 2 / images)) / images
 
 
 def report_interventions(records):
-    """A table of intervention records: what each net reaches as learned, and what it loses without its attention's choices."""
-    lines = ["what the attention chooses: test accuracy as learned, and the points lost with its choices taken away", "",
-             f"{'variant':<20} {'seed':>4} {'learned %':>10} " + " ".join(f"{how:>8}" for how in INTERVENTIONS)]
+    """A table of intervention records: what each net reaches as learned, and what becomes of it without its attention's choices."""
+    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard error) without the choices", "",
+             f"{'':<38}{'':>43}{'norms refitted':>26}",
+             f"{'variant':<20} {'seed':>4} {'learned %':>10} " + "".join(f"{how:>15}" for how in INTERVENTIONS)
+             + f"{'learned %':>12}{'uniform':>15}"]
     for record in sorted(records, key=lambda record: (record["variant"], record["seed"])):
-        lost = " ".join(f"{100 * (record[how] - record['learned']):>+8.2f}" for how in INTERVENTIONS)
-        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f} {lost}")
+        changes = "".join(f"{_change(record, how, 'learned'):>15}" for how in INTERVENTIONS)
+        refitted = f"{100 * record['learned_refitted']:.2f}" if "learned_refitted" in record else "-"
+        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f} {changes}"
+                     f"{refitted:>12}{_change(record, 'uniform_refitted', 'learned_refitted'):>15}")
     return "\n".join(lines)
+
+
+def _change(record, how, base):
+    if how not in record:
+        return "-"
+    error = f" ({100 * standard_error(*record['changed'][how], record['images']):.2f})" if "changed" in record else ""
+    return f"{100 * (record[how] - record[base]):+.2f}{error}"
