@@ -151,3 +151,10 @@ def test_other_right_answers_pass(answer):
     assert check_heads.judge(answer) == ("passed", "passed")
     assert check_tags.judge(tagged()) == ("passed", "passed")
     assert check_count.judge(lambda lengths: sum(sum(range(n + 1)) for n in lengths)) == ("passed", "passed")
+
+
+def test_a_count_may_be_any_kind_of_number():
+    import numpy
+
+    for kind in (int, float, numpy.int64, torch.tensor):
+        assert check_count.judge(lambda lengths, kind=kind: kind(sum(n * (n + 1) // 2 for n in lengths))) == ("passed", "passed")

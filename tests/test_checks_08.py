@@ -293,6 +293,11 @@ class NeedsManyChannels(Sharp):
         return super().forward(x + torch.zeros(48, 1, 1, dtype=x.dtype), memory)
 
 
+class Absolute(Sharp):
+    def scale(self):
+        return self.sharpness.abs()
+
+
 class OneElement(Sharp):        # shape (1,) in place of (): as good
     def __init__(self, channels):
         super().__init__(channels)
@@ -300,7 +305,7 @@ class OneElement(Sharp):        # shape (1,) in place of (): as good
 
 
 @pytest.mark.parametrize(("answer", "words"), [
-    (Unused, "sharpness is not used"), (Divided, "you divide"), (AfterSoftmax, "nor the weights"),
+    (Unused, "sharpness is not used"), (Absolute, "absolute value"), (Divided, "you divide"), (AfterSoftmax, "nor the weights"),
     (ScaledKey, "what you cache is scaled"), (ScaledValue, "not the values"), (Unscaled, "divided by sqrt"),
     (OverHeads, "over the heads"), (Sigmoid, "sigmoid"), (Uniform, "all 1/t"), (Squared, "at layer 2"),
     (CopiedNumber, "copy of its number"), (Detached, "detached"), (Appends, "in place"), (KeepsOwnList, "outlives the memory"),

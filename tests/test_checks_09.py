@@ -90,6 +90,7 @@ def product_of_medians(lambdas):
     (lambda lambdas: reach(lambdas, summary=lambda beta: beta.median()), "signed betas"),
     (lambda lambdas: reach(lambdas, summary=lambda beta: beta.median().abs()), "before the median, not after"),
     (lambda lambdas: reach(lambdas, summary=lambda beta: beta.abs().mean()), "mean over channels"),
+    (lambda lambdas: reach(lambdas, summary=lambda beta: beta.abs().quantile(0.5)), "take the lower one"),   # agrees for 7 channels
     (product_of_medians, "multiplied medians"),
     (by_logarithms, "NaN"),                                           # right until a lambda is 0
     (lambda lambdas: reach(lambdas) - torch.eye(len(lambdas)), "diagonal should be 1"),
@@ -149,6 +150,10 @@ def forward_with_entry(self, x, memory=None):
     return output, self.value(x)
 
 
+def forward_cut(self, x, memory=None):
+    return Blend.forward(self, x, None if memory is None else memory.detach())
+
+
 def forward_in_place(self, x, memory=None):
     output, _ = Blend.forward(self, x, memory)
     if memory is not None:
@@ -182,6 +187,7 @@ class Detached(Blend):
     (changed(gate=gate_without_sigmoid), "bare product"),
     (changed(gate=gate_of_all_heads), "one for all heads"),                                                 # agrees with one head
     (changed(forward=forward_with_entry), "the output O^t itself"),
+    (changed(forward=forward_cut), "is the memory detached"),
     (changed(forward=forward_in_place), "in place"),
     (changed(forward=forward_with_state), "keeps something between calls"),
     (changed(forward=lambda self, x, memory=None: self.value(x)), "return two things"),

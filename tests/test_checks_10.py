@@ -150,6 +150,24 @@ class ByPosition(Fixed):
         return self.scores[:, :t].softmax(dim=1).expand(len(x), -1, -1)
 
 
+class ByDistanceInOneNumber(Fixed):
+    """One number a head, times the distance: a line of logits, not a number for each layer."""
+
+    def make(self, x, t):
+        return (self.scores[:, :1] * torch.arange(t).flip(0)).softmax(dim=1).expand(len(x), -1, -1)
+
+
+class SquashedScores(Fixed):
+    def make(self, x, t):
+        return self.scores[:, :t].sigmoid().softmax(dim=1).expand(len(x), -1, -1)
+
+
+class Shares(Fixed):
+    def make(self, x, t):
+        shares = self.scores[:, :t].abs() + 1e-6
+        return (shares / shares.sum(dim=1, keepdim=True)).expand(len(x), -1, -1)
+
+
 class CutTooLate(Fixed):
     def make(self, x, t):
         return self.scores.softmax(dim=1)[:, :t].flip(1).expand(len(x), -1, -1)
@@ -269,6 +287,7 @@ def test_scores_by_position_pass_too():
 
 
 @pytest.mark.parametrize(("answer", "words"), [
+    (ByDistanceInOneNumber, "take softmax(a)"), (SquashedScores, "take softmax(a)"), (Shares, "take softmax(a)"),
     (CutTooLate, "cut off"),
     (OverHeads, "over the heads"),
     (PerImage, "between the images of one batch"),

@@ -201,6 +201,7 @@ class OutputOnly(MRLABase):
     window_class(before=newest),
     window_class(before=lambda memory, window: newest(memory, window) or None),
     window_class(after=lambda memory, window: newest(memory, window)),          # hands on what the next layer reads, no more
+    window_class(after=lambda memory, window: newest(memory, window) or None),
 ])
 def test_other_right_windows_pass(answer):
     assert check_windowed_base.judge(answer) == ("passed", "passed")

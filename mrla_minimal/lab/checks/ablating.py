@@ -54,7 +54,7 @@ def _explain_effect(name, effect, wanted, table, others):
 @checker("exercise 2")
 def check_reach(answer):
     """answer(list of T tensors (channels,)) -> (T, T): [t, s] is the median over channels of |lambda^t ... lambda^(s+1)|."""
-    for layers, channels in ((5, 7), (4, 3)):
+    for layers, channels in ((5, 7), (4, 6)):                               # of 6 channels the lower median is not the interpolated one
         lambdas = list(numbers(layers, channels, seed=layers))
         lambdas[2] = lambdas[2].clone()
         lambdas[2][0] = 0.0                                                 # a channel that forgets all at once: logarithms fail
@@ -95,6 +95,8 @@ def _explain_reach(reached, wanted, lambdas):
         raise Wrong("take the absolute values before the median, not after it: a channel with -2 keeps as much as one with 2")
     if close(reached, _reach(lambdas, summary=lambda beta: beta.abs().mean())):
         raise Wrong("you took the mean over channels, which a few giants make up; the typical channel is the median")
+    if close(reached, _reach(lambdas, summary=lambda beta: beta.abs().quantile(0.5))):
+        raise Wrong("of an even number of channels you took the mean of the two in the middle; take the lower one, as torch.median does")
     medians = [row.abs().median() for row in lambdas]
     if close(reached, _reach([median[None] for median in medians])):
         raise Wrong("you multiplied medians; multiply channel by channel first, and take the median of the products")
@@ -127,9 +129,17 @@ def check_blend(answer):
             if not close(tensor(memory, wanted.shape, "memory"), wanted):
                 raise Wrong("your memory should be the output O^t itself: that is what layer t + 1 blends into")
             carried = wanted
+    _check_gradient_through_memory(stage, output)
     if getattr(answer, "carries_map", False) is not True:
         raise Wrong("the class should say carries_map = True; without it a block never hands over its input (light_carry='block_input')")
     _check_in_a_network(answer)
+
+
+def _check_gradient_through_memory(stage, output):
+    (output * numbers(*output.shape, seed=90)).sum().backward()
+    first = stage[0].value.weight.grad
+    if first is None or not first.any():
+        raise Wrong("no gradient of the last output reaches the first layer's value: is the memory detached?")
 
 
 def _build(answer, channels, head_dim):

@@ -28,7 +28,7 @@ def check_count(answer):
     """answer(lengths) -> how often a net with stages of these lengths applies a key projection under Eq. 4."""
     for lengths in STAGES:
         given = run(answer, lengths)
-        if not isinstance(given, (int, float, torch.Tensor)) or isinstance(given, bool):
+        if not hasattr(given, "__float__") or isinstance(given, bool):
             raise Wrong(f"return a number, not something of type {type(given).__name__}")
         total = sum(lengths)
         right = sum(length * (length + 1) // 2 for length in lengths)

@@ -121,7 +121,7 @@ def check_sharp_base(answer):
     layers = [_layer(answer) for _ in range(LAYERS)]
     with torch.no_grad():
         for number, layer in enumerate(layers):
-            layer.sharpness.fill_((0.6, 1.7, 0.3, 2.2)[number])      # 1 everywhere would be base
+            layer.sharpness.fill_((0.6, 1.7, -0.9, 2.2)[number])     # 1 everywhere would be base
             for place, module in enumerate((layer.query, layer.key, layer.value)):
                 module.weight.copy_(0.7 * numbers(*module.weight.shape, seed=10 * number + place))
     for stage in range(2):
@@ -186,6 +186,7 @@ def _explain_sharp(output, logits, cached, own):
         raise Wrong("at the first layer there is one entry, whose weight is 1 whatever the sharpness: your output should be v^1")
     mistakes = (
         (logits.softmax(dim=-1), "your output is base's: the sharpness is not used"),
+        ((abs(own) * logits).softmax(dim=-1), "a sharpness below 0 should prefer what matches least; you take its absolute value"),
         ((logits / own).softmax(dim=-1), "you divide by the sharpness; multiply, so that 0 gives equal weights"),
         ((4 * own * logits).softmax(dim=-1), "the logits should still be divided by sqrt(head_dim)"),
         ((own * logits).softmax(dim=1), "your softmax runs over the heads; it should run over the t layers, the last dimension"),

@@ -177,7 +177,8 @@ def _check_stage(layers, references, maps, window):
     for layer, x in zip(layers, maps, strict=True):
         output, memory = pair(run(layer, x, memory))
         given.append(tensor(output, x.shape))
-        held.append(f"{len(memory)} entries" if isinstance(memory, (list, tuple)) else f"a {type(memory).__name__}")
+        entries = [] if memory is None else memory          # with a window of 1 there is nothing to hand on
+        held.append(f"{len(entries)} entries" if isinstance(entries, (list, tuple)) else f"a {type(memory).__name__}")
     for number, (output, right) in enumerate(zip(given, wanted, strict=True), start=1):
         if not close(output, right):
             _explain_window(given, references, maps, window, number)

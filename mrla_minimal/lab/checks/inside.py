@@ -195,6 +195,17 @@ def _fixed_layers(answer):
             kept.append([weights[:1] for weights in seen])
     if not all(close(one, other) for one, other in zip(*kept, strict=True)):
         raise Wrong("your weights change with the images; they should depend on the layers alone")
+    with torch.no_grad():
+        for layer in layers:
+            for name, parameter in layer.named_parameters():
+                if name != "value.weight":
+                    parameter.add_(0.7)
+        memory, seen[:] = None, []
+        for t, layer in enumerate(layers, start=1):
+            _, memory = pair(run(layer, numbers(2, CHANNELS, 4, 5, seed=t), memory))
+    if not all(close(one[:1], other) for one, other in zip(seen, kept[0], strict=True)):
+        raise Wrong("with 0.7 added to all your learned numbers the weights change, which a softmax of them would not do; "
+                    "take softmax(a), with a number of its own for each layer (or distance) and head")
 
 
 def _explain_fixed(output, weights, values, t):

@@ -64,7 +64,7 @@ def _check_pairs(memory, keys, values):
     if len(memory) != len(keys):
         raise Wrong(f"your memory holds {len(memory)} pairs, it should hold {len(keys)}")
     for number, (entry, *wanted) in enumerate(zip(memory, keys, values, strict=True), start=1):
-        if not isinstance(entry, tuple) or len(entry) != 2:
+        if not isinstance(entry, (tuple, list)) or len(entry) != 2:
             raise Wrong("each entry of the memory should be a pair (key, value)")
         for part, right, name in zip(entry, wanted, ("key", "value"), strict=True):
             if not close(tensor(part, right.shape, f"memory's {name}"), right):
@@ -148,4 +148,7 @@ def check_window(answer):
                   f"the output at layer {t + 1} with window {window} is not the attention over its latest pairs")
             if isinstance(memory, list) and len(memory) > window:
                 raise Wrong(f"your memory holds {len(memory)} pairs with a window of {window}: drop the old ones")
-            _check_pairs(memory, *seen)
+            handed_on = [] if memory is None else memory
+            if isinstance(handed_on, list) and len(handed_on) == window - 1:        # all that the next layer will read
+                seen = [part[len(part) - min(window - 1, len(part)) :] for part in seen]
+            _check_pairs(handed_on, *seen)
