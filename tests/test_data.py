@@ -299,6 +299,28 @@ def test_unknown_source_is_refused(tmp_path):
 # ---- getting ----------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_that_lacks_a_file_is_named_and_left_out(little, tmp_path, monkeypatch, capsys):
+    little.write_folder(tmp_path)
+    (tmp_path / "little" / "part_2").unlink()
+    monkeypatch.setenv("MRLA_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="no good cifar10 files"):
+        load_cifar("cifar10", tmp_path, source="real")
+    assert f"{tmp_path / 'little'} lacks part_2" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_no_half_written_images(little, tmp_path, monkeypatch):
+    (tmp_path / "little.tgz").write_bytes(little.tgz)
+
+    def full(file, **arrays):
+        file.write(b"begun")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.np, "savez", full)
+    with pytest.raises(StorageError, match="No space left"):
+        load_cifar("cifar10", tmp_path)
+    assert names(tmp_path) == ["little.tgz"]
+
+
 def test_a_download_is_kept_and_used(little, tmp_path, monkeypatch, capsys):
     with serve({"/little.tar.gz": Page(little.tar)}) as site:
         monkeypatch.setitem(data.FACTS, "cifar10", little.facts(site))

@@ -83,8 +83,8 @@ def take_turns(candidates, rounds=ROUNDS, device=None, progress=True):
     def timed(function):
         start = time.perf_counter()
         function()
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize()
+        if device is not None and device.type != "cpu":
+            getattr(torch, device.type).synchronize()
         return time.perf_counter() - start
 
     seconds = {name: [] for name in candidates}

@@ -37,6 +37,7 @@ from mrla_minimal.lab.download import (
     is_offline,
     writing_to,
 )
+from mrla_minimal.lab.files import replace_file
 from mrla_minimal.lab.synthetic import CLASSES, synthetic_images
 
 # Mean and standard deviation of CIFAR-10's training pixels, per channel, in [0, 1] units. Every set is normalised by
@@ -239,8 +240,11 @@ def _locate(facts, name, root):
     for folder in data_roots(root):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: the data's place must be one")
-        if all((folder / facts.folder / file).is_file() for file in facts.files):
+        missing = [file for file in facts.files if not (folder / facts.folder / file).is_file()]
+        if not missing:
             return folder / facts.folder
+        if len(missing) < len(facts.files):
+            print(f"note: {folder / facts.folder} lacks {', '.join(missing)}, and is left out")
         for file in (f"{name}.npz", facts.pickles.name, facts.pngs.name):
             if (folder / file).is_file():
                 return folder / file
@@ -411,10 +415,7 @@ def _convert_pngs(archive, target, facts, name):
     cifar = _proven(_finish(*_decode_pngs(archive, facts), name), archive)
     arrays = {f"{split}_{field}": getattr(getattr(cifar, split), field).numpy()
               for split in ("train", "test") for field in ("images", "labels")}
-    part = target.with_name(f"{target.name}.part")
-    with open(part, "wb") as file:
-        np.savez(file, **arrays, classes=np.array(cifar.classes))
-    os.replace(part, target)
+    replace_file(target, lambda file: np.savez(file, **arrays, classes=np.array(cifar.classes)))
 
 
 def _decode_pngs(archive, facts):
