@@ -68,6 +68,18 @@ BROKEN = {
     "kept between calls": (LIGHT, "return output, output",
                            "self.calls = getattr(self, 'calls', 0) + 1\n            return output * self.calls, output",
                            "calls", "keeps something from call to call"),
+    "kept for a batch of the same size": (
+        LIGHT, "return output, output",
+        "last, self.last = getattr(self, 'last', None), output.detach()\n"
+        "            return output if last is None or len(last) != len(x) else output + last, output", "calls", "from call to call"),
+    "kept from the first call on": (
+        LIGHT, "return output, output",
+        "self.first = getattr(self, 'first', x.detach())\n"
+        "            return output + self.first.mean(), output", "calls", "keeps something from call to call"),
+    "kept in a list of the module's": (
+        BASE, "memory = [] if memory is None else list(memory)",
+        "store = MyBase.__dict__.get('store', [])\n            memory = MyBase.store = [] if memory is None else store", "calls",
+        "disturb each other"),
     "batch mixed": (LIGHT, "dim=(2, 3))[:, None]", "dim=(0, 2, 3))[None, None]", "batch", "beside other samples"),
     "softmax over the batch": (BASE, "softmax(dim=1)", "softmax(dim=0)", "batch", "beside other samples"),
     "memory appended in place": (BASE, "else list(memory)", "else memory", "memory is a value", "changes the memory"),
@@ -154,10 +166,10 @@ def test_grading_leaves_random_numbers_and_modules_as_they_were(write):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    before = set(sys.modules)
+    before = dict(sys.modules)
     coursework.grade(write(LIGHT), quiz=False)
     assert torch.equal(torch.rand(3), expected)
-    assert not {name for name in set(sys.modules) - before if "my_attention" in name}
+    assert "my_attention" not in sys.modules and all(sys.modules[name] is module for name, module in before.items())
 
 
 def test_exit_status_0_and_a_line_for_each_check(write, no_quiz, capsys):

@@ -1,16 +1,18 @@
 """Interventions on trained nets, small checkpoints, and reading what is committed."""
 
+import copy
 import hashlib
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from mrla_minimal import cifar_resnet, freeze_attention, record_attention
-from mrla_minimal.lab import cli, data, evidence, experiments, quiz, training
+from mrla_minimal.lab import cli, data, evidence, experiments, interventions, quiz, training
 from mrla_minimal.lab.data import Cifar, Split
 from mrla_minimal.lab.experiments import Suite, detectable_difference, reading, report_interventions, run_suite
 from mrla_minimal.lab.files import append_record, read_records, replace_file
@@ -93,6 +95,21 @@ def test_each_intervention_does_what_it_says(name):
     assert set(found) == {*accuracies, "changed", "images"} and found["images"] == 50
     against = {"mean": "learned", "shuffle": "learned", "uniform": "learned", "uniform_refitted": "learned_refitted"}
     assert set(found["changed"]) == set(against)
+    hits = {}
+    for how in ("learned", "uniform"):      # by hand: the norms of the net under this `how`, fitted to the training images
+        copied, fitted_to = copy.deepcopy(model), data.normalise(noise[0].images[:30])
+        with torch.no_grad(), freeze_attention(copied, "uniform", fitted_to) if how == "uniform" else nullcontext():
+            for norm in [module for module in copied.modules() if isinstance(module, torch.nn.BatchNorm2d)]:
+                norm.reset_running_stats()
+                norm.momentum = 1.0         # one batch: the last is all
+                norm.train()
+            copied(fitted_to)
+            copied.eval()
+            hits[how] = copied(x).argmax(dim=1) == labels
+        assert found[f"{how}_refitted"] == pytest.approx(hits[how].double().mean().item())
+    assert found["changed"]["uniform_refitted"] == [int((hits["learned"] & ~hits["uniform"]).sum()),
+                                                    int((~hits["learned"] & hits["uniform"]).sum())]
+    assert len({found["learned"], found["learned_refitted"], found["uniform"], found["uniform_refitted"]}) > 2     # the cases differ
     for how, base in against.items():
         lost, gained = found["changed"][how]
         assert (gained - lost) / 50 == pytest.approx(found[how] - found[base])
@@ -108,14 +125,17 @@ def test_each_intervention_does_what_it_says(name):
     assert max(found["mean"], found["shuffle"], found["uniform"]) < found["learned"] == 1.0, found
 
 
-def test_refitted_norms_are_those_of_the_images_and_of_the_net_as_it_runs():
+def test_refitted_norms_are_those_of_the_images_and_of_the_net_as_it_runs(monkeypatch):
     """Of the net under an intervention, too; by hand: the inputs that each batch norm sees, layer by layer."""
     torch.manual_seed(0)
-    model = cifar_resnet(8, width=4, layer_attention="mrla-base", head_dim=2).train()
-    images = torch.randn(40, 3, 32, 32)
-    model(images[:8])
-    model.eval()
+    monkeypatch.setattr(interventions, "BATCH", 20)         # three batches: all of them count, and equally
+    model = cifar_resnet(14, width=4, layer_attention="mrla-base", head_dim=2, drop_path=0.5).train()
+    images = torch.randn(60, 3, 32, 32) * torch.arange(1, 4).repeat_interleave(20)[:, None, None, None]
+    for _ in range(3):
+        model(images[:8])
+    model.stages[1].eval()                                  # a mode that is not the model's own has to survive, too
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     with freeze_attention(model, "uniform"), refitted_norms(model, images):
         seen = {}
@@ -125,14 +145,16 @@ def test_refitted_norms_are_those_of_the_images_and_of_the_net_as_it_runs():
             model(images)
         for hook in hooks:
             hook.remove()
-        for norm in norms:
-            # not closer: training divides by the biased variance, evaluation by the unbiased one
-            assert torch.allclose(norm.running_mean, seen[norm].mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-3)
-            assert torch.allclose(norm.running_var, seen[norm].transpose(0, 1).flatten(1).var(dim=1), rtol=2e-3)
+        first = norms[0]                # what it is fed depends on no other norm
+        parts = [part.transpose(0, 1).flatten(1) for part in seen[first].split(20)]
+        assert torch.allclose(first.running_mean, torch.stack([part.mean(dim=1) for part in parts]).mean(dim=0), atol=1e-5)
+        assert torch.allclose(first.running_var, torch.stack([part.var(dim=1) for part in parts]).mean(dim=0), rtol=1e-4)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    assert all(norm.momentum == 0.1 for norm in norms)
+    assert all(norm.momentum == 0.1 for norm in norms) and [module.training for module in model.modules()] == modes
     with pytest.raises(KeyError), refitted_norms(model, images):
         raise KeyError
+    with pytest.raises(ValueError, match="needs images"), refitted_norms(model, images[:0]):
+        pass
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 

@@ -6,6 +6,7 @@ Wrong input is one line on stderr and exit status 2; a failed check, a diverged 
 import argparse
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -170,8 +171,13 @@ def run_compare(arguments):
         try:
             experiments.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=runs,
                                   progress=not arguments.quiet, **changes)
-        finally:
-            failed = [process.wait() for process in others]
+        except training.TrainingInterrupted as interrupt:
+            _stop(others)
+            raise training.TrainingInterrupted(f"{str(interrupt).split(';')[0]}; the same command goes on") from None
+        except BaseException:
+            _stop(others)
+            raise
+        failed = [process.wait() for process in others]
         if any(failed):
             raise ValueError(f"{sum(map(bool, failed))} of {arguments.jobs} processes failed; what they finished is recorded")
         if arguments.quiet:
@@ -186,7 +192,7 @@ def run_compare(arguments):
         print("\n" + experiments.report_interventions(interventions))
     from mrla_minimal.lab.plots import plot_suite
 
-    figure = Path("runs") / f"{suite.name}.png"
+    figure = Path("runs") / f"{suite.name}{'' if arguments.steps is None else f'-{arguments.steps}-steps'}.png"
     figure.parent.mkdir(exist_ok=True)
     plot_suite(summary, figure)
     print(f"\nrecords {path}, figure {figure}")
@@ -214,6 +220,17 @@ def _start_others(count):
         return []
     command = [sys.executable, "-m", "mrla_minimal", *sys.argv[1:], "--jobs", "1", "--quiet"]
     return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+
+
+def _stop(processes):
+    """Wait for those that a Ctrl-C in the terminal has reached too, and interrupt the others: their checkpoints are written."""
+    for process in processes:
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+    for process in processes:
+        process.wait()
 
 
 def run_cost(arguments):
@@ -276,7 +293,8 @@ def build_parser():
     compare.add_argument("--plan", action="store_true", help="only time a few steps of each variant, and say how long the suite would take")
     compare.add_argument("--report", action="store_true", help="run nothing: the table and the figure of the records there are")
     compare.add_argument("--export", action="store_true", help="run nothing: write a small checkpoint a variant to data/checkpoints/")
-    compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl)")
+    compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl; "
+                         "of a suite in FILE.py: runs/SUITE/records.jsonl)")
     compare.add_argument("--variants", nargs="+", help="only these variants")
     compare.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the suite's")
     compare.add_argument("--jobs", type=_positive(int), default=1, help="processes side by side (default: 1)")

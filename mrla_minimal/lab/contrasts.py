@@ -18,7 +18,7 @@ class Contrast:
     interval     paired t, n - 1 degrees of freedom        pooled    with the variance pooled over all variants
     p            two-sided, paired t; `adjusted` by Holm's method over all contrasts that are not primary
     correlation  between runs of one seed; None for fewer than five seeds, from which it is mostly noise
-    diverged     whether a run of either has no accuracy: what is left is then of the seeds that went well
+    diverged     whether any run of either variant has no accuracy: what is left is then of the seeds that went well
     """
 
     a: str
@@ -38,10 +38,9 @@ class Contrast:
         """What may be said of this contrast: `reading` of its interval, and what stands against it."""
         if self.diverged:
             return "not read: a run diverged"
-        words = reading(self.interval)
-        if not self.primary and (self.adjusted is None or self.adjusted >= 0.05):
-            words = words.replace("a above b", "a above b before Holm").replace("a below b", "a below b before Holm")
-        return words
+        if self.interval is None and self.n > 1:
+            return NO_SCATTER
+        return reading(self.interval, holds=self.primary or (self.adjusted is not None and self.adjusted < 0.05))
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def paired_interval(differences):
     from scipy import stats
 
     n, mean = len(differences), statistics.fmean(differences)
-    if n < 2 or len(set(differences)) == 1:
+    if n < 2 or max(differences) - min(differences) < 1e-9:     # far below one image, far above rounding
         return mean, None, None
     error = statistics.stdev(differences) / math.sqrt(n)
     half = stats.t.ppf(0.975, n - 1) * error
@@ -142,10 +141,20 @@ def _one_of_each(records, what, of):
     return next(iter(values.values()))
 
 
+def check_definition(suite, record, fields, config):
+    """ValueError unless a record has, in those fields, what its variant is defined with in the suite now."""
+    for name in fields:
+        then, now = record["config"].get(name), config.get(name)
+        if then != now:
+            raise ValueError(f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has {now!r} now: "
+                             "give the variant or the suite another name, or put the records away")
+
+
 def summarise(records, suite):
     """The Summary of a suite's final records: every variant against the baseline, and the contrasts that the suite declares.
 
-    Raises ValueError if there are none, or if they differ in recipe, data, or the learning rate within one variant.
+    Raises ValueError if there are none, if they differ in recipe, data, or the learning rate within one variant, or if a variant
+    is not what it was when they were made.
     """
     records = [record for record in records if record["suite"] == suite.name and record["phase"] == "final"]
     diverged = {}
@@ -154,7 +163,8 @@ def summarise(records, suite):
             diverged.setdefault(record["variant"], []).append(record["seed"])
     records = [record for record in records if "diverged" not in record]
     if not records:
-        raise ValueError(f"no finished runs of suite {suite.name} yet; to make them: mrla compare --suite {suite.name}")
+        raise ValueError(f"no finished runs of suite {suite.name} yet; to make them: mrla compare --suite {suite.name}, "
+                         "or the file that makes the suite, without --report")
     _one_of_each(records, "recipe", lambda record: record["recipe"])
     _one_of_each(records, "data", lambda record: {"source": record["source"], "fingerprint": record["fingerprint"]})
     accuracies, rates, own_fields = {}, {}, suite.variant_fields()
@@ -162,7 +172,8 @@ def summarise(records, suite):
         of_variant = [record for record in records if record["variant"] == variant]
         if of_variant:
             rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})", lambda record: record["learning_rate"])
-            _one_of_each(of_variant, f"definition ({variant})", lambda record: {name: record["config"][name] for name in own_fields})
+            for record in of_variant:
+                check_definition(suite, record, own_fields, dataclasses.asdict(suite.config(variant, 0)))
             accuracies[variant] = {record["seed"]: record["test_accuracy"] for record in of_variant}
             if len(accuracies[variant]) < len(of_variant):
                 raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
@@ -197,18 +208,21 @@ def _contrasts(pairs, primary, accuracies, diverged):
 MARGIN = 0.003      # 0.3 points: what a difference must pass to be worth its name here
 
 
-def reading(interval, margin=MARGIN):
+NO_SCATTER = "no scatter"       # all differences are equal: nothing to judge them by
+
+
+def reading(interval, margin=MARGIN, holds=True):
     """What an interval of a - b allows to be said: "a above b" (or below), and whether it clears the margin or lies within it.
 
-    "undecided" if none of these. The 95 % interval within the margin is a strict rule for "within": it is wrong in at most
-    2.5 % of worlds whose difference is as large as the margin.
+    `holds` False marks a finding that its adjusted p value does not bear out. "undecided" if none of these. The 95 % interval
+    within the margin is a strict rule for "within": it is wrong in at most 2.5 % of worlds whose difference is as large as the margin.
     """
     if interval is None:
         return "too few seeds"
     low, high = interval
     points = f"{100 * margin:g} points"
     if low > 0 or high < 0:
-        words = "a above b" if low > 0 else "a below b"
+        words = ("a above b" if low > 0 else "a below b") + ("" if holds else " before Holm")
         if low > margin or high < -margin:
             return f"{words} by more than {points}"
         return f"{words}, within {points}" if -margin < low and high < margin else words
@@ -236,7 +250,8 @@ def report(summary):
         p = "-" if row.p is None else f"{row.p:.3f}"
         adjusted = "primary" if row.primary else "-" if row.adjusted is None else f"{row.adjusted:.3f}"
         correlation = "-" if row.correlation is None else f"{row.correlation:.2f}"
-        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, 'too few seeds'):<18} "
+        missing = NO_SCATTER if row.n > 1 else "too few seeds"
+        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, missing):<18} "
                      f"{_points(row.pooled, '-'):<18} {p:>6} {adjusted:>6} {correlation:>5}  {row.reading}")
     lines += ["", "Differences are paired by seed; means of rows with different seeds are not to be compared. Primary contrasts were",
               "declared before the first run and stand unadjusted; the p values of all others are Holm-adjusted. pooled: only if all",

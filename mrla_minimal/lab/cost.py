@@ -37,7 +37,7 @@ MAPS_OF_PRODUCTS = {
 
 
 @contextmanager
-def _undisturbed(model, training, device):
+def undisturbed(model, training, device):
     """Train or evaluate `model` inside; afterwards its modes, buffers, gradients and the random state are as before."""
     module = model if isinstance(model, nn.Module) else nn.Module()     # a plain function has nothing to put back
     modes = [(part, part.training) for part in module.modules()]
@@ -107,7 +107,7 @@ def count_macs(model, image_size, every_product=False):
         for module in model.modules():
             if isinstance(module, tuple(MAPS_OF_PRODUCTS)):
                 hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-        with _undisturbed(model, training=False, device=image.device), torch.no_grad(), counter:
+        with undisturbed(model, training=False, device=image.device), torch.no_grad(), counter:
             model(image)
     finally:
         for hook in hooks:
@@ -135,7 +135,7 @@ def saved_activation_bytes(model, images):
             kept[storage.data_ptr()] = storage      # holding it: its address is not given out again while we count
         return tensor.detach()                      # not the tensor itself, which would own the graph that owns it
 
-    with (_undisturbed(model, training=True, device=images.device), torch.enable_grad(),
+    with (undisturbed(model, training=True, device=images.device), torch.enable_grad(),
           torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)):
         model(images)
     return sum(storage.nbytes() for storage in kept.values())
@@ -144,7 +144,7 @@ def saved_activation_bytes(model, images):
 def _one_step(model, images):
     """Seconds of one forward and backward pass, until the device is done."""
     accelerator = {"cuda": torch.cuda, "mps": torch.mps}.get(images.device.type)
-    with _undisturbed(model, training=True, device=images.device), torch.enable_grad():
+    with undisturbed(model, training=True, device=images.device), torch.enable_grad():
         if accelerator:
             accelerator.synchronize()
         start = time.perf_counter()
@@ -233,7 +233,8 @@ def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, m
     models = {"plain": cifar_resnet(depth, block=block, width=width)}
     for name in places if variants is None else variants:
         if is_own(name):
-            models[short_name(name)] = cifar_resnet(depth, block=block, width=width, layer_attention=load_attention(with_sum(name)))
+            label = short_name(name) if short_name(name) not in models else name
+            models[label] = cifar_resnet(depth, block=block, width=width, layer_attention=load_attention(with_sum(name)))
             continue
         if name not in places:
             raise ValueError(f"a variant must be one of {', '.join(map(repr, places))}, or FILE.py or FILE.py:CLASS, not {name!r}")
@@ -243,7 +244,7 @@ def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, m
              format_table(cost_table(models, image_size, images, measure)), "",
              f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images.",
              "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper counts that one."]
-    if not set(models) <= {"plain", *places}:
+    if any(map(is_own, variants or ())):
         lines.append("MACs of your own attention: its convolutions and linear maps, not what it multiplies map by map.")
     if measure:
         lines += [f"Step time: forward + backward of {BATCH} images over that of plain, here and now, on the CPU with",

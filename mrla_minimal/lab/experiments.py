@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -18,19 +19,24 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
+from mrla_minimal.lab import contrasts
 from mrla_minimal.lab.contrasts import detectable_difference, holm, paired_interval, pooled_error, reading, report, summarise
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import load_cifar
 from mrla_minimal.lab.device import choose_device, device_name, join_world
 from mrla_minimal.lab.files import append_record, read_records, replace_file, to_line
 from mrla_minimal.lab.interventions import chooses, intervene, report_interventions
-from mrla_minimal.lab.training import Run, RunInUse, TrainConfig, TrainingDiverged, build_model, load_model, train
+from mrla_minimal.lab.own import first_line, is_own
+from mrla_minimal.lab.training import Run, RunInUse, TrainConfig, TrainingDiverged, build_model, load_model, train, try_model
 
 __all__ = ["SUITES", "Suite", "detectable_difference", "holm", "paired_interval", "pooled_error", "reading", "report",
            "report_interventions", "run_suite", "summarise"]
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
 NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
+
+
+_FILE_NAME = re.compile(r'[^/\\:*?"<>|\x00-\x1f]+')
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,23 @@ class Suite:
     committed: bool = True
 
     def __post_init__(self):
+        for what, name in (("the suite", self.name), *(("a variant", variant) for variant in self.variants)):
+            if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or not name.strip(". "):
+                raise ValueError(f"suite {self.name!r}: the name of {what} becomes that of a folder: not {name!r}, but one or more "
+                                 'characters, none of them / \\ : * ? " < > |, and not dots alone')
+        if not isinstance(self.seeds, (tuple, list)):
+            raise ValueError(f"suite {self.name}: seeds must be a tuple like (0, 1, 2), not {self.seeds!r}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"suite {self.name}: seeds given twice: {self.seeds}")
-        for pair in (*self.primary, *self.contrasts, (self.baseline, self.tuned_on or self.baseline)):
-            for name in pair:
-                if name not in self.variants:
-                    raise ValueError(f"suite {self.name}: unknown variant {name!r}; it has {', '.join(self.variants)}")
+        asked = {"primary": self.primary, "contrasts": self.contrasts,
+                 "baseline and tuned_on": ((self.baseline, self.tuned_on or self.baseline),)}
+        for field, pairs in asked.items():
+            for pair in pairs:
+                if isinstance(pair, str) or len(pair) != 2:
+                    raise ValueError(f"suite {self.name}: {field} must be pairs of variants, (('a', 'b'), ...), not {pairs!r}")
+                for name in pair:
+                    if name not in self.variants:
+                        raise ValueError(f"suite {self.name}: unknown variant {name!r} in {field}; it has {', '.join(self.variants)}")
         for name in self.variants:
             self.config(name, 0)        # a wrong field or value is told now, not after hours
 
@@ -289,8 +306,10 @@ def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds)
             continue
         except TrainingDiverged as error:
             print(f"{suite.name}: {job.folder} diverged: {error}")
+            config = dataclasses.asdict(job.config) | {"data_root": None}
             record = {"id": job.id, "suite": suite.name, "variant": job.variant, "seed": job.config.seed, "phase": job.phase,
-                      "learning_rate": job.config.learning_rate, "test_accuracy": None, "diverged": str(error)}
+                      "learning_rate": job.config.learning_rate, "recipe": suite.recipe_of(config), "config": config,
+                      "test_accuracy": None, "diverged": str(error)}
         else:
             record = make_record(suite, job, result, commit)
         _append_once(records_path, record, load_records)
@@ -330,8 +349,18 @@ def _look_inside(suite, job, records_path, runs, progress):
     if progress:
         print(f"{suite.name}: {job.variant}, seed {job.config.seed}: its attention frozen, shuffled, made uniform")
     data = load_cifar(job.config.dataset, job.config.data_root, "synthetic" if state["source"] == "synthetic" else "real")
+    if data.fingerprint != record["fingerprint"]:
+        print(f"note: {job.folder} was trained on other images than are here: its attention is not looked into")
+        return
+    try:
+        found = intervene(model, data)
+    except Exception as error:
+        if not is_own(job.config.layer_attention):
+            raise
+        print(f"note: {job.variant}: its weights cannot be frozen ({first_line(error)}); the suite goes on without")
+        return
     kept = {name: record[name] for name in ("id", "suite", "variant", "seed", "note", "source", "fingerprint")}
-    _append_once(path, {**kept, **intervene(model, data), "weights": weights, "device": device_name(next(model.parameters()).device),
+    _append_once(path, {**kept, **found, "weights": weights, "device": device_name(next(model.parameters()).device),
                         "versions": _versions(), "commit": source_commit()}, _whole_interventions)
 
 
@@ -360,6 +389,15 @@ def _parts(suite, variants, seeds, changes):
     return variants, seeds
 
 
+def _check_definitions(suite, variants, records, changes):
+    """ValueError if the records are of other variants of these names, or another recipe: told before a run, not after the last one."""
+    for record in records:
+        if record["suite"] != suite.name or record["variant"] not in variants or "config" not in record:
+            continue
+        fields = {*suite.variant_fields(), *record["recipe"]} - {*NOT_RECIPE, "validation", *changes}
+        contrasts.check_definition(suite, record, sorted(fields), dataclasses.asdict(suite.config(record["variant"], 0, **changes)))
+
+
 def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", progress=True, checkpoint_seconds=60.0, wait=5.0, **changes):
     """Run what of a suite has no record yet, and return all its records.
 
@@ -369,6 +407,9 @@ def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", pr
     """
     variants, seeds = _parts(suite, variants, seeds, changes)
     records_path, runs = Path(records_path), Path(runs)
+    _check_definitions(suite, variants, load_records(records_path), changes)
+    for variant in variants:
+        try_model(suite.config(variant, 0, **changes))      # what cannot be built is told now, not after the variants before it
     records_path.parent.mkdir(parents=True, exist_ok=True)
     rates = None
     if suite.rates:
@@ -386,13 +427,24 @@ def plan_suite(suite, records, *, variants=None, seeds=None, timed_steps=20, pro
     Nothing is written. Arguments and errors as those of `run_suite`; `records` are those that there are already.
     """
     variants, seeds = _parts(suite, variants, seeds, changes)
-    known, finals = {record["id"] for record in records}, {(r["variant"], r["seed"]) for r in records if r["phase"] == "final"}
-    left = {variant: sum((variant, seed) not in finals for seed in seeds) for variant in variants}
+    _check_definitions(suite, variants, records, changes)
+    known, left = {record["id"] for record in records}, dict.fromkeys(variants, 0)
     for job in tuning_jobs(suite, variants, **changes):
         left[job.variant] = left.get(job.variant, 0) + (job.id not in known)
+    for variant in variants:
+        try:
+            rates = best_rates(suite, (variant,), records, **changes) if suite.rates else None
+        except ValueError:      # not tuned yet
+            left[variant] += len(seeds)
+        else:
+            left[variant] += sum(job.id not in known for job in final_jobs(suite, (variant,), seeds, rates, **changes))
+    left = {variant: runs for variant, runs in left.items() if runs}
+    if not left:
+        return f"suite {suite.name}: no runs left of {', '.join(variants)} with seeds {', '.join(map(str, seeds))}"
     lines, total = [f"{'variant':<20} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
     for variant in tqdm(left, disable=not progress, unit="variant", leave=False):
-        run = Run(suite.config(variant, 0, **changes), join_world(changes.get("device", "auto")))
+        config = suite.config(variant, 0, **changes)
+        run = Run(config, join_world(config.device))
         seconds = _seconds_a_step(run, timed_steps)
         minutes = run.total_steps * seconds / 60
         total += left[variant] * minutes

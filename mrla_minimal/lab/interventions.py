@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from mrla_minimal.lab.cost import undisturbed
 from mrla_minimal.lab.data import normalise
 from mrla_minimal.resnet import freeze_attention
 
@@ -16,7 +17,7 @@ BATCH = 500
 
 def chooses(model):
     """Whether any layer attention of the model weighs layers, or gates, by what it sees."""
-    return any(hasattr(block.layer_attention, "weights") for stage in model.stages for block in stage)
+    return any(isinstance(getattr(block.layer_attention, "weights", None), nn.Module) for stage in model.stages for block in stage)
 
 
 @contextmanager
@@ -24,39 +25,37 @@ def refitted_norms(model, images):
     """Within it, every batch norm has the mean and variance that `images` (N, 3, 32, 32), normalised, now give; afterwards its own.
 
     A net whose attention is changed after training feeds its batch norms what they were not trained on. This takes that part
-    of the damage away: no weight is changed, only these statistics are (averaged over batches of 500).
+    of the damage away: no weight is changed, only these statistics are (averaged over batches of 500). The model is in
+    evaluation mode inside. Raises ValueError without images.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone(), norm.momentum) for norm in norms]
-    was_training = model.training
-    try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None        # a plain average over the batches
-            norm.train()
-        with torch.no_grad():
-            for batch in images.split(BATCH):
-                model(batch)
-        model.eval()
-        yield
-    finally:
-        for norm, (mean, variance, batches, momentum) in zip(norms, before, strict=True):
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            norm.num_batches_tracked.copy_(batches)
-            norm.momentum = momentum
-        model.train(was_training)
+    if len(images) == 0:
+        raise ValueError("refitting norms needs images")
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    with undisturbed(model, False, images.device):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None        # a plain average over the batches
+                norm.train()
+            with torch.no_grad():
+                for batch in images.split(BATCH):
+                    model(batch)
+            model.eval()
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 @torch.no_grad()
 def right_answers(model, split):
     """Which images of a Split the model answers rightly, in evaluation mode: boolean (N,)."""
-    model.eval()
     parts = []
-    for start in range(0, len(split), BATCH):
-        images = normalise(split.images[start : start + BATCH]).contiguous(memory_format=torch.channels_last)
-        parts.append(model(images).argmax(dim=1) == split.labels[start : start + BATCH])
+    with undisturbed(model, False, split.images.device):
+        for start in range(0, len(split), BATCH):
+            images = normalise(split.images[start : start + BATCH]).contiguous(memory_format=torch.channels_last)
+            parts.append(model(images).argmax(dim=1) == split.labels[start : start + BATCH])
     return torch.cat(parts)
 
 

@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import math
+import shlex
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from mrla_minimal.lab.data import hold_out, load_cifar, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.device import DEVICES, World, choose_device, join_world
 from mrla_minimal.lab.files import append_record, replace_file, to_line, write_json
-from mrla_minimal.lab.own import is_own, load_attention, short_name, with_sum
+from mrla_minimal.lab.own import is_own, keep_copy, load_attention, short_name, where, with_sum
 from mrla_minimal.layer_attention import MRLALight
 from mrla_minimal.resnet import BLOCKS, CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, LIGHT_CARRIES, SHORTCUTS, cifar_resnet
 
@@ -153,14 +154,29 @@ class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C, after the checkpoint was written."""
 
 
-def build_model(config, num_classes):
-    """The model of a configuration, started from its seed: variants of one seed share their host's initial weights."""
+def build_model(config, num_classes, run_dir=None):
+    """The model of a configuration, started from its seed: variants of one seed share their host's initial weights.
+
+    An attention of one's own is taken from its file, or from the copy in `run_dir`.
+    """
     name = config.layer_attention
-    attention = load_attention(name) if is_own(name) else FURTHER_ATTENTIONS.get(name, name)
+    attention = load_attention(name, run_dir) if is_own(name) else FURTHER_ATTENTIONS.get(name, name)
     torch.manual_seed(config.seed)
     return cifar_resnet(config.depth, block=config.block, num_classes=num_classes, layer_attention=attention,
                         channel_attention=config.channel_attention, head_dim=config.head_dim, light_carry=config.light_carry,
                         shortcut=config.shortcut, width=config.width, drop_path=config.drop_path)
+
+
+def try_model(config, run_dir=None):
+    """Build the model once, and let an attention of one's own see an image, so that what cannot work is told at once, as a ValueError."""
+    model = build_model(config, 10, run_dir).eval()
+    if is_own(config.layer_attention):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                model(torch.zeros(2, 3, 32, 32))
+        except Exception as error:
+            raise ValueError(f"layer_attention {config.layer_attention}: output, memory = attention(x, memory) does not work in "
+                             f"this net: {where(error)}; mrla check tells more") from error
 
 
 def build_optimizer(config, model):
@@ -212,11 +228,11 @@ class Run:
     `step` counts optimiser steps from 0; `losses` and `hits` hold those of the current epoch as numbers, in order.
     """
 
-    def __init__(self, config, world):
+    def __init__(self, config, world, run_dir=None):
         self.config, self.world = config, world
         if config.batch_size % world.size:
             raise ValueError(f"batch_size must be divisible by the {world.size} processes, which {config.batch_size} is not")
-        build_model(config, 10)     # wrong arguments are told before the data is fetched
+        try_model(config, run_dir)      # wrong arguments are told before the data is fetched
         data = world.first_then_others(lambda: load_cifar(config.dataset, config.data_root, config.source))
         self.source, self.fingerprint, self.classes = data.source, data.fingerprint, data.classes
         training, held_out = hold_out(data.train, seed=0) if config.validation else (data.train, None)
@@ -229,7 +245,7 @@ class Run:
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = build_model(config, len(self.classes)).to(world.device, memory_format=memory_format)
+        self.model = build_model(config, len(self.classes), run_dir).to(world.device, memory_format=memory_format)
         self.optimizer = build_optimizer(config, self.model)
         self.forward = torch.compile(self.model) if config.compile else self.model
         if world.parallel:
@@ -414,7 +430,8 @@ def _load_weights(model, state, path):
 def load_model(path, device="cpu"):
     """(model in evaluation mode, state) of a run folder or a checkpoint file, in float32 on `device`. ValueError if it is none."""
     state = read_checkpoint(path)
-    model = build_model(config_from_dict(state["config"], path), len(state["classes"]))
+    run_dir = Path(path) if Path(path).is_dir() else Path(path).parent
+    model = build_model(config_from_dict(state["config"], path), len(state["classes"]), run_dir)
     _load_weights(model, state, path)
     return model.to(choose_device(device)).eval(), state
 
@@ -456,6 +473,8 @@ def _prepare_folder(config, run_dir, resume):
         if stored.exists():
             raise ValueError(f"{run_dir} holds a run already; resume it, or choose another name")
         write_json(stored, dataclasses.asdict(config))
+        if is_own(config.layer_attention):
+            keep_copy(config.layer_attention, run_dir)
         return None
     if not stored.is_file():
         raise ValueError(f"{run_dir} is not a run folder: it has no config.json")
@@ -525,7 +544,7 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
         except Timeout:
             raise RunInUse(f"{run_dir} is in use by another run") from None
     try:
-        run = Run(config, world)
+        run = Run(config, world, run_dir)
         state = world.first_then_others(lambda: _prepare_folder(config, run_dir, resume or world.rank > 0))
         if world.from_rank_zero(state is not None):     # not what this rank saw: rank 0 may write a first checkpoint meanwhile
             run.restore(state, run_dir / "checkpoint.pt")
@@ -544,6 +563,8 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
 
 def _train_to_the_end(run, run_dir, progress, checkpoint_seconds):
     config, first = run.config, run.world.rank == 0
+    if progress and config.layer_attention and all(len(stage) == 1 for stage in run.model.stages):
+        print(f"note: ResNet-{config.depth} has one layer a stage: its layer attention has no earlier layer to read")
     read_every = 1 if run.world.device.type == "cpu" and not run.world.parallel else 50      # reading a loss waits for the device
     if first:
         # What a killed run wrote after its checkpoint is cut: it will be written again, the same.
@@ -579,7 +600,8 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds):
                 _save(run, run_dir)
                 saved = time.monotonic()
             if stop and not run.finished:
-                raise TrainingInterrupted(f"interrupted at step {run.step} of {run.total_steps}; to go on: mrla train --resume {run_dir}")
+                raise TrainingInterrupted(f"interrupted at step {run.step} of {run.total_steps}; "
+                                          f"to go on: mrla train --resume {shlex.quote(str(run_dir))}")
     if first:
         from mrla_minimal.lab.plots import plot_curves
 

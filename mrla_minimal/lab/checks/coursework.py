@@ -156,12 +156,25 @@ def check_batch(attention):
 
 @torch.no_grad()
 def check_calls(attention):
-    stack, maps = build(attention), features()
-    first = run_stack(stack, maps)
-    run_stack(stack, features(seed=1, batch=BATCH + 1))
-    if not same(first, run_stack(stack, maps)):
-        raise Wrong("the same maps give another output the second time: the module keeps something from call to call")
+    stack, maps, others = build(attention), features(), features(seed=1)
+    first = run_stack(copy.deepcopy(stack), maps)
+    for between in (features(seed=1, batch=BATCH + 1), others):     # of the same size too: what is kept may fit only then
+        run_stack(stack, between)
+        if not same(first, run_stack(stack, maps)):
+            raise Wrong("the same maps give another output the second time: the module keeps something from call to call")
+    if not same(first, _interleaved(stack, maps, others)):
+        raise Wrong("two networks that run at the same time disturb each other: something is kept outside of the memory")
     return "the same maps give the same output again: nothing is kept between calls"
+
+
+def _interleaved(stack, maps, others):
+    """The outputs for `maps` if another network of the same class runs on `others`, layer by layer, in between."""
+    outputs, memory, other_memory = [], None, None
+    for layer, other_layer, x, other in zip(copy.deepcopy(stack), copy.deepcopy(stack), maps, others, strict=True):
+        output, memory = call(layer, x.clone(), memory)
+        outputs.append(output.clone())
+        _, other_memory = call(other_layer, other.clone(), other_memory)
+    return outputs
 
 
 @torch.no_grad()
