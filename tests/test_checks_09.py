@@ -228,7 +228,7 @@ STATES = {
     "no records": ([], 0, "no records yet"),
     "the pilot": (list(runs_of("cifar10-thin56-cpu", (0, 1))), 0, "corners with records: depthwise, mrla-light"),
     **{f"{len(seeds)} seeds": ([run for suite in ALL for run in runs_of(suite, seeds)], 3, words)
-       for seeds, words in (((0,), "one seed: no interval"), ((0, 1), "could see"), ((0, 1, 2, 3, 4), "effect of depth on that gain"))},
+       for seeds, words in (((0,), "no interval from this"), ((0, 1), "95 % "), ((0, 1, 2, 3, 4), "effect of depth on that gain"))},
     "a corner is missing": (list(runs_of("cifar10-thin56", (0, 1, 2), ("depthwise-carry",))), 1, "corners with records"),
     "two sizes": ([run for suite in ALL[:2] for run in runs_of(suite, (0, 1))], 2, "effects need all four"),
 }
