@@ -355,8 +355,8 @@ def freeze_attention(model, how, images=None):
           "shuffle"   every image gets the weights that another image of its batch has when left alone (a forward pass of its
                       own, in evaluation mode, finds them): one permutation, the same at all layers
           "uniform"   1 / t for each of t layers; a gate gets its layer's mean over `images` (then needed) and heads
-    If accuracy stays, what the attention chooses per image did not matter. Raises ValueError for another `how`, for a model
-    without attention weights, and where images are needed and not given.
+    If accuracy stays, what the attention chooses per image did not matter. Hooks do the work: call the model, not its `forward`.
+    Raises ValueError for another `how`, for a model without attention weights, and where images are needed and not given.
     """
     _choose("how", how, ("mean", "shuffle", "uniform"))
     points = _weight_points(model)

@@ -289,6 +289,17 @@ def test_one_suite_under_two_names_is_one(folder):
     assert own.load_one("twice.py", experiments.Suite).name == "s"
 
 
+def test_a_file_imports_what_lies_beside_it_first(folder, monkeypatch):
+    (folder / "v").mkdir()
+    for place, number in ((folder, 1), (folder / "v", 2)):
+        (place / "beside_the_file.py").write_text(f"NUMBER = {number}\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])      # as `python -m` puts the working directory first
+    source = "from torch import nn\nfrom beside_the_file import NUMBER\nclass K(nn.Module):\n    number = NUMBER\n"
+    (folder / "v" / "k.py").write_text(source, encoding="utf-8")
+    assert own.load_class("v/k.py").number == 2
+    assert sys.path[0] == str(folder) and sys.path[-1] == str(folder / "v")
+
+
 def test_what_is_imported_counts_neither_as_the_files_class_nor_against_it(folder):
     (folder / "helper.py").write_text("WIDTH = 3\n", encoding="utf-8")
     change(folder, "\nfrom helper import WIDTH\nfrom mrla_minimal import MRLALight\n")

@@ -140,14 +140,17 @@ def _run(path, source, check_sum):
     module = types.ModuleType(f"own_{path.stem}_{hashlib.sha256(str(key).encode()).hexdigest()[:12]}")
     module.__file__ = str(path)
     folder = str(key[0].parent)
-    if folder not in sys.path:
-        sys.path.append(folder)     # what lies beside the file may be imported, as if it were run; later imports too
+    sys.path.insert(0, folder)      # what lies beside the file may be imported, as if it were run
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, str(path), "exec"), vars(module))      # by hand: a cached .pyc may be of a version a second older
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise ValueError(f"{path} does not run: {first_line(error)}") from error
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)     # for what it imports later
     _MODULES[key] = module
     return module
 
