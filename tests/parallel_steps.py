@@ -31,7 +31,7 @@ def main(path):
     torch.set_num_threads(1)
     build, take = training.build_model, training.take_batch
     training.load_cifar = tiny_cifar
-    training.build_model = lambda config, classes: without_batch_norm(build(config, classes)).double()
+    training.build_model = lambda *arguments: without_batch_norm(build(*arguments)).double()
     training.take_batch = lambda *args: (lambda images, labels: (images.double(), labels))(*take(*args))
     world = join_world("cpu")
     run = training.Run(tiny_config(epochs=4, steps=20, drop_path=0.0, layer_attention="mrla-base"), world)
