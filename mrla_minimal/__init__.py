@@ -6,21 +6,30 @@
 
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
-from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
-from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
-from mrla_minimal.resnet import cifar_resnet, freeze_attention, imagenet_resnet, record_attention
+from mrla_minimal.controls import (
+    DepthwiseCarry,
+    DepthwiseCarryReleased,
+    DepthwiseGated,
+    DepthwiseValue,
+    UniformMean,
+)
+from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight, MRLALightReleased
+from mrla_minimal.looking import freeze_attention, record_attention
+from mrla_minimal.resnet import cifar_resnet, imagenet_resnet
 from mrla_minimal.shapes import eca_kernel_size
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DepthwiseCarry",
+    "DepthwiseCarryReleased",
     "DepthwiseGated",
     "DepthwiseValue",
     "EfficientChannelAttention",
     "LayerAttention",
     "MRLABase",
     "MRLALight",
+    "MRLALightReleased",
     "MultiHeadSelfAttention",
     "SqueezeExcitation",
     "UniformMean",

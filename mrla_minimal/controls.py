@@ -8,6 +8,7 @@ something else away, on the same signature `output, memory = attention(x, memory
     gate             DepthwiseGated    MRLALight (not a control)          one carried map
     uniform weights                    UniformMean, beside MRLABase       the cached values
 
+DepthwiseCarryReleased is DepthwiseCarry wired like MRLALightReleased: the map carried is the block's input.
 They take (channels, head_dim=None, kernel_size=None) like the attentions they stand in for; those without heads make no
 use of the last two.
 """
@@ -62,8 +63,6 @@ class DepthwiseGated(nn.Module):
 class DepthwiseCarry(nn.Module):
     """v plus the carried map, without gate: O^t = lambda_o * O^{t-1} + v^t. MRLALight with its gate held at 1."""
 
-    carries_map = True
-
     def __init__(self, channels, head_dim=None, kernel_size=None):
         super().__init__()
         self.channels = channels
@@ -78,6 +77,12 @@ class DepthwiseCarry(nn.Module):
         lambda_o = self.lambda_o.to(value.dtype)[:, None, None]                          # (channels, 1, 1)
         output = value + lambda_o * carried
         return output, output
+
+
+class DepthwiseCarryReleased(DepthwiseCarry):
+    """The control of MRLALightReleased: v plus the carried map, where the block hands over its own input as that map."""
+
+    takes_block_input = True
 
 
 class UniformMean(nn.Module):

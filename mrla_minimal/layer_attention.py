@@ -10,6 +10,7 @@ They differ in what that memory is:
     MRLABase         the (key, value) pairs of 1..t    projected once, by their own layer
     MRLALight        one map, O^t                      a running total, never asked again
 
+MRLALightReleased is MRLALight as the public code runs it: given the block's input where Eq. 8 has O^{t-1}.
 A memory is a value: each call returns a new one and leaves the one it was given as it was.
 """
 
@@ -196,12 +197,10 @@ class MRLALight(nn.Module):
     x (batch, channels, height, width) -> output of the same shape; weights, a gate, (batch, heads, 1).
     Memory: one map, O^t. Cost of layers 1..T: T projections, T sums.
     Equation 8 has the bare product Q (k)^T v; the released code, as here, puts a sigmoid round it: the softmax over the
-    one entry would be 1. In the released ResNets the block hands its shortcut over in place of O^{t-1}:
-    `light_carry` of the ResNets here chooses between the two. lambda_o starts at N(0, 1), as released.
+    one entry would be 1. lambda_o starts at N(0, 1), as released.
     Raises ValueError if head_dim does not divide channels, or if x or memory has another shape.
     """
 
-    carries_map = True
     is_gate = True
 
     def __init__(self, channels, head_dim=None, kernel_size=None):
@@ -229,3 +228,16 @@ class MRLALight(nn.Module):
         output = AddProduct.apply(None, per_channel(gate[:, :, 0], value), value)        # sigmoid(q . k / sqrt(d)) v
         output = AddProduct.apply(output, lambda_o, carried)                             # + lambda_o * O^{t-1}
         return output, output                                                            # Eq. 8
+
+
+class MRLALightReleased(MRLALight):
+    """MRLA-light as the released ResNets wire it: the block hands its input over in place of O^{t-1}.
+
+    O^t = lambda_o * (block input) + sigmoid(q^t . k^t / sqrt(d)) v^t: a second, weighted shortcut.
+
+    The module computes what MRLALight computes; what differs is the map it is given. The block input is the tensor of the
+    block's shortcut, down-sampled at a stage's start, so that it crosses from one stage to the next; the attention's own
+    output is carried nowhere.
+    """
+
+    takes_block_input = True

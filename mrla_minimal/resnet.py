@@ -1,4 +1,4 @@
-"""Residual networks that host any layer attention, and two ways to look at what it chose.
+"""Residual networks that host any layer attention.
 
 A stage is the same loop whatever the attention:   for block in stage: x, memory = block(x, memory)
 
@@ -8,30 +8,37 @@ Y. Fang et al., arXiv 2302.03985 (where the attention sits in the block).
 
 import functools
 from collections import OrderedDict
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
-from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
-from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
+from mrla_minimal.controls import (
+    DepthwiseCarry,
+    DepthwiseCarryReleased,
+    DepthwiseGated,
+    DepthwiseValue,
+    UniformMean,
+)
+from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight, MRLALightReleased
+from mrla_minimal.shapes import check_choice
 
 LAYER_ATTENTIONS = {
     "layer": LayerAttention,
     "mrla-base": MRLABase,
     "mrla-light": MRLALight,
+    "mrla-light-released": MRLALightReleased,
     "depthwise": DepthwiseValue,
     "depthwise-gated": DepthwiseGated,
     "depthwise-carry": DepthwiseCarry,
+    "depthwise-carry-released": DepthwiseCarryReleased,
     "uniform": UniformMean,
 }
 CHANNEL_ATTENTIONS = {"se": SqueezeExcitation, "eca": EfficientChannelAttention}
 BLOCKS = ("basic", "bottleneck")
 SHORTCUTS = ("pad", "conv")
 STEMS = ("conv7", "deep")
-LIGHT_CARRIES = ("block_input", "attention")
 
 
 class DropPath(nn.Module):
@@ -71,9 +78,9 @@ class ResidualBlock(nn.Module):
     output = X^t + DropPath(BN(attention(X^t, memory))), with a ReLU after that BN where the attention asks for it.
 
     forward(x, memory) -> (output, memory). `residual` is F, `channels` its output channels. The attention's class says
-    what the block must know of it: `relu_after_norm`, and `carries_map`: then, if `light_carry` is "block_input", the
-    memory it is given is the block's shortcut, as in the released code; if "attention", its own last output (Eq. 8 as
-    written). An attention that has neither attribute has neither property.
+    what the block must know of it: `relu_after_norm`, and `takes_block_input`: the memory it is given is then the block's
+    shortcut, as in the released code, in place of what the attention left at the layer before. An attention that has
+    neither attribute has neither property.
     """
 
     def __init__(self, residual, shortcut, channels):
@@ -84,11 +91,11 @@ class ResidualBlock(nn.Module):
         self.channel_attention = nn.Identity()
         self.layer_attention = None
 
-    def add_layer_attention(self, attention, light_carry="block_input", drop_path=0.0):
+    def add_layer_attention(self, attention, drop_path=0.0):
         self.layer_attention = attention
         self.attention_norm = nn.BatchNorm2d(self.channels)
         self.relu_after_norm = getattr(attention, "relu_after_norm", False)
-        self.takes_block_input = getattr(attention, "carries_map", False) and light_carry == "block_input"
+        self.takes_block_input = getattr(attention, "takes_block_input", False)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x, memory=None):
@@ -183,12 +190,6 @@ def _initialise_host(model):
                 nn.init.zeros_(last_norm.weight)
 
 
-def _choose(what, name, allowed):
-    if name not in allowed:
-        raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, not {name!r}")
-    return name
-
-
 def _attention_factory(layer_attention, head_dim):
     """A callable channels -> module, from a name of LAYER_ATTENTIONS or from such a callable itself."""
     if callable(layer_attention):
@@ -201,10 +202,9 @@ def _attention_factory(layer_attention, head_dim):
     return functools.partial(LAYER_ATTENTIONS[layer_attention], head_dim=head_dim)
 
 
-def _add_attentions(model, layer_attention, channel_attention, head_dim, light_carry, drop_path):
+def _add_attentions(model, layer_attention, channel_attention, head_dim, drop_path):
     """Only now, so that every variant of one seed shares the parameters that its host starts with."""
-    _choose("light_carry", light_carry, LIGHT_CARRIES)
-    _choose("channel_attention", channel_attention, (None, *CHANNEL_ATTENTIONS))
+    check_choice("channel_attention", channel_attention, (None, *CHANNEL_ATTENTIONS))
     DropPath(drop_path)     # a wrong rate is an error without a layer attention, too
     blocks = [block for stage in model.stages for block in stage]
     if channel_attention is not None:
@@ -216,7 +216,7 @@ def _add_attentions(model, layer_attention, channel_attention, head_dim, light_c
             attention = factory(block.channels)
             if not isinstance(attention, nn.Module):
                 raise ValueError(f"layer_attention must return a module for {block.channels} channels, not {attention!r}")
-            block.add_layer_attention(attention, light_carry, drop_path)
+            block.add_layer_attention(attention, drop_path)
     elif head_dim is not None:
         raise ValueError(f"head_dim={head_dim!r} needs a layer_attention, which is None")
 
@@ -227,22 +227,22 @@ def _positive(name, number):
 
 
 def cifar_resnet(depth=20, *, block="basic", num_classes=10, layer_attention=None, channel_attention=None, head_dim=None,
-                 light_carry="block_input", shortcut=None, width=16, drop_path=0.0):
+                 shortcut=None, width=16, drop_path=0.0):
     """A ResNet for 32 x 32 images: a 3x3 stem and three stages of `width`, 2 width and 4 width channels.
 
     depth             6n + 2 with basic blocks, 9n + 2 with bottlenecks (whose stages end in four times those channels)
-    layer_attention   None, "layer" (Eq. 4), "mrla-base" (Eq. 6), "mrla-light" (Eq. 8), a control: "depthwise",
-                      "depthwise-gated", "depthwise-carry", "uniform"; or any callable channels -> module with the signature
+    layer_attention   None, "layer" (Eq. 4), "mrla-base" (Eq. 6), "mrla-light" (Eq. 8), "mrla-light-released" (the public
+                      code's wiring); a control: "depthwise", "depthwise-gated", "depthwise-carry",
+                      "depthwise-carry-released", "uniform"; or any callable channels -> module with the signature
                       output, memory = attention(x, memory)
     channel_attention None, "se" or "eca", on the residual branch before the sum
     head_dim          channels a head of the layer attention; None: its own default
-    light_carry       what an attention that carries one map is given: "block_input" (released code) or "attention" (Eq. 8)
     shortcut          "pad" (no parameters; the default for basic) or "conv" (1x1 convolution and BN; for bottleneck)
     drop_path         probability of dropping the attention branch of a sample while training
 
     Raises ValueError naming the argument, what was given and what is allowed.
     """
-    _choose("block", block, BLOCKS)
+    check_choice("block", block, BLOCKS)
     _positive("width", width)
     _positive("num_classes", num_classes)
     convolutions = 6 if block == "basic" else 9
@@ -251,17 +251,17 @@ def cifar_resnet(depth=20, *, block="basic", num_classes=10, layer_attention=Non
         raise ValueError(f"depth must be {convolutions}n + 2 with {block} blocks ({examples}, ...), not {depth!r}")
     if shortcut is None:
         shortcut = "pad" if block == "basic" else "conv"
-    _choose("shortcut", shortcut, SHORTCUTS)
+    check_choice("shortcut", shortcut, SHORTCUTS)
     stem = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, width, 3, padding=1, bias=False), norm=nn.BatchNorm2d(width), relu=nn.ReLU()))
     stages, channels = _stages(block, shortcut, width, (width, 2 * width, 4 * width), [(depth - 2) // convolutions] * 3)
     model = ResNet(stem, stages, channels, num_classes)
     _initialise_host(model)
-    _add_attentions(model, layer_attention, channel_attention, head_dim, light_carry, drop_path)
+    _add_attentions(model, layer_attention, channel_attention, head_dim, drop_path)
     return model
 
 
 def imagenet_resnet(depth=50, *, num_classes=1000, layer_attention=None, channel_attention=None, stem="conv7", head_dim=None,
-                    light_carry="block_input", drop_path=0.0):
+                    drop_path=0.0):
     """ResNet-50 or ResNet-101 for 224 x 224 images: bottlenecks, 1x1 convolution shortcuts, four stages of 256 to 2048 channels.
 
     stem              "conv7": one 7x7 convolution; "deep": three 3x3 ones (3-32 with stride 2, 32-32, 32-64), as in the
@@ -269,8 +269,8 @@ def imagenet_resnet(depth=50, *, num_classes=1000, layer_attention=None, channel
     The other arguments are `cifar_resnet`'s. Raises ValueError naming the argument, what was given and what is allowed.
     """
     lengths = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-    _choose("depth", depth, tuple(lengths))
-    _choose("stem", stem, STEMS)
+    check_choice("depth", depth, tuple(lengths))
+    check_choice("stem", stem, STEMS)
     _positive("num_classes", num_classes)
     kernels = [(7, 3, 64, 2)] if stem == "conv7" else [(3, 3, 32, 2), (3, 32, 32, 1), (3, 32, 64, 1)]
     layers = []
@@ -281,131 +281,5 @@ def imagenet_resnet(depth=50, *, num_classes=1000, layer_attention=None, channel
     stages, channels = _stages("bottleneck", "conv", 64, (64, 128, 256, 512), lengths[depth])
     model = ResNet(nn.Sequential(*layers), stages, channels, num_classes)
     _initialise_host(model)
-    _add_attentions(model, layer_attention, channel_attention, head_dim, light_carry, drop_path)
+    _add_attentions(model, layer_attention, channel_attention, head_dim, drop_path)
     return model
-
-
-def _weight_points(model):
-    """[stage][t - 1]: the Identity that layer t's weights pass through, or None where its attention has no weights."""
-    if not isinstance(model, ResNet):
-        raise ValueError(f"model must be a ResNet of this package, not {type(model).__name__}")
-    points = [[getattr(block.layer_attention, "weights", None) for block in stage] for stage in model.stages]
-    return [[point if isinstance(point, nn.Module) else None for point in row] for row in points]
-
-
-@contextmanager
-def record_attention(model):
-    """with record_attention(model) as weights: model(images) fills weights[stage][t - 1] with layer t's attention weights.
-
-    Each is a detached (batch, heads, t) tensor of the latest forward pass, (batch, heads, 1) for a gate, and None where the
-    module has no weights. Weights frozen by `freeze_attention` are recorded as frozen if that was entered first.
-    """
-    points = _weight_points(model)
-    recorded = [[None] * len(stage) for stage in points]
-    hooks = []
-
-    def keep(stage, layer):
-        def hook(module, inputs, output):
-            recorded[stage][layer] = output.detach()
-        return hook
-
-    try:
-        for stage, row in enumerate(points):
-            for layer, point in enumerate(row):
-                if point is not None:
-                    hooks.append(point.register_forward_hook(keep(stage, layer)))
-        yield recorded
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _looked_at(model):
-    """Record the weights of a model that is neither trained nor changed by being looked at: evaluation mode, no gradients."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), record_attention(model) as recorded:
-            yield recorded
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _mean_weights(model, images, batch_size=500):
-    """[stage][t - 1]: the mean over `images` of the weights, (1, heads, t), in evaluation mode; None where there are none."""
-    sums = [[None] * len(stage) for stage in model.stages]
-    with _looked_at(model) as recorded:
-        for start in range(0, len(images), batch_size):
-            model(images[start : start + batch_size])
-            for stage, row in enumerate(recorded):
-                for layer, weights in enumerate(row):
-                    if weights is not None:
-                        total = weights.sum(dim=0, keepdim=True)
-                        sums[stage][layer] = total if sums[stage][layer] is None else sums[stage][layer] + total
-    return [[total if total is None else total / len(images) for total in row] for row in sums]
-
-
-@contextmanager
-def freeze_attention(model, how, images=None):
-    """with freeze_attention(model, how): model(images) runs with its attention's choices taken away.
-
-    how = "mean"      every image gets the mean weights of its layer and head over `images` (needed)
-          "shuffle"   every image gets the weights that another image of its batch has when left alone (a forward pass of its
-                      own, in evaluation mode, finds them): one permutation, the same at all layers
-          "uniform"   1 / t for each of t layers; a gate gets its layer's mean over `images` (then needed) and heads
-    If accuracy stays, what the attention chooses per image did not matter. Hooks do the work: call the model, not its `forward`.
-    Raises ValueError for another `how`, for a model without attention weights, and where images are needed and not given.
-    """
-    _choose("how", how, ("mean", "shuffle", "uniform"))
-    points = _weight_points(model)
-    attentions = [[block.layer_attention for block in stage] for stage in model.stages]
-    if not any(point is not None for row in points for point in row):
-        raise ValueError("the model has no attention weights to freeze")
-    gated = any(getattr(attention, "is_gate", False) for row in attentions for attention in row)
-    means = None
-    if how == "mean" or (how == "uniform" and gated):
-        if images is None or len(images) == 0:
-            raise ValueError(f"freezing at {how!r} needs images to take the mean weights over")
-        means = _mean_weights(model, images)
-    generator = torch.Generator().manual_seed(0)
-    own, permutation, looking = None, None, False
-
-    def look_first(model, arguments, named_arguments):
-        # The weights of a shuffled pass would not do: from the second layer on they are of an image that is shuffled itself.
-        nonlocal own, permutation, looking
-        if not looking:
-            looking = True
-            try:
-                with _looked_at(model) as own:
-                    count = len(model(*arguments, **named_arguments))
-            finally:
-                looking = False
-            order = torch.randperm(count, generator=generator)
-            permutation = torch.empty_like(order)
-            permutation[order] = order.roll(1)      # one cycle through the batch: nobody keeps its own
-
-    def replace(stage, layer):
-        def hook(module, inputs, weights):
-            if looking:
-                return weights
-            if how == "shuffle":
-                return own[stage][layer][permutation.to(weights.device)].to(weights.dtype)
-            if how == "mean":
-                return means[stage][layer].to(weights.dtype).expand_as(weights)
-            if getattr(attentions[stage][layer], "is_gate", False):
-                return means[stage][layer].mean().to(weights.dtype).expand_as(weights)
-            return torch.full_like(weights, 1.0 / weights.shape[-1])
-        return hook
-
-    hooks = [model.register_forward_pre_hook(look_first, with_kwargs=True)] if how == "shuffle" else []
-    try:
-        for stage, row in enumerate(points):
-            for layer, point in enumerate(row):
-                if point is not None:
-                    hooks.append(point.register_forward_hook(replace(stage, layer)))
-        yield model
-    finally:
-        for hook in hooks:
-            hook.remove()

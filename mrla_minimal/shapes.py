@@ -9,6 +9,12 @@ import math
 import torch
 
 
+def check_choice(what: str, name: object, allowed: tuple) -> None:
+    """`name`, the value of the argument `what`, must be one of `allowed`."""
+    if name not in allowed:
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, not {name!r}")
+
+
 def check_channels(channels: int) -> None:
     """channels must be a positive integer."""
     if not isinstance(channels, int) or channels < 1:

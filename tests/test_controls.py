@@ -6,9 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_tools import assert_equal, gradient_check, hold_weights, make_layers, make_maps, run_stage
 
-from mrla_minimal import DepthwiseCarry, DepthwiseGated, DepthwiseValue, MRLABase, MRLALight, UniformMean
+from mrla_minimal import (
+    DepthwiseCarry,
+    DepthwiseCarryReleased,
+    DepthwiseGated,
+    DepthwiseValue,
+    MRLABase,
+    MRLALight,
+    UniformMean,
+)
 
-CONTROLS = (DepthwiseValue, DepthwiseGated, DepthwiseCarry, UniformMean)
+CARRYING = (DepthwiseCarry, DepthwiseCarryReleased)
+CONTROLS = (DepthwiseValue, DepthwiseGated, *CARRYING, UniformMean)
 every_control = pytest.mark.parametrize("control", CONTROLS)
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
 SEED = st.integers(0, 10_000)
@@ -129,7 +138,7 @@ def test_left_alone_they_differ(control, attention):
 def test_gradients(control):
     (layer,), maps = stage(control, count=1, channels=4)
     values, = make_maps(1, 2, 4, 4, 3, seed=9)
-    memories = {DepthwiseCarry: [values], UniformMean: []}
+    memories = dict.fromkeys(CARRYING, [values])
     assert gradient_check(layer, *maps, *memories.get(control, []))
 
 
@@ -170,12 +179,17 @@ def test_parameters_and_what_a_block_reads_off_the_class(control):
     wanted = {"value.weight": (64, 1, 3, 3)}
     if control is DepthwiseGated:
         wanted |= {"query.weight": (1, 1, 3), "key.weight": (1, 1, 3)}
-    if control is DepthwiseCarry:
+    if control in CARRYING:
         wanted |= {"lambda_o": (64,)}
     assert shapes == wanted
     assert getattr(layer, "relu_after_norm", False) == (control is UniformMean)
-    assert getattr(layer, "carries_map", False) == (control is DepthwiseCarry)
+    assert getattr(layer, "takes_block_input", False) == (control is DepthwiseCarryReleased)
     assert getattr(layer, "is_gate", False) == hasattr(layer, "weights") == (control is DepthwiseGated)
+
+
+def test_the_released_carry_computes_what_its_parent_does():
+    assert DepthwiseCarryReleased.forward is DepthwiseCarry.forward
+    assert DepthwiseCarryReleased.__init__ is DepthwiseCarry.__init__
 
 
 def test_lambda_o_has_a_gradient_at_the_first_layer_too():

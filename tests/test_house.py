@@ -10,7 +10,8 @@ import pytest
 import mrla_minimal
 
 PACKAGE = Path(mrla_minimal.__file__).parent
-FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2, "resnet": 3}
+FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2, "resnet": 3,
+          "looking": 4}
 # The two doors of the package stand on top: one names the subject's public names, the other leads into the lab.
 DOORS = {"__init__", "__main__"}
 
@@ -60,7 +61,7 @@ def test_importing_the_package_loads_neither_the_lab_nor_a_library_of_the_lab():
 
 def test_public_names_are_importable_from_the_package():
     assert set(mrla_minimal.__all__) >= {
-        "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight", "SqueezeExcitation",
+        "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight", "MRLALightReleased", "SqueezeExcitation",
         "EfficientChannelAttention", "cifar_resnet", "imagenet_resnet", "record_attention", "freeze_attention",
         "eca_kernel_size"}
     assert all(hasattr(mrla_minimal, name) for name in mrla_minimal.__all__)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from layer_tools import assert_equal, gradient_check, hold_weights, make_layers, make_maps, run_stage
 from torch import nn
 
-from mrla_minimal import LayerAttention, MRLABase, MRLALight
+from mrla_minimal import LayerAttention, MRLABase, MRLALight, MRLALightReleased
 from mrla_minimal.layer_attention import AddProduct
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -440,7 +440,14 @@ def test_parameters_and_defaults(attention):
     assert shapes == (wanted | {"lambda_o": (64,)} if attention is MRLALight else wanted)
     assert layer.head_dim == (16 if attention is MRLABase else 32)
     assert getattr(layer, "relu_after_norm", False) == (attention is not MRLALight)
-    assert getattr(layer, "carries_map", False) == getattr(layer, "is_gate", False) == (attention is MRLALight)
+    assert getattr(layer, "is_gate", False) == (attention is MRLALight)
+    assert not hasattr(layer, "takes_block_input")
+
+
+def test_the_released_light_is_light_given_the_blocks_input():
+    """The same module: a block reads off the class what to give it as memory."""
+    assert issubclass(MRLALightReleased, MRLALight) and MRLALightReleased.takes_block_input
+    assert MRLALightReleased.forward is MRLALight.forward and MRLALightReleased.__init__ is MRLALight.__init__
 
 
 def test_starting_values():

@@ -1,4 +1,4 @@
-"""The ResNets: their sizes, where the attentions sit in them, what is carried, and looking inside."""
+"""The ResNets: their sizes, where the attentions sit in them, and what is carried."""
 
 import copy
 import functools
@@ -7,37 +7,16 @@ import sys
 
 import pytest
 import torch
+from net_tools import CARRIES, GATES, LISTS, RELEASED, WEIGHTED, ThirdOfTheInput, blocks_of, images_of, small
 from torch import nn
 from torch.nn import functional as F
 
-from mrla_minimal import MRLABase, MRLALight, cifar_resnet, freeze_attention, imagenet_resnet, record_attention
+from mrla_minimal import MRLABase, cifar_resnet, imagenet_resnet, record_attention
 from mrla_minimal.resnet import LAYER_ATTENTIONS, DropPath, PadShortcut
 
-LISTS = ("layer", "mrla-base", "uniform")                # their memory is a list of all earlier layers
-CARRIES = ("mrla-light", "depthwise-carry")              # their memory is one map
-WEIGHTED = ("layer", "mrla-base", "mrla-light", "depthwise-gated")
-GATES = ("mrla-light", "depthwise-gated")
 every_attention = pytest.mark.parametrize("name", LAYER_ATTENTIONS)
 every_variant = pytest.mark.parametrize("name", [None, *LAYER_ATTENTIONS])
 both_blocks = pytest.mark.parametrize("block", ["basic", "bottleneck"])
-
-
-def small(name=None, block="basic", layers=2, seed=0, **arguments):
-    """A thin ResNet with `layers` blocks a stage, whose residual branches and attention weights are far from 0."""
-    torch.manual_seed(seed)
-    depth = (6 if block == "basic" else 9) * layers + 2
-    model = cifar_resnet(depth, block=block, width=arguments.pop("width", 4), layer_attention=name, **arguments)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-        if isinstance(module, nn.Conv1d):
-            nn.init.normal_(module.weight, std=0.5)
-    return model
-
-
-def images_of(count=4, size=8, seed=0, dtype=torch.float32):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def structured_images(count, size, seed=0):
@@ -46,10 +25,6 @@ def structured_images(count, size, seed=0):
     labels = torch.arange(count) % 10
     pictures = torch.randn(10, 3, size, size, generator=generator)
     return pictures[labels] + 0.5 * torch.randn(count, 3, size, size, generator=generator), labels
-
-
-def blocks_of(model):
-    return [block for stage in model.stages for block in stage]
 
 
 def parameters_of(model):
@@ -155,7 +130,7 @@ def test_queries_and_keys_learn_wherever_there_is_a_choice(name):
 
 
 @pytest.mark.parametrize("channel_attention", ["se", "eca"])
-@pytest.mark.parametrize("name", [None, "mrla-light"])
+@pytest.mark.parametrize("name", [None, "mrla-light-released"])
 def test_channel_attention_acts_on_the_residual_branch_before_the_sum(name, channel_attention):
     model = small(name, channel_attention=channel_attention).eval()
     x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -174,15 +149,18 @@ def test_channel_attention_acts_on_the_residual_branch_before_the_sum(name, chan
 # Place in the block: the whole forward pass once more, by hand
 
 
-def forward_by_hand(model, images, light_carry, gated):
-    """Stem, blocks and classifier written out for the nets whose memory is one map: O^t = lambda O^{t-1} + gate v."""
+def forward_by_hand(model, images, released, gated):
+    """Stem, blocks and classifier written out for the nets whose memory is one map: O^t = lambda O^{t-1} + gate v.
+
+    With lambda times the block's input, the shortcut, in the released wiring.
+    """
     x = model.stem(images)
     for stage in model.stages:
         carried = 0.0
         for block in stage:
             attention, shortcut = block.layer_attention, block.shortcut(x)
             x = (block.residual(x) + shortcut).clamp(min=0)
-            if light_carry == "block_input":
+            if released:
                 carried = shortcut
             own = F.conv2d(x, attention.value.weight, padding=1, groups=x.shape[1])
             if gated:
@@ -200,15 +178,15 @@ def forward_by_hand(model, images, light_carry, gated):
 
 
 @both_blocks
-@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
-@pytest.mark.parametrize("name", CARRIES)
-def test_both_readings_of_the_carried_map_equal_a_loop_written_by_hand(name, light_carry, block):
-    model = small(name, block, layers=3, light_carry=light_carry).double().eval()
-    other = small(name, block, layers=3, light_carry="attention" if light_carry == "block_input" else "block_input")
+@pytest.mark.parametrize("name", [*CARRIES, *RELEASED])
+def test_both_readings_of_the_carried_map_equal_a_loop_written_by_hand(name, block):
+    released = name in RELEASED
+    other_name = name.removesuffix("-released") if released else f"{name}-released"
+    model, other = (small(name, block, layers=3).double().eval() for name in (name, other_name))
     images = images_of(dtype=torch.float64)
-    expected = forward_by_hand(model, images, light_carry, gated=name == "mrla-light")
+    expected = forward_by_hand(model, images, released, gated=name in GATES)
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-10)
-    assert not torch.allclose(other.double().eval()(images), expected, atol=1e-3)
+    assert not torch.allclose(other(images), expected, atol=1e-3)
 
 
 def memories_given(model, images):
@@ -247,21 +225,24 @@ def test_a_list_of_layers_starts_empty_in_each_stage_and_grows_by_one(name):
         assert stage_given[1] is stage_left[0] and stage_given[2] is stage_left[1]
 
 
-@pytest.mark.parametrize("name", CARRIES)
-def test_a_carried_map_resets_in_each_stage_only_if_it_is_the_attentions_own(name):
-    given, shortcuts, _ = memories_given(small(name, layers=3, light_carry="block_input"), images_of())
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_released_wiring_hands_over_the_blocks_input_and_never_resets(name):
+    given, shortcuts, _ = memories_given(small(name, layers=3), images_of())
     for stage_given, stage_shortcuts in zip(given, shortcuts, strict=True):
         assert all(memory is shortcut for memory, shortcut in zip(stage_given, stage_shortcuts, strict=True))
-    given, _, left = memories_given(small(name, layers=3, light_carry="attention"), images_of())
+
+
+@pytest.mark.parametrize("name", CARRIES)
+def test_a_carried_map_of_the_attentions_own_resets_in_each_stage(name):
+    given, _, left = memories_given(small(name, layers=3), images_of())
     for stage_given, stage_left in zip(given, left, strict=True):
         assert stage_given[0] is None
         assert stage_given[1] is stage_left[0] and stage_given[2] is stage_left[1]
 
 
-@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
 @pytest.mark.parametrize("name", ["depthwise", "depthwise-gated"])
-def test_controls_without_memory_are_given_none(name, light_carry):
-    given, _, left = memories_given(small(name, light_carry=light_carry), images_of())
+def test_controls_without_memory_are_given_none(name):
+    given, _, left = memories_given(small(name), images_of())
     assert given == left == [[None, None]] * 3
 
 
@@ -307,17 +288,6 @@ def test_drop_path_keeps_the_mean():
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.02)
 
 
-class ThirdOfTheInput(nn.Module):
-    """The least that coursework can plug in: no attribute that the block looks for."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((channels, 1, 1), 1 / 3))
-
-    def forward(self, x, memory=None):
-        return self.scale * x, (memory or 0) + 1
-
-
 def test_a_callable_plugs_in_ones_own_module():
     model = small(ThirdOfTheInput, layers=3)
     assert [block.layer_attention.scale.shape[0] for block in blocks_of(model)] == [4] * 3 + [8] * 3 + [16] * 3
@@ -346,7 +316,7 @@ def test_all_variants_of_one_seed_share_the_start_of_their_host(block):
     host = drawn()
     variants = [dict(layer_attention=name) for name in LAYER_ATTENTIONS] + [
         dict(channel_attention="se"), dict(channel_attention="eca"), dict(layer_attention=ThirdOfTheInput),
-        dict(layer_attention="mrla-light", channel_attention="se", head_dim=4, light_carry="attention", drop_path=0.2)]
+        dict(layer_attention="mrla-light", channel_attention="se", head_dim=4, drop_path=0.2)]
     for arguments in variants:
         variant = drawn(**arguments)
         assert len(variant) > len(host) or arguments == dict(channel_attention="eca")
@@ -380,12 +350,9 @@ def test_a_padded_shortcut_keeps_every_second_pixel_and_adds_zeros():
 
 
 @every_variant
-@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
-def test_the_first_gradient_of_a_deep_thin_net_is_small(name, light_carry):
-    if light_carry == "attention" and name not in CARRIES:
-        pytest.skip("this variant carries no single map")
+def test_the_first_gradient_of_a_deep_thin_net_is_small(name):
     torch.manual_seed(0)
-    model = cifar_resnet(56, width=8, layer_attention=name, light_carry=light_carry)
+    model = cifar_resnet(56, width=8, layer_attention=name)
     images, labels = structured_images(32, size=32)
     F.cross_entropy(model(images), labels).backward()
     norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
@@ -393,7 +360,7 @@ def test_the_first_gradient_of_a_deep_thin_net_is_small(name, light_carry):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[] if name in ("mrla-light", "mrla-base") else pytest.mark.slow)
+    pytest.param(name, marks=[] if name in ("mrla-light-released", "mrla-base") else pytest.mark.slow)
     for name in [None, *LAYER_ATTENTIONS]])
 def test_fifty_steps_of_a_deep_thin_net_lower_the_loss(name):
     torch.manual_seed(0)
@@ -413,176 +380,6 @@ def test_fifty_steps_of_a_deep_thin_net_lower_the_loss(name):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-# Looking inside
-
-
-@both_blocks
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_recorded_weights_have_a_row_for_each_image_and_head(name, block):
-    model = small(name, block, layers=3, head_dim=2)
-    with record_attention(model) as weights:
-        assert weights == [[None] * 3] * 3                   # nothing has run
-        model(images_of(5))
-    for stage, row in zip(model.stages, weights, strict=True):
-        for layer, recorded in enumerate(row, start=1):
-            entries = 1 if name in GATES else layer
-            assert recorded.shape == (5, stage[0].channels // 2, entries) and not recorded.requires_grad
-            assert (recorded > 0).all() and (recorded <= 1).all()
-            if name not in GATES:
-                torch.testing.assert_close(recorded.sum(dim=-1), torch.ones(recorded.shape[:2]))
-            if name in GATES or layer > 1:
-                assert recorded.std() > 1e-4                 # it depends on the image or the head
-
-
-@pytest.mark.parametrize("name", ["depthwise", "depthwise-carry", "uniform", None])
-def test_what_has_no_weights_records_none(name):
-    with record_attention(small(name)) as weights:
-        pass
-    assert weights == [[None] * 2] * 3
-
-
-def test_the_latest_forward_pass_is_recorded_and_nothing_after_the_block():
-    model = small("mrla-base").eval()
-    with record_attention(model) as weights:
-        model(images_of(seed=1))
-        first = weights[0][1]
-        model(images_of(seed=2))
-        second = weights[0][1]
-    assert not torch.equal(first, second)
-    model(images_of(seed=1))
-    assert weights[0][1] is second
-
-
-def hooks_on(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
-
-
-@pytest.mark.parametrize("enter", [record_attention, *(functools.partial(freeze_attention, how=how, images=images_of())
-                                                        for how in ("mean", "shuffle", "uniform"))])
-@pytest.mark.parametrize("name", ["mrla-base", "mrla-light"])
-def test_no_hook_stays_behind_even_after_an_exception(name, enter):
-    model = small(name).eval()
-    before = model(images_of())
-    with pytest.raises(KeyError), enter(model):
-        assert hooks_on(model) >= 6
-        model(images_of())
-        raise KeyError
-    assert hooks_on(model) == 0
-    assert torch.equal(model(images_of()), before)
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_frozen_at_the_mean_every_image_gets_the_mean_over_all_images(name):
-    model = small(name, head_dim=2)
-    images = images_of(503, size=4)                          # more than are run at once
-    model.stages[0][0].residual.norm1.eval()                 # a mode that is not the model's own has to survive, too
-    model.eval()
-    with torch.no_grad(), record_attention(model) as weights:
-        model(images)
-    expected = [[recorded.mean(dim=0) for recorded in row] for row in weights]
-    model.train()
-    model.stages[0][0].residual.norm1.eval()
-    state = copy.deepcopy(model.state_dict())
-    with freeze_attention(model, "mean", images=images), record_attention(model) as frozen:
-        assert model.training and not model.stages[0][0].residual.norm1.training
-        assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
-        model(images[:3])
-    for row, expected_row in zip(frozen, expected, strict=True):
-        for recorded, mean in zip(row, expected_row, strict=True):
-            torch.testing.assert_close(recorded, mean.expand(3, *mean.shape))
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_shuffled_weights_are_another_images_own_the_same_one_at_all_layers(name):
-    """Those that it has in an undisturbed pass: in a shuffled one its features, and so its weights, would be others."""
-    model = small(name, layers=3, head_dim=1).eval()
-    with record_attention(model) as own:
-        model(images_of(6))
-    own = copy.deepcopy(own)
-    permutations = []
-    # The outer hooks come first and see what the attention chose; the inner ones see what it was given instead.
-    with record_attention(model) as chosen, freeze_attention(model, "shuffle"), record_attention(model) as given:
-        for _ in range(2):
-            model(images_of(6))
-            last = 1 if name not in GATES else 0
-            permutation = torch.cdist(given[0][last].flatten(1), own[0][last].flatten(1)).argmin(dim=1)
-            permutations.append(permutation.tolist())
-            assert sorted(permutations[-1]) == list(range(6))
-            assert (permutation != torch.arange(6)).all()
-            for given_row, own_row in zip(given, own, strict=True):
-                for after, before in zip(given_row, own_row, strict=True):
-                    assert torch.equal(after, before[permutation])
-            assert not torch.allclose(chosen[2][2], own[2][2], atol=1e-6)      # the case exists
-    assert permutations[0] != permutations[1]
-
-
-def test_shuffling_a_model_in_training_mode_changes_its_statistics_once():
-    model, other = (small("mrla-base").train() for _ in range(2))
-    other.load_state_dict(model.state_dict())
-    other(images_of(6))
-    with freeze_attention(model, "shuffle"):
-        model(images_of(6))
-    counts = [module.num_batches_tracked.item() for net in (model, other) for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert set(counts) == {1} and model.training and all(module.training for module in model.modules())
-
-
-def test_shuffling_knows_no_batch_size_and_takes_images_by_name():
-    model = small("mrla-light").eval()
-    with freeze_attention(model, "shuffle"), torch.no_grad():
-        for count in (5, 1, 0, 2):
-            assert model(images=images_of(count)).shape == (count, 10)
-
-
-def test_base_frozen_uniform_is_the_uniform_control():
-    base, uniform = (small(name, layers=3).double().eval() for name in ("mrla-base", "uniform"))
-    missing = uniform.load_state_dict(base.state_dict(), strict=False)
-    assert not missing.missing_keys and all(key.split(".")[-2] in ("query", "key") for key in missing.unexpected_keys)
-    images = images_of(dtype=torch.float64)
-    with freeze_attention(base, "uniform"):
-        torch.testing.assert_close(base(images), uniform(images), rtol=0, atol=1e-12)
-    assert not torch.allclose(base(images), uniform(images), atol=1e-3)
-
-
-@pytest.mark.parametrize("name", GATES)
-def test_a_gate_frozen_uniform_is_its_layers_mean_over_images_and_heads(name):
-    model = small(name, head_dim=2).eval()
-    with record_attention(model) as weights:
-        model(images_of(7))
-    with freeze_attention(model, "uniform", images=images_of(7)), record_attention(model) as frozen:
-        model(images_of(2, seed=5))
-    for row, frozen_row in zip(weights, frozen, strict=True):
-        for chosen, recorded in zip(row, frozen_row, strict=True):
-            torch.testing.assert_close(recorded, chosen.mean().expand_as(recorded))
-
-
-def test_a_net_whose_layers_differ_is_recorded_and_frozen_where_it_has_weights():
-    model = small(lambda channels: MRLALight(channels) if channels == 8 else ThirdOfTheInput(channels)).eval()
-    with freeze_attention(model, "mean", images=images_of()), record_attention(model) as weights:
-        model(images_of(2))
-    assert [[recorded is None for recorded in row] for row in weights] == [[True] * 2, [False] * 2, [True] * 2]
-
-
-@pytest.mark.parametrize("name, how, images, message", [
-    ("mrla-base", "random", None, "how must be one of 'mean', 'shuffle', 'uniform', not 'random'"),
-    ("mrla-base", "mean", None, "freezing at 'mean' needs images"),
-    ("mrla-base", "mean", images_of(0), "freezing at 'mean' needs images"),
-    ("mrla-light", "uniform", None, "freezing at 'uniform' needs images"),
-    ("depthwise", "shuffle", None, "no attention weights"),
-    (None, "uniform", None, "no attention weights"),
-])
-def test_what_cannot_be_frozen_is_refused(name, how, images, message):
-    model = small(name)
-    with pytest.raises(ValueError, match=message), freeze_attention(model, how, images=images):
-        pass
-    assert hooks_on(model) == 0
-
-
-def test_only_our_resnets_can_be_looked_into():
-    for enter in (record_attention, functools.partial(freeze_attention, how="shuffle")):
-        with pytest.raises(ValueError, match="ResNet of this package, not Linear"), enter(nn.Linear(2, 2)):
-            pass
-
-
 # Data types, layouts, copies, compilers
 
 
@@ -594,10 +391,9 @@ def test_float64_stays_float64(name):
         assert gradient.dtype == torch.float64
 
 
-@pytest.mark.parametrize("light_carry", ["block_input", "attention"])
 @every_variant
-def test_bfloat16_autocast_stays_near_float32(name, light_carry):
-    model = small(name, light_carry=light_carry, channel_attention="se", drop_path=0.1)
+def test_bfloat16_autocast_stays_near_float32(name):
+    model = small(name, channel_attention="se", drop_path=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         F.cross_entropy(model(images_of()), torch.arange(4)).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -690,9 +486,8 @@ def _train_in_parallel(rank, folder):
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    variants = [(name, "block_input") for name in [None, *LAYER_ATTENTIONS]] + [(name, "attention") for name in CARRIES]
-    for name, light_carry in variants:
-        model = small(name, light_carry=light_carry)
+    for name in [None, *LAYER_ATTENTIONS]:
+        model = small(name)
         alone = copy.deepcopy(model)
         parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
         for step in range(2):                                # an unused parameter is only reported at the second step
@@ -726,7 +521,6 @@ def test_data_parallel_training_averages_every_gradient(tmp_path):
     (dict(layer_attention=3), "layer_attention must be .*, not 3"),
     (dict(layer_attention=lambda channels: None), "layer_attention must return a module for 16 channels, not None"),
     (dict(channel_attention="cbam"), "channel_attention must be one of None, 'se', 'eca', not 'cbam'"),
-    (dict(light_carry="none"), "light_carry must be one of 'block_input', 'attention', not 'none'"),
     (dict(head_dim=8), "head_dim=8 needs a layer_attention"),
     (dict(head_dim=8, layer_attention=ThirdOfTheInput), "head_dim=8 is for the named attentions"),
     (dict(head_dim=5, layer_attention="mrla-light"), r"head_dim must divide channels=16 .*\[1, 2, 4, 8, 16\].*, not 5"),
@@ -749,7 +543,6 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(arguments, message):
     (dict(num_classes=0), "num_classes must be a positive integer, not 0"),
     (dict(layer_attention="light"), "layer_attention must be None, one of .*, not 'light'"),
     (dict(channel_attention="ECA"), "channel_attention must be one of .*, not 'ECA'"),
-    (dict(light_carry=None), "light_carry must be one of .*, not None"),
     (dict(head_dim=16), "head_dim=16 needs a layer_attention"),
 ])
 def test_a_wrong_argument_of_an_imagenet_resnet_is_named_too(arguments, message):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mrla_minimal.lab.cost import undisturbed
 from mrla_minimal.lab.data import normalise
-from mrla_minimal.resnet import freeze_attention
+from mrla_minimal.looking import freeze_attention
 
 INTERVENTIONS = ("mean", "shuffle", "uniform")      # as in freeze_attention
 MEAN_OVER = 5000        # training images; their order comes from a hash of their pixels, so the first ones are a random sample
