@@ -58,7 +58,7 @@ def main(arguments):
     except ValueError as error:
         print(f"set_address: {error}", file=sys.stderr)
         return 2
-    print(f"{len(changed)} files changed; run the tests of the notebooks: python -m pytest tests/test_notebooks.py")
+    print(f"{len(changed)} files changed; run the tests of the notebooks: python -m pytest tests/course/test_notebooks.py")
     return 0
 
 

@@ -6,8 +6,6 @@ Wrong input is one line on stderr and exit status 2; a failed check, a diverged 
 import argparse
 import dataclasses
 import os
-import signal
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,9 +13,10 @@ from pathlib import Path
 import torch
 
 from mrla_minimal import __version__
-from mrla_minimal.lab import experiments, training
-from mrla_minimal.lab.own import load_one, split_name
-from mrla_minimal.lab.training import PRESETS, TrainConfig
+from mrla_minimal.lab import engine
+from mrla_minimal.lab.cli_suite import run_compare
+from mrla_minimal.lab.engine import PRESETS, TrainConfig
+from mrla_minimal.lab.plugins import split_name
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,14 +78,14 @@ def run_train(arguments):
         if not arguments.resume:
             raise ValueError("--resume must name a run folder, not be empty")
         run_dir = Path(arguments.resume)
-        config, _ = _config_of(arguments, training.read_config(run_dir))
+        config, _ = _config_of(arguments, engine.read_config(run_dir))
     else:
         config, _ = _config_of(arguments)
         name = arguments.name
         if name is not None and (not name or Path(name).is_absolute() or ".." in Path(name).parts):
             raise ValueError(f"--name must be a name below runs/, not {name!r}")
-        run_dir = training.new_run_dir(config) if name is None else Path("runs") / name
-    result = training.train(config, run_dir, resume=arguments.resume is not None, checkpoint_seconds=arguments.checkpoint_seconds)
+        run_dir = engine.new_run_dir(config) if name is None else Path("runs") / name
+    result = engine.train(config, run_dir, resume=arguments.resume is not None, checkpoint_seconds=arguments.checkpoint_seconds)
     if os.environ.get("RANK", "0") != "0":
         return 0
     if result.source == "synthetic":
@@ -99,7 +98,7 @@ def run_train(arguments):
 def run_evaluate(arguments):
     from mrla_minimal.lab.data import hold_out, load_cifar
 
-    model, state = training.load_model(arguments.run, arguments.device)
+    model, state = engine.load_model(arguments.run, arguments.device)
     config = state["config"]
     source = "synthetic" if state["source"] == "synthetic" else "real"
     data = load_cifar(config["dataset"], arguments.data_root or config["data_root"], source)
@@ -110,7 +109,7 @@ def run_evaluate(arguments):
     if split is None:
         raise ValueError(f"--split validation: {arguments.run} was trained on all training images, none was held out")
     device = next(model.parameters()).device
-    loss, accuracy = training.evaluate(model, split.to(device))
+    loss, accuracy = engine.evaluate(model, split.to(device))
     attention = config["layer_attention"] or "none"
     print(f"{arguments.run}: ResNet-{config['depth']}, layer attention {attention}, {data.source}, {len(split)} images")
     print(f"{arguments.split} loss {loss:.4f}")
@@ -131,108 +130,6 @@ def run_doctor(arguments):
     return run_doctor()
 
 
-def records_path(suite, steps=None):
-    """Where a suite's records belong: data/results/ of the repository, or runs/ for what is never committed."""
-    from mrla_minimal.lab.data import repository_root
-
-    root = repository_root()
-    if not suite.committed or steps is not None or root is None:
-        return Path("runs") / (suite.name if steps is None else f"{suite.name}-{steps}-steps") / "records.jsonl"
-    return root / "data" / "results" / f"{suite.name}.jsonl"
-
-
-def _suite(name):
-    if name.endswith(".py"):
-        return dataclasses.replace(load_one(name, experiments.Suite), committed=False)
-    if name not in experiments.SUITES:
-        raise ValueError(f"--suite must be one of {', '.join(experiments.SUITES)}, or a Python file that makes a Suite, not {name}")
-    return experiments.SUITES[name]
-
-
-def run_compare(arguments):
-    if arguments.merge:
-        if not arguments.records:
-            raise ValueError("--merge needs --records FILE, the file to write")
-        merged = experiments.merge_records(arguments.merge, arguments.records)
-        print(f"{arguments.records}: {len(merged)} records")
-        return 0
-    suite = _suite(arguments.suite)
-    path = Path(arguments.records) if arguments.records else records_path(suite, arguments.steps)
-    if arguments.plan and (arguments.report or arguments.export):
-        raise ValueError("--plan times what is left to run: it goes with neither --report nor --export")
-    if not (arguments.report or arguments.export):
-        changes = {name: getattr(arguments, name) for name in ("steps", "device", "data_root") if getattr(arguments, name) is not None}
-        if arguments.plan:
-            print(experiments.plan_suite(suite, experiments.load_records(path), variants=arguments.variants, seeds=arguments.seeds,
-                                         progress=not arguments.quiet, **changes))
-            return 0
-        runs = Path("runs") if arguments.steps is None else Path("runs") / f"{suite.name}-{arguments.steps}-steps"
-        others = _start_others(arguments.jobs - 1)
-        try:
-            experiments.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=runs,
-                                  progress=not arguments.quiet, **changes)
-        except training.TrainingInterrupted as interrupt:
-            _stop(others)
-            raise training.TrainingInterrupted(f"{str(interrupt).split(';')[0]}; the same command goes on") from None
-        except BaseException:
-            _stop(others)
-            raise
-        failed = [process.wait() for process in others]
-        if any(failed):
-            raise ValueError(f"{sum(map(bool, failed))} of {arguments.jobs} processes failed; what they finished is recorded")
-        if arguments.quiet:
-            return 0
-    records = experiments.load_records(path)
-    if arguments.export:
-        return _export(suite, records, arguments)
-    summary = experiments.summarise(records, suite)
-    print(experiments.report(summary))
-    interventions = experiments.load_interventions(experiments.interventions_path(path))
-    if interventions:
-        print("\n" + experiments.report_interventions(interventions))
-    from mrla_minimal.lab.plots import plot_suite
-
-    figure = Path("runs") / f"{suite.name}{'' if arguments.steps is None else f'-{arguments.steps}-steps'}.png"
-    figure.parent.mkdir(exist_ok=True)
-    plot_suite(summary, figure)
-    print(f"\nrecords {path}, figure {figure}")
-    return 0
-
-
-def _export(suite, records, arguments):
-    from mrla_minimal.lab import evidence
-
-    if not suite.committed:
-        raise ValueError(f"--export is for the suites whose records are committed; {suite.name} is none")
-    data = evidence.data_folder()
-    lines = evidence.export_checkpoints(suite, records, "runs", data / "checkpoints", data / "results" / "checkpoints.jsonl",
-                                        arguments.data_root)
-    for line in lines:
-        print(f"{data / 'checkpoints' / line['file']}: test accuracy {100 * line['rounded_test_accuracy']:.2f} %, "
-              f"before rounding {100 * line['test_accuracy']:.2f} %")
-    print(f"{len(lines)} checkpoints written; those that were there already are left as they are")
-    return 0
-
-
-def _start_others(count):
-    """The same command in `count` more processes: each takes runs of the suite that no other is at."""
-    if count < 1:
-        return []
-    command = [sys.executable, "-m", "mrla_minimal", *sys.argv[1:], "--jobs", "1", "--quiet"]
-    return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
-
-
-def _stop(processes):
-    """Wait for those that a Ctrl-C in the terminal has reached too, and interrupt the others: their checkpoints are written."""
-    for process in processes:
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
-    for process in processes:
-        process.wait()
-
-
 def run_cost(arguments):
     from mrla_minimal.lab import cost
 
@@ -245,7 +142,7 @@ def run_cost(arguments):
 
 
 def run_check(arguments):
-    from mrla_minimal.lab.checks.coursework import grade, report
+    from mrla_minimal.course.checks.coursework import grade, report
 
     file, class_name = split_name(arguments.file)
     results = grade(file, arguments.class_name or class_name)
@@ -281,7 +178,7 @@ def build_parser():
     evaluate.set_defaults(function=run_evaluate)
 
     fetch = commands.add_parser("fetch", help="download a data set")
-    fetch.add_argument("dataset", choices=training.DATASETS)
+    fetch.add_argument("dataset", choices=engine.DATASETS)
     fetch.add_argument("--data-root", help="folder to keep it in")
     fetch.set_defaults(function=run_fetch)
 
@@ -340,13 +237,13 @@ def main(arguments=None):
     try:
         arguments = build_parser().parse_args(arguments)
         return arguments.function(arguments)
-    except training.TrainingInterrupted as interrupt:
+    except engine.TrainingInterrupted as interrupt:
         print(f"mrla: {interrupt}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("mrla: interrupted", file=sys.stderr)
         return 130
-    except training.TrainingDiverged as error:
+    except engine.TrainingDiverged as error:
         print(f"mrla: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:

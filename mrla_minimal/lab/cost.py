@@ -6,7 +6,6 @@ time is true of one machine at one moment, so tables show only the ratio of two 
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -15,11 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
-from mrla_minimal.lab.own import is_own, load_attention, short_name, with_sum
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
-from mrla_minimal.resnet import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, cifar_resnet, imagenet_resnet
-
-BATCH = 32      # images behind the saved activations and the step times of a table
 
 # How many (channels, height, width) maps of products one call makes, beyond convolutions, linear maps and q.k.
 # First by the convention (the sums over the cached layers, once there is more than one), then the others.
@@ -171,128 +166,3 @@ def step_times(models, images, repeats=7, warm_up=2):
 def step_time(model, images, repeats=7, warm_up=2):
     """Seconds of one training step of model(images), forward + backward, without optimiser: the median of `repeats`."""
     return median(step_times([model], images, repeats, warm_up)[0])
-
-
-@dataclass(frozen=True)
-class CostRow:
-    """What one model costs, and how much more than the one it is compared with; None was not measured."""
-
-    name: str
-    parameters: int
-    extra_parameters: int
-    macs: int                           # of one image
-    extra_macs: int
-    saved_bytes: int | None = None      # of a batch
-    time_ratio: float | None = None     # of its step time to the other's
-
-
-def cost_table(models, image_size, images=None, measure=False):
-    """A CostRow for each of `models` (name -> model), compared with the first.
-
-    Saved activations need `images` (batch, 3, image_size, image_size); step times are taken if `measure` is set too.
-    """
-    plain = next(iter(models.values()))
-    plain_parameters, plain_macs = count_parameters(plain), count_macs(plain, image_size)
-    times = step_times(list(models.values()), images) if measure else [None] * len(models)
-    rows = []
-    for (name, model), own_times in zip(models.items(), times, strict=True):
-        parameters, macs = count_parameters(model), count_macs(model, image_size)
-        saved = None if images is None else saved_activation_bytes(model, images)
-        ratio = median(own / other for own, other in zip(own_times, times[0], strict=True)) if measure else None
-        rows.append(CostRow(name, parameters, parameters - plain_parameters, macs, macs - plain_macs, saved, ratio))
-    return rows
-
-
-def format_table(rows, unit="M"):
-    """The rows as text in columns, multiply-adds in millions ("M") or billions ("G"), without columns not measured."""
-    scale, digits = {"M": (1e6, 2), "G": (1e9, 4)}[unit]
-    columns = [("", [row.name for row in rows]),
-               ("parameters", [f"{row.parameters:,}" for row in rows]),
-               ("+", [f"{row.extra_parameters:+,}" for row in rows]),
-               (f"MACs ({unit})", [f"{row.macs / scale:.{digits}f}" for row in rows]),
-               ("+", [f"{row.extra_macs / scale:+.{digits}f}" for row in rows])]
-    if rows[0].saved_bytes is not None:
-        columns.append(("saved (MiB)", [f"{row.saved_bytes / 2**20:.1f}" for row in rows]))
-    if rows[0].time_ratio is not None:
-        columns.append(("step time", [f"x {row.time_ratio:.2f}" for row in rows]))
-    aligned = []
-    for title, cells in columns:
-        width = max(len(cell) for cell in [title, *cells])
-        aligned.append([cell.rjust(width) if title else cell.ljust(width) for cell in [title, *cells]])
-    return "\n".join("  ".join(line) for line in zip(*aligned, strict=True))
-
-
-def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, measure=False):
-    """What `mrla cost` prints: CIFAR ResNets with each of `variants`, below the plain net.
-
-    A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or of a channel
-    attention ("se", "eca"); None stands for all that the library has.
-    With `measure` step times are taken too, which needs some seconds. Raises ValueError for a name that is none.
-    """
-    places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention") | dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
-    models = {"plain": cifar_resnet(depth, block=block, width=width)}
-    for name in places if variants is None else variants:
-        if is_own(name):
-            label = short_name(name) if short_name(name) not in models else name
-            models[label] = cifar_resnet(depth, block=block, width=width, layer_attention=load_attention(with_sum(name)))
-            continue
-        if name not in places:
-            raise ValueError(f"a variant must be one of {', '.join(map(repr, places))}, or FILE.py or FILE.py:CLASS, not {name!r}")
-        models[name] = cifar_resnet(depth, block=block, width=width, **{places[name]: name})
-    images = torch.randn(BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    lines = [f"ResNet-{depth} for {image_size} x {image_size} images, {block} blocks, width {width}, 10 classes", "",
-             format_table(cost_table(models, image_size, images, measure)), "",
-             f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images.",
-             "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper counts that one."]
-    if any(map(is_own, variants or ())):
-        lines.append("MACs of your own attention: its convolutions and linear maps, not what it multiplies map by map.")
-    if measure:
-        lines += [f"Step time: forward + backward of {BATCH} images over that of plain, here and now, on the CPU with",
-                  f"torch.get_num_threads() = {torch.get_num_threads()}; another machine gives another ratio."]
-    return "\n".join(lines)
-
-
-PAPER_MODELS = {
-    50: {"ResNet-50": {},
-         "+ SE": {"channel_attention": "se"},
-         "+ ECA": {"channel_attention": "eca"},
-         "+ MRLA-light": {"layer_attention": "mrla-light"},
-         "+ MRLA-base": {"layer_attention": "mrla-base"},
-         "+ MRLA-base, deep stem": {"layer_attention": "mrla-base", "stem": "deep"},
-         "+ layer attention (Eq. 4)": {"layer_attention": "layer"},
-         "+ depthwise control": {"layer_attention": "depthwise"}},
-    101: {"ResNet-101": {},
-          "+ MRLA-light": {"layer_attention": "mrla-light"}},
-}
-
-
-def paper_table():
-    """[CostRow] of ResNet-50 and ResNet-101 at 224 x 224, each compared with its plain net."""
-    rows = []
-    with torch.device("meta"):      # nets of shapes alone, without numbers: enough to count, and no memory
-        for depth, variants in PAPER_MODELS.items():
-            models = {name: imagenet_resnet(depth, **options) for name, options in variants.items()}
-            rows += cost_table(models, image_size=224)
-    return rows
-
-
-def paper_text():
-    """What `mrla cost --paper` prints: paper_table, the paper's claim beside it, and why the two differ."""
-    rows = paper_table()
-    plain, added = rows[0], next(row for row in rows if row.name == "+ MRLA-light")
-    with torch.device("meta"):
-        light = imagenet_resnet(50, layer_attention="mrla-light")
-    every_product = count_macs(light, 224, every_product=True)
-    channels = sum(block.channels for stage in light.stages for block in stage)     # of all lambda_o, and of all q.k
-    elements = (every_product - added.macs) // 2        # of all attended maps: light scales each twice
-    by_modules = added.extra_macs - channels + 3 * elements
-    return "\n".join([
-        "ResNets for 224 x 224 images, 1000 classes. MACs are multiply-adds, which many papers call FLOPs.", "",
-        format_table(rows, "G"), "",
-        "The paper's claim for ResNet-50: +0.16 M parameters, +0.07 B FLOPs.",
-        f"MRLA-light really adds {added.extra_parameters / 1e6:.3f} M and {added.extra_macs / 1e9:.3f} G, or "
-        f"{(every_product - plain.macs) / 1e9:.3f} G with its gate and lambda products.",
-        "A counter that goes module by module, like the thop of its day, never meets lambda_o, a bare parameter of",
-        f"{channels:,} numbers in all, and reports +{(added.extra_parameters - channels) / 1e6:.3f} M. It misses "
-        "products outside modules as well, but counts",
-        f"two operations an element for a norm and one for a pooling, and so reports +{by_modules / 1e9:.3f} G."])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 
@@ -59,3 +60,15 @@ def read_records(path):
         else:
             complaints.append(f"{path}, line {number}: not a whole record, left out: {line[:60]!r}")
     return records, complaints
+
+
+def repository_root():
+    """The folder of this project's repository that the working directory lies in, or None."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if _is_repository(folder)), None)
+
+
+def _is_repository(folder):
+    project = folder / "pyproject.toml"
+    text = project.read_text(encoding="utf-8", errors="replace") if project.is_file() else ""
+    return re.search(r"""^name\s*=\s*["']mrla-minimal["']""", text, re.MULTILINE) is not None

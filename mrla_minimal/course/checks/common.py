@@ -1,0 +1,166 @@
+"""What every exercise's checker is made of.
+
+A checker runs the answer on inputs of its own and says, in one line and in the student's terms, what it found:
+
+    @checker("exercise 1")
+    def check_rows(answer):
+        weights = tensor(run(answer, logits), (3, 5), "weights")
+        if not close(weights.sum(dim=1), torch.ones(3)):
+            raise Wrong("each query's weights should sum to 1")
+
+    check_rows(my_function)          # prints "exercise 1: passed", or what is wrong, or "not attempted yet"
+    check_rows.judge(my_function)    # the same as a pair (status, message), for tests
+"""
+
+import functools
+
+import torch
+
+from mrla_minimal.lab.plugins import first_line
+
+
+class NotAttempted(Exception):
+    """The answer is still the stub."""
+
+
+class Wrong(Exception):
+    """The answer is not right; the message says what is wrong."""
+
+
+def _is_stub(value):
+    """None or ..., or a tuple of nothing else: what a stub returns."""
+    if isinstance(value, tuple):
+        return len(value) > 0 and all(_is_stub(part) for part in value)
+    return value is None or value is Ellipsis
+
+
+def checker(title):
+    """Decorator: turn a function that raises Wrong (or returns) into one that prints a line and returns None.
+
+    The function gains `.judge(answer) -> (status, message)`, status one of "not attempted", "wrong", "passed". Neither
+    lets an exception through, so that Run All reaches the notebook's end; neither touches torch's global random state.
+    """
+    def decorate(body):
+        def judge(answer):
+            if _is_stub(answer):
+                return "not attempted", "not attempted yet"
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    body(answer)
+            except (NotAttempted, NotImplementedError):
+                return "not attempted", "not attempted yet"
+            except Wrong as wrong:
+                return "wrong", f"not yet: {wrong}"
+            except Exception as error:      # an answer of a kind that the checker did not foresee
+                return "wrong", f"not yet: the checker cannot use your answer ({first_line(error)})"
+            return "passed", "passed"
+
+        @functools.wraps(body)
+        def check(answer):
+            print(f"{title}: {judge(answer)[1]}")
+
+        check.judge = judge
+        return check
+
+    return decorate
+
+
+def _copy(value):
+    """A copy of tensors, also inside lists and tuples (gradients reach the originals); anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(part) for part in value)
+    return value
+
+
+def _same(a, b):
+    """Whether two values that were equal still are: tensors by their numbers, lists by length and entries."""
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return True
+
+
+def run(answer, *inputs):
+    """The answer's output on copies of `inputs`.
+
+    Raises NotAttempted for a stub (the answer, or what it returns, is None or ...; or it raises NotImplementedError),
+    and Wrong if the answer cannot be called, raises, or changes an input in place.
+    """
+    if _is_stub(answer):
+        raise NotAttempted
+    if not callable(answer):
+        raise Wrong(f"your answer should be a function, not of type {type(answer).__name__}")
+    copies = _copy(inputs)
+    try:
+        output = answer(*copies)
+    except NotImplementedError:
+        raise NotAttempted from None
+    except Exception as error:
+        raise Wrong(f"your code raises {first_line(error)}") from error
+    if _is_stub(output):
+        raise NotAttempted
+    for number, (given, after) in enumerate(zip(inputs, copies, strict=True), start=1):
+        if not _same(given, after):
+            kind = "list" if isinstance(given, list) else "tensor"
+            raise Wrong(f"your code changes its input number {number} (a {kind}) in place; make a new one instead")
+    return output
+
+
+def tensor(output, shape, name="output"):
+    """`output`, if it is a tensor of that shape with finite numbers only; else raises Wrong."""
+    if not isinstance(output, torch.Tensor):
+        raise Wrong(f"your {name} should be a tensor, not of type {type(output).__name__}")
+    if tuple(output.shape) != tuple(shape):
+        raise Wrong(f"the shape of your {name} is {tuple(output.shape)}, it should be {tuple(shape)}")
+    if output.isnan().any():
+        raise Wrong(f"your {name} contains NaN")
+    if output.isinf().any():
+        raise Wrong(f"your {name} contains infinite numbers")
+    return output
+
+
+def pair(output, first="the output", second="the memory for the next layer"):
+    """`output`, if it is a tuple of two things, called `first` and `second`; NotAttempted if both are None."""
+    if not isinstance(output, tuple) or len(output) != 2:
+        raise Wrong(f"return two things, {first} and {second}, in this order")
+    if output[0] is None and output[1] is None:
+        raise NotAttempted
+    return output
+
+
+def close(a, b, tolerance=1e-8):
+    """Whether two tensors (or numbers) agree in shape and, relative to b's largest number or 1, in every entry.
+
+    False wherever a NaN is. Where one is float32 (torch.zeros makes it so) its own precision is asked, not `tolerance`.
+    """
+    a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()
+    if a.shape != b.shape:
+        return False
+    if a.numel() == 0:
+        return True
+    if torch.float32 in (a.dtype, b.dtype):
+        tolerance = max(tolerance, 1e-5)
+    a, b = a.double(), b.double()
+    return bool(((a - b).abs() <= tolerance * max(1.0, b.abs().max().item())).all())
+
+
+def blame(given, right, mistakes, otherwise):
+    """Nothing if `given` is `right`; else raises Wrong with the message of the first mistake that gives the same.
+
+    mistakes: pairs (what the mistake gives, message); `otherwise` is the message if none of them fits.
+    """
+    if close(given, right):
+        return
+    for wrong, message in mistakes:
+        if close(given, wrong) and not close(wrong, right):
+            raise Wrong(message)
+    raise Wrong(otherwise)
+
+
+def numbers(*shape, seed=0):
+    """Fixed normal numbers, float64: the same on every machine, and without touching torch's global random state."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

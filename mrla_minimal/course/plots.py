@@ -1,0 +1,125 @@
+"""Every figure that more than one notebook draws, in the colours and markers of `lab/figures.py`."""
+
+import math
+
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+
+from mrla_minimal.lab import figures
+from mrla_minimal.lab.figures import mark_source, plot_contrasts, plot_curves, plot_suite, save_figure
+
+__all__ = ["COLOURS", "HATCHES", "LABELS", "MARKERS", "attention_map", "draw_four_memories", "mark_source", "plot_contrasts",
+           "plot_curves", "plot_suite", "quiz_bars", "save_figure"]
+
+# The corridor quiz's methods, by their names there, look like their kin on images; "last" and "state" have none.
+_KIN = {"residual": "plain", "mean": "uniform", "base": "mrla-base", "light": "mrla-light",
+        "layer-tagged": "layer", "layer, tagged": "layer"}
+COLOURS = {**figures.COLOURS, **{method: figures.COLOURS[kin] for method, kin in _KIN.items()},
+           "last": "#BBBBBB", "state": "#F0E442"}
+MARKERS = {**figures.MARKERS, **{method: figures.MARKERS[kin] for method, kin in _KIN.items()},
+           "last": "d", "state": "*", "layer-tagged": "1", "layer, tagged": "1"}
+LABELS = {**figures.LABELS, "last": "last alone", "residual": "residual sum", "mean": "mean of v",
+          "base": "MRLA-base (Eq. 6)", "light": "MRLA-light (Eq. 8)", "state": "running state",
+          "layer-tagged": "Eq. 4, layers tagged", "layer, tagged": "Eq. 4, layers tagged"}
+HATCHES = {"mean": "//", "layer": "xx", "base": "\\\\", "light": "..", "layer-tagged": "--", "layer, tagged": "--"}
+
+
+def quiz_bars(accuracies, chance=1 / 8):
+    """The corridor quiz: a panel a question, a bar a method. `accuracies` is {title: {method: accuracy from 0 to 1}}.
+
+    A bar above 0.95 is called solved, one below 0.6 not solved. Returns the figure.
+    """
+    most = max(map(len, accuracies.values()))
+    size = (7 if len(accuracies) == 1 else 9, 1.2 + 0.4 * most)
+    figure, axes = plt.subplots(1, len(accuracies), figsize=size, squeeze=False, layout="constrained")
+    for axis, (title, bars) in zip(axes[0], accuracies.items(), strict=True):
+        for position, (method, accuracy) in enumerate(bars.items()):
+            look = {"color": COLOURS.get(method, "white"), "hatch": HATCHES.get(method), "edgecolor": "black"}
+            axis.barh(position, accuracy, 0.7, **look)
+            verdict = "solved" if accuracy > 0.95 else "not solved" if accuracy < 0.6 else "between"
+            axis.text(max(accuracy, chance) + 0.03, position, verdict, va="center", fontsize=9)
+        axis.axvline(chance, color="black", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(bars)), [LABELS.get(method, method) for method in bars])
+        axis.set(title=title, xlim=(0, 1.5), ylim=(len(bars) - 0.4, -0.6), xlabel="accuracy (dashed: chance)")
+        axis.set_xticks([0, 0.5, 1])
+    return figure
+
+
+def attention_map(rows, axis=None, xlabel="layer s that is read", ylabel="layer t that asks", title="",
+                  show_numbers=False, label="weight"):
+    """Who reads whom: a row for each layer that asks. Rows may differ in length; what is missing gets a cross.
+
+    rows: weights (or gates: then say so with `label`) from 0 to 1, as lists or arrays.
+    Draws into `axis`, or into a figure of its own; returns the axis.
+    """
+    rows = [[float(weight) for weight in row] for row in rows]
+    if axis is None:
+        axis = plt.subplots(figsize=(4, 3.4), layout="constrained")[1]
+    columns = max(map(len, rows))
+    full = [row + [float("nan")] * (columns - len(row)) for row in rows]
+    image = axis.imshow(full, cmap="Greys", vmin=0, vmax=1)
+    for y, row in enumerate(full):
+        for x, weight in enumerate(row):
+            missing = math.isnan(weight)
+            text = "\u00d7" if missing else f"{weight:.2f}" if show_numbers else ""
+            colour = "#BBBBBB" if missing else "white" if weight > 0.5 else "black"
+            axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(columns), range(1, columns + 1))
+    axis.set_yticks(range(len(full)), range(1, len(full) + 1))
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.figure.colorbar(image, ax=axis, shrink=0.85, label=label)
+    return axis
+
+
+def _sheet(axis, x, y, text, colour, width=0.62, newest=False):
+    """One kept map: a box with its name; the newest has a thick edge."""
+    face = (*to_rgb(colour), 0.35)
+    edge = 1.8 if newest else 0.6
+    axis.add_patch(plt.Rectangle((x, y), width, 0.5, facecolor="white", linewidth=0))
+    axis.add_patch(plt.Rectangle((x, y), width, 0.5, facecolor=face, edgecolor="black", linewidth=edge))
+    axis.text(x + width / 2, y + 0.25, text, ha="center", va="center", fontsize=9)
+
+
+def _draw_memory(axis, kind, layer):
+    """What layer `layer` hands on, drawn as a column at x = layer."""
+    left = layer - 0.31
+    if kind == "layer":
+        for s in range(1, layer + 1):
+            _sheet(axis, left, 0.62 * (s - 1), f"$X^{s}$", COLOURS[kind], newest=s == layer)
+    elif kind == "mrla-base":
+        for s in range(1, layer + 1):
+            _sheet(axis, left, 0.62 * (s - 1), f"$k^{s}$", "white", width=0.3, newest=s == layer)
+            _sheet(axis, left + 0.3, 0.62 * (s - 1), f"$v^{s}$", COLOURS[kind], width=0.42, newest=s == layer)
+    elif kind == "state":
+        for behind in (3, 2, 1):
+            _sheet(axis, left + 0.06 * behind, 0.09 * behind, "", COLOURS[kind], width=0.5)
+        _sheet(axis, left, 0, f"$S^{layer}$", COLOURS[kind], width=0.5, newest=True)
+    else:
+        _sheet(axis, left, 0, f"$O^{layer}$", COLOURS[kind], newest=True)
+
+
+def draw_four_memories(layers=4):
+    """Four answers to "what does a layer carry forward?", side by side: what each of `layers` layers hands to the next.
+
+    Returns the figure.
+    """
+    panels = {
+        "layer": ("layer attention, Eq. 4", "every feature map", "projected again by each layer",
+                  "T(T+1)/2 projections"),
+        "mrla-base": ("MRLA-base, Eq. 6", "every key and value", "read by each later layer", "T projections"),
+        "state": ("running state", "one sum of key-value products", "d maps, exact without softmax", "T projections"),
+        "mrla-light": ("MRLA-light, Eq. 8", "one running output", "gated when it is written", "T projections"),
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained", sharey=True)
+    for axis, (kind, (title, kept, how, cost)) in zip(axes, panels.items(), strict=True):
+        for layer in range(1, layers + 1):
+            _draw_memory(axis, kind, layer)
+            if layer < layers:
+                axis.annotate("", (layer + 0.7, -0.2), (layer + 0.1, -0.2), arrowprops={"arrowstyle": "->"})
+        axis.set_title(title, fontsize=11, fontweight="bold")
+        axis.set_xticks(range(1, layers + 1))
+        axis.set_yticks([])
+        axis.set(xlim=(0.5, layers + 0.6), ylim=(-0.4, 0.62 * layers + 0.05))
+        axis.set_xlabel(f"layer t\n\nkeeps {kept}\n{how}\n{cost}", fontsize=9)
+        axis.spines[["left", "right", "top"]].set_visible(False)
+    return figure

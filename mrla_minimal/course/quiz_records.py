@@ -1,0 +1,88 @@
+"""The corridor quiz's records, as the course shows them: made, continued, and printed as a table.
+
+    python -m mrla_minimal.course.quiz_records      # makes data/results/quiz.jsonl, or what is missing of it
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import mrla_minimal
+from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, QUESTIONS, accuracy_without_choice, one_of, train_quiz
+from mrla_minimal.lab.files import append_record, read_records
+
+# Records
+
+def quiz_records(seeds=range(5), widths=(4, 8, 16, 32), methods=tuple(METHODS), questions=QUESTIONS, key_dim=8,
+                 steps=400, known=()):
+    """Yield one plain dict a run, all runs of a seed before the next seed, without the runs that `known` records hold.
+
+    `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are
+    `accuracy_without_choice`, `asked_weight` is the mean diagonal of the weights map: each None where the method has no
+    weights. Raises ValueError for arguments `train_quiz` refuses.
+    """
+    for method in methods:
+        one_of("method", method, METHODS)
+    settings = [dict(method=method, question=question, width=width, key_dim=key_dim, seed=seed, steps=steps)
+                for seed in seeds for question in questions for method in methods for width in widths]
+    for setting in settings:
+        if any(setting.items() <= record.items() for record in known):
+            continue
+        result = train_quiz(**setting)
+        asked_weight = None if result.weights_map is None else result.weights_map.diagonal().mean().item()
+        digest = hashlib.sha256(json.dumps(["corridor-quiz", setting], sort_keys=True).encode()).hexdigest()
+        yield {"id": digest[:12], "suite": "corridor-quiz", **setting, "accuracy": result.accuracy,
+               **{f"accuracy_{how}": accuracy_without_choice(result, how) for how in INTERVENTIONS},
+               "asked_weight": asked_weight, "mrla_minimal": mrla_minimal.__version__, "torch": torch.__version__}
+
+
+def write_quiz_records(path):
+    """Make the records that the course shows, in one file of JSON lines; continues where an earlier call stopped.
+
+    All methods, both questions, widths 4 to 32, five seeds; then what longer training does for a wide residual stream,
+    and what the softmax buys when keys have two numbers. Each run is one appended line. Returns all records. Raises
+    ValueError, and changes nothing, if the file holds something that is no record.
+    """
+    path = Path(path)
+    records, complaints = read_records(path) if path.exists() else ([], [])
+    if complaints:
+        raise ValueError(complaints[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = ({}, dict(methods=("residual",), questions=("late",), steps=1500),
+             dict(methods=("base", "base-no-softmax"), questions=("late",), widths=(4,), key_dim=2))
+    for part in parts:
+        for record in tqdm(quiz_records(**part, known=tuple(records)), unit="run"):
+            append_record(path, record)
+            records.append(record)
+    return records
+
+
+def quiz_table(records):
+    """Quiz records as text: lowest and highest accuracy over the seeds of each method and width, and what is left at the first
+    width with the weights of all corridors averaged, or exchanged between corridors."""
+    groups = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in ("question", "key_dim", "steps", "method", "width")), []).append(record)
+    widths = sorted({width for *_, width in groups})
+    lines = [f"{'question, key dim, steps':<24} {'method':<16} " + "".join(f"{f'width {width}':<12}" for width in widths)
+             + "frozen at mean, shuffled (first width)"]
+    for row in dict.fromkeys(key[:4] for key in groups):
+        def span(width, what, row=row):
+            found = [record[what] for record in groups.get((*row, width), ())]
+            return "-" if not found or None in found else f"{min(found):.2f}-{max(found):.2f}"
+        first = next(width for width in widths if (*row, width) in groups)
+        question, key_dim, steps, method = row
+        accuracies = "".join(f"{span(width, 'accuracy'):<12}" for width in widths)
+        lines.append(f"{f'{question}, {key_dim}, {steps}':<24} {method:<16} {accuracies}"
+                     f"{span(first, 'accuracy_mean')}, {span(first, 'accuracy_shuffle')}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make the corridor quiz's records, or those still missing.")
+    parser.add_argument("--out", default="data/results/quiz.jsonl", help="file of JSON lines (default: %(default)s)")
+    print(quiz_table(write_quiz_records(parser.parse_args().out)))

@@ -1,0 +1,94 @@
+"""Does it matter what an attention chooses? One trained net, the same images, with its choices taken away."""
+
+import math
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mrla_minimal.lab.cost import undisturbed
+from mrla_minimal.lab.data import normalise
+from mrla_minimal.looking import freeze_attention
+
+INTERVENTIONS = ("mean", "shuffle", "uniform")      # as in freeze_attention
+MEAN_OVER = 5000        # training images; their order comes from a hash of their pixels, so the first ones are a random sample
+BATCH = 500
+
+
+def chooses(model):
+    """Whether any layer attention of the model weighs layers, or gates, by what it sees."""
+    return any(isinstance(getattr(block.layer_attention, "weights", None), nn.Module) for stage in model.stages for block in stage)
+
+
+@contextmanager
+def refitted_norms(model, images):
+    """Within it, every batch norm has the mean and variance that `images` (N, 3, 32, 32), normalised, now give; afterwards its own.
+
+    A net whose attention is changed after training feeds its batch norms what they were not trained on. This takes that part
+    of the damage away: no weight is changed, only these statistics are (averaged over batches of 500). The model is in
+    evaluation mode inside. Raises ValueError without images.
+    """
+    if len(images) == 0:
+        raise ValueError("refitting norms needs images")
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    with undisturbed(model, False, images.device):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None        # a plain average over the batches
+                norm.train()
+            with torch.no_grad():
+                for batch in images.split(BATCH):
+                    model(batch)
+            model.eval()
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+@torch.no_grad()
+def right_answers(model, split):
+    """Which images of a Split the model answers rightly, in evaluation mode: boolean (N,)."""
+    parts = []
+    with undisturbed(model, False, split.images.device):
+        for start in range(0, len(split), BATCH):
+            images = normalise(split.images[start : start + BATCH]).contiguous(memory_format=torch.channels_last)
+            parts.append(model(images).argmax(dim=1) == split.labels[start : start + BATCH])
+    return torch.cat(parts)
+
+
+def intervene(model, data, mean_over=MEAN_OVER):
+    """Test accuracies (fractions of 1) of a trained model with its attention's choices taken away; None if nothing is chosen.
+
+    learned   as trained, in float32
+    mean      each layer and head has its mean weights over the first `mean_over` training images, whatever it sees
+    shuffle   each test image gets the weights of another one of its batch of 500
+    uniform   1 / t for each of t layers; a gate has its layer's mean over those training images and over heads
+    learned_refitted, uniform_refitted      the same two after `refitted_norms` on those training images
+    changed   {mean, shuffle, uniform, uniform_refitted: [right answers lost, gained]}, against learned, or learned_refitted
+
+    `data` is what load_cifar returns. The test set is opened six times, and nothing is chosen by it.
+    """
+    if not chooses(model):
+        return None
+    device = next(model.parameters()).device
+    test = data.test.to(device)
+    images = normalise(data.train.images[:mean_over].to(device))                             # (mean_over, 3, 32, 32)
+    right = {"learned": right_answers(model, test)}
+    for how in INTERVENTIONS:
+        with freeze_attention(model, how, images):
+            right[how] = right_answers(model, test)
+    with refitted_norms(model, images):
+        right["learned_refitted"] = right_answers(model, test)
+    with freeze_attention(model, "uniform", images), refitted_norms(model, images):
+        right["uniform_refitted"] = right_answers(model, test)
+    against = dict.fromkeys(INTERVENTIONS, "learned") | {"uniform_refitted": "learned_refitted"}
+    changed = {how: [int((right[base] & ~right[how]).sum()), int((~right[base] & right[how]).sum())] for how, base in against.items()}
+    return {how: answers.double().mean().item() for how, answers in right.items()} | {"changed": changed, "images": len(test)}
+
+
+def standard_error(lost, gained, images):
+    """Of the change in accuracy, (gained - lost) / images, over the choice of the images: only those that changed sides contribute."""
+    return math.sqrt(max(0.0, lost + gained - (gained - lost) ** 2 / images)) / images

@@ -1,0 +1,58 @@
+"""The tables of a suite, as text: its variants, its contrasts, and its interventions."""
+
+import statistics
+
+from mrla_minimal.lab.evidence.contrasts import MARGIN, NO_SCATTER
+from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
+
+
+def _points(interval, missing):
+    return missing if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+
+
+def report(summary):
+    """The Summary as text: a table of variants, a table of contrasts, and what the columns mean."""
+    note = f" [{summary.note}]" if summary.note else ""
+    lines = [f"suite {summary.suite}, {summary.source} test accuracy of the last epoch{note}", "",
+             f"{'variant':<20} {'seeds':<10} {'mean %':>8} {'sd':>6} {'rate':>6}"]
+    for variant, runs in summary.accuracies.items():
+        values = [100 * value for value in runs.values()]
+        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        seeds = " ".join(map(str, sorted(runs)))
+        lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
+    lines += [f"{variant:<20} diverged: seeds {', '.join(map(str, seeds))}" for variant, seeds in summary.diverged.items()]
+    lines += ["", f"{'contrast (points)':<36} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
+                  f"{'p':>6} {'Holm':>6} {'corr':>5}  reading"]
+    for row in summary.contrasts:
+        p = "-" if row.p is None else f"{row.p:.3f}"
+        adjusted = "primary" if row.primary else "-" if row.adjusted is None else f"{row.adjusted:.3f}"
+        correlation = "-" if row.correlation is None else f"{row.correlation:.2f}"
+        missing = NO_SCATTER if row.n > 1 else "too few seeds"
+        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, missing):<18} "
+                     f"{_points(row.pooled, '-'):<18} {p:>6} {adjusted:>6} {correlation:>5}  {row.reading}")
+    lines += ["", "Differences are paired by seed; means of rows with different seeds are not to be compared. Primary contrasts were",
+              "declared before the first run and stand unadjusted; the p values of all others are Holm-adjusted. pooled: only if all",
+              "differences scatter alike. corr: between same-seed runs, from five seeds on. reading: of the paired interval, against a",
+              f"margin of {100 * MARGIN:g} points. Intervals cover seeds; not the choice of the test images, nor of each variant's rate."]
+    return "\n".join(lines)
+
+
+def report_interventions(records):
+    """A table of intervention records: what each net reaches as learned, and what becomes of it without its attention's choices."""
+    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard error) without the choices", "",
+             f"{'':<38}{'':>43}{'norms refitted':>26}",
+             f"{'variant':<20} {'seed':>4} {'learned %':>10} " + "".join(f"{how:>15}" for how in INTERVENTIONS)
+             + f"{'learned %':>12}{'uniform':>15}"]
+    for record in sorted(records, key=lambda record: (record["variant"], record["seed"])):
+        changes = "".join(f"{_change(record, how, 'learned'):>15}" for how in INTERVENTIONS)
+        refitted = f"{100 * record['learned_refitted']:.2f}" if "learned_refitted" in record else "-"
+        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f} {changes}"
+                     f"{refitted:>12}{_change(record, 'uniform_refitted', 'learned_refitted'):>15}")
+    return "\n".join(lines)
+
+
+def _change(record, how, base):
+    if how not in record:
+        return "-"
+    error = f" ({100 * standard_error(*record['changed'][how], record['images']):.2f})" if "changed" in record else ""
+    return f"{100 * (record[how] - record[base]):+.2f}{error}"

@@ -1,0 +1,190 @@
+"""The figures of runs and suites, from plain records; one colour and one marker a method, everywhere.
+
+The colours are Okabe and Ito's, told apart by most colour-blind readers; the markers tell them apart in grey.
+"""
+
+import matplotlib.pyplot as plt
+
+from mrla_minimal.lab.files import replace_file
+
+COLOURS = {
+    "plain": "#000000",
+    "mrla-light": "#0072B2",
+    "mrla-light-released": "#003B5C",
+    "mrla-light-lambda0": "#7FB7D9",
+    "mrla-light-lambda1": "#B8D8EA",
+    "mrla-base": "#D55E00",
+    "layer": "#CC79A7",
+    "uniform": "#E69F00",
+    "depthwise": "#009E73",
+    "depthwise-gated": "#56B4E9",
+    "depthwise-carry": "#7F7F7F",
+    "depthwise-carry-released": "#4D4D4D",
+    "se": "#8C6D31",
+    "eca": "#6A3D9A",
+}
+
+MARKERS = {
+    "plain": "o",
+    "mrla-light": "s",
+    "mrla-light-released": "p",
+    "mrla-light-lambda0": "$0$",
+    "mrla-light-lambda1": "$1$",
+    "mrla-base": "^",
+    "layer": "v",
+    "uniform": "D",
+    "depthwise": "P",
+    "depthwise-gated": "X",
+    "depthwise-carry": "<",
+    "depthwise-carry-released": "H",
+    "se": ">",
+    "eca": "h",
+}
+
+LABELS = {
+    "plain": "plain",
+    "mrla-light": "MRLA-light",
+    "mrla-light-released": "MRLA-light, released wiring",
+    "mrla-light-lambda0": "MRLA-light, lambda from 0",
+    "mrla-light-lambda1": "MRLA-light, lambda from 1",
+    "mrla-base": "MRLA-base",
+    "layer": "layer attention (Eq. 4)",
+    "uniform": "uniform mean",
+    "depthwise": "depthwise",
+    "depthwise-gated": "depthwise, gated",
+    "depthwise-carry": "depthwise + carry",
+    "depthwise-carry-released": "depthwise + carry, released wiring",
+    "se": "SE",
+    "eca": "ECA",
+}
+
+
+def save_figure(figure, path):
+    """Write the figure as PNG, whole or not at all, and close it."""
+
+    try:
+        replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    finally:
+        plt.close(figure)
+
+
+def mark_source(figure, source):
+    """Say above a figure that its images are not CIFAR, unless they are; `source` is a data set's or a record's. Returns the figure."""
+    if not source.startswith("cifar"):
+        figure.suptitle(f"{source} images, not CIFAR")
+    return figure
+
+
+def _whole_numbers(ticks, last):
+    return [tick for tick in ticks if 0 <= tick <= last and tick == int(tick)]
+
+
+def plot_curves(metrics, path=None, source="cifar10"):
+    """Loss and accuracy against epochs, left and right. `metrics` is one run's list of epoch records, as in metrics.jsonl.
+
+    `source` other than CIFAR is written into the title. Returns the figure, or writes it to `path`.
+    """
+    epochs = [record["epoch"] for record in metrics]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    styles = {"train": ("#000000", "o", "-"), "validation": ("#E69F00", "D", "--"), "test": ("#0072B2", "s", "--")}
+    for axis, what, scale, unit in ((axes[0], "loss", 1, "mean cross-entropy"), (axes[1], "accuracy", 100, "accuracy (%)")):
+        for split, (colour, marker, line) in styles.items():
+            points = [(record["epoch"], scale * record[f"{split}_{what}"]) for record in metrics if f"{split}_{what}" in record]
+            if split == "train" and len(metrics) <= 10:      # a short run shows what happened within its epochs
+                points = [(record["epoch"] - 1 + (number + 1) / len(record[f"train_{what}_parts"]), scale * part)
+                          for record in metrics for number, part in enumerate(record[f"train_{what}_parts"])]
+            if points:
+                label = f"{split}, last {points[-1][1]:.2f}"
+                marker = marker if len(points) < 30 else None
+                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=label)
+        axis.set(xlabel="epoch", ylabel=unit)
+        axis.set_xlim(left=0)
+        axis.set_xticks(_whole_numbers(axis.get_xticks(), epochs[-1]) or epochs)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0].set_title("loss (train: as training saw the images)")
+    axes[1].set_title("accuracy")
+    mark_source(figure, source)
+    if path is None:
+        return figure
+    save_figure(figure, path)
+    return None
+
+
+def plot_suite(summary, path=None):
+    """Every run a point, every variant's mean and 95 % interval (Student's t over its seeds), the baseline's mean a line.
+
+    `summary` is what experiments.summarise returns. The axis reaches one percentage point beyond the runs, and cuts off an
+    interval that is wider (from two seeds it is). Returns the figure, or writes it to `path`.
+    """
+    from mrla_minimal.lab.contrasts import paired_interval
+
+    variants = list(summary.accuracies)
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(variants) + 1.6), layout="constrained")
+    for row, variant in enumerate(variants):
+        values = [100 * value for value in summary.accuracies[variant].values()]
+        colour, marker = COLOURS.get(variant, "#444444"), MARKERS.get(variant, "o")
+        axis.scatter(values, [row] * len(values), color=colour, marker=marker, s=36, zorder=3)
+        mean, interval, _ = paired_interval(values)
+        if interval is not None:
+            axis.plot(interval, [row + 0.25] * 2, color=colour, linewidth=2)
+        axis.plot([mean], [row + 0.25], color=colour, marker="|", markersize=10)
+    if summary.baseline in summary.accuracies:
+        runs = summary.accuracies[summary.baseline].values()
+        axis.axvline(100 * sum(runs) / len(runs), color="#888888", linestyle=":", label=f"mean of {summary.baseline}")
+        figure.legend(loc="outside upper right")
+    everything = [100 * value for runs in summary.accuracies.values() for value in runs.values()]
+    axis.set_xlim(min(everything) - 1, max(everything) + 1)
+    axis.set_yticks(range(len(variants)), [LABELS.get(variant, variant) for variant in variants])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{summary.source} test accuracy (%), last epoch")
+    axis.set_title(" · ".join(part for part in (summary.suite, summary.note) if part))
+    axis.grid(axis="x", alpha=0.3)
+    if path is None:
+        return figure
+    save_figure(figure, path)
+    return None
+
+
+def plot_contrasts(summary, path=None, margin=None):
+    """Every declared contrast a - b: each seed's difference (symbols), their mean, the 95 % paired interval (thick), the pooled one (thin).
+
+    `summary` is what experiments.summarise returns. The grey band is the margin (a fraction of 1; None: contrasts.MARGIN). A contrast
+    of one seed is one symbol. The axis reaches one percentage point beyond the symbols; an interval that is wider ends in an arrow.
+    Returns the figure, or writes it to `path`.
+    """
+    from mrla_minimal.lab.contrasts import MARGIN
+
+    margin = 100 * (MARGIN if margin is None else margin)
+    rows = summary.contrasts
+    figure, axis = plt.subplots(figsize=(8.5, 0.5 * len(rows) + 2), layout="constrained")
+    differences = []
+    for row in rows:
+        a, b = summary.accuracies[row.a], summary.accuracies[row.b]
+        differences.append([100 * (a[seed] - b[seed]) for seed in sorted(set(a) & set(b))])
+    low = min([-margin, *(min(points) for points in differences)]) - 1
+    high = max([margin, *(max(points) for points in differences)]) + 1
+    axis.axvspan(-margin, margin, color="#DDDDDD", zorder=0)
+    axis.axvline(0, color="black", linewidth=1, zorder=1)
+    for place, (row, points) in enumerate(zip(rows, differences, strict=True)):
+        colour, marker = COLOURS.get(row.a, "#444444"), MARKERS.get(row.a, "o")
+        for interval, width, below in ((row.interval, 3.5, 0.18), (row.pooled, 1, 0.32)):
+            if interval is not None:
+                ends = [min(max(100 * end, low), high) for end in interval]
+                axis.plot(ends, [place + below] * 2, color=colour, linewidth=width, solid_capstyle="butt", zorder=2)
+                for end, shown, arrow in zip(interval, ends, "<>", strict=True):
+                    if 100 * end != shown:
+                        axis.plot([shown], [place + below], color=colour, marker=arrow, markersize=7, clip_on=False, zorder=3)
+        axis.scatter(points, [place - 0.15] * len(points), color=colour, marker=marker, s=30, zorder=3)
+        if row.n > 1:
+            axis.plot([100 * row.mean] * 2, [place - 0.02, place + 0.38], color="black", linewidth=1.5, zorder=4)
+    names = [f"{LABELS.get(row.a, row.a)} \u2212 {LABELS.get(row.b, row.b)}{' (primary)' if row.primary else ''}" for row in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
+    axis.set_xlabel(f"difference in {summary.source} test accuracy, last epoch (points; grey: \u00b1 {margin:g})")
+    axis.set_title(" \u00b7 ".join(part for part in (summary.suite, summary.note) if part))
+    axis.grid(axis="x", alpha=0.3)
+    if path is None:
+        return figure
+    save_figure(figure, path)
+    return None

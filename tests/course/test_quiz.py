@@ -1,0 +1,218 @@
+"""The corridor quiz: each method solves what it is for and nothing else, as vectors and with the library's modules."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from mrla_minimal import MRLABase, MRLALight, UniformMean
+from mrla_minimal.course import quiz
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Each vector-form run once, whatever the number of tests that look at it."""
+    results = {}
+
+    def get(method, question, **settings):
+        key = (method, question, *sorted(settings.items()))
+        if key not in results:
+            results[key] = quiz.train_quiz(method, question, **settings)
+        return results[key]
+
+    return get
+
+
+@pytest.mark.parametrize("question", quiz.QUESTIONS)
+def test_corridors_hold_the_answer_in_the_room_asked_for(question):
+    x, answer = quiz.draw_corridors(500, question, torch.Generator().manual_seed(3))
+    assert x.shape == (500, quiz.LAYERS, quiz.INPUTS) and answer.shape == (500,)
+    asked = x[:, -1, quiz.SIGNS:].argmax(dim=-1)
+    assert torch.equal(x[torch.arange(500), asked, :quiz.SIGNS].argmax(dim=-1), answer)
+    assert len(asked.unique()) == quiz.ROOMS and len(answer.unique()) == quiz.SIGNS
+    assert x[:, -1, :quiz.SIGNS].sum() == 0                              # no sign hangs at the exit
+    assert (x[:, :quiz.ROOMS, :quiz.SIGNS].sum(dim=-1) == 1).all()
+    rooms_know = x[:, :quiz.ROOMS, quiz.SIGNS:]
+    if question == "late":
+        assert rooms_know.sum() == 0
+    else:
+        assert torch.equal(rooms_know, x[:, -1:, quiz.SIGNS:].expand_as(rooms_know))
+
+
+def test_training_never_sees_the_unseen_corridors():
+    unseen, _ = quiz.unseen_corridors("late")
+    assert torch.equal(unseen, quiz.unseen_corridors("late")[0])
+    for seed in (0, 1, quiz.TEST_SEED - 1):
+        training, _ = quiz.draw_corridors(len(unseen), "late", torch.Generator().manual_seed(seed))
+        assert not torch.equal(unseen, training)
+
+
+@pytest.mark.parametrize("question, method, expected", [
+    ("late", "last", "not solved"), ("late", "mean", "not solved"), ("late", "residual", "not solved"),
+    ("late", "light", "not solved"), ("late", "layer", "not solved"), ("late", "layer-tagged", "solved"),
+    ("late", "base", "solved"),
+    ("early", "last", "not solved"), ("early", "mean", "not solved"), ("early", "residual", "solved"),
+    ("early", "light", "solved"), ("early", "base", "solved"),
+])
+def test_vector_form(trained, question, method, expected):
+    accuracy = trained(method, question).accuracy
+    assert quiz.verdict(accuracy) == expected, accuracy
+
+
+def test_last_alone_guesses(trained):
+    assert abs(trained("last", "late").accuracy - 1 / quiz.SIGNS) < 0.03
+
+
+@pytest.mark.parametrize("method, expected", [("base", "solved"), ("base-no-softmax", "not solved")])
+def test_with_short_keys_base_needs_its_softmax(trained, method, expected):
+    assert quiz.verdict(trained(method, "late", key_dim=2).accuracy) == expected
+
+
+@pytest.mark.parametrize("method, question", [("base", "late"), ("layer-tagged", "late"), ("light", "early")])
+def test_what_attention_chooses_matters(trained, method, question):
+    result = trained(method, question)
+    for how in quiz.INTERVENTIONS:
+        assert quiz.accuracy_without_choice(result, how) < 0.4
+    x, answer = quiz.unseen_corridors(question)                          # and the model is as it was
+    assert (result.model(x).argmax(dim=-1) == answer).float().mean().item() == result.accuracy
+
+
+def test_interventions_replace_the_weights(trained):
+    model = trained("base", "late").model
+    x, _ = quiz.unseen_corridors("late")
+    weights = quiz.attention_weights(model, x)
+    assert weights.shape == (quiz.TEST_CORRIDORS, quiz.LAYERS)
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(len(x)), atol=1e-5)
+    uniform = torch.full_like(weights, 1 / quiz.LAYERS)
+    with quiz._weights_through(model, lambda _: uniform):
+        held = model.method(x)
+    assert torch.allclose(held, model.method.value(x).mean(dim=1), atol=1e-5)
+    assert quiz.accuracy_without_choice(trained("mean", "late"), "mean") is None
+
+
+@pytest.mark.parametrize("method, question", [("base", "late"), ("light", "early")])
+def test_weights_map_shows_the_room_asked_for(trained, method, question):
+    weights_map = trained(method, question).weights_map                  # (rooms asked, layers)
+    assert weights_map.shape == (quiz.ROOMS, quiz.LAYERS)
+    assert torch.equal(weights_map.argmax(dim=-1), torch.arange(quiz.ROOMS))
+    diagonal = weights_map.diagonal().mean()
+    others = (weights_map[:, :quiz.ROOMS].sum() - weights_map.diagonal().sum()) / (quiz.ROOMS * (quiz.ROOMS - 1))
+    assert diagonal > 0.7 and others < 0.2
+    assert trained("mean", "late").weights_map is None
+
+
+MODULES = {"base": MRLABase, "light": MRLALight, "uniform": UniformMean}
+
+
+@pytest.mark.parametrize("question, name, expected", [
+    ("late", "base", "solved"), ("late", "light", "not solved"), ("late", "uniform", "not solved"),
+    ("early", "base", "solved"), ("early", "light", "solved"), ("early", "uniform", "not solved"),
+])
+def test_the_module_learns_what_it_is_for(question, name, expected):
+    accuracy = quiz.train_module_quiz(MODULES[name], question).accuracy
+    assert quiz.verdict(accuracy) == expected, accuracy
+
+
+def test_a_hidden_layer_gates_without_attention():
+    assert quiz.verdict(quiz.train_module_quiz(UniformMean, "early", hidden=True).accuracy) == "solved"
+
+
+def parameters_of(result):
+    return torch.cat([parameter.detach().flatten() for parameter in result.model.parameters()])
+
+
+@pytest.mark.parametrize("train, argument", [(quiz.train_quiz, "light"), (quiz.train_module_quiz, MRLALight)])
+def test_the_seed_decides_and_nothing_else_moves(train, argument):
+    torch.manual_seed(1)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = train(argument, steps=3, seed=5)
+        assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    torch.manual_seed(2)
+    second = train(argument, steps=3, seed=5)
+    assert torch.equal(parameters_of(first), parameters_of(second)) and first.accuracy == second.accuracy
+    assert not torch.equal(parameters_of(first), parameters_of(train(argument, steps=3, seed=6)))
+
+
+def test_a_class_of_ones_own_is_trained_like_a_named_one():
+    by_class, by_name = quiz.train_quiz(quiz.VectorBase, steps=3), quiz.train_quiz("base", steps=3)
+    assert torch.equal(parameters_of(by_class), parameters_of(by_name))
+
+
+@pytest.mark.parametrize("accuracy, expected", [(0.0, "not solved"), (0.59, "not solved"), (0.6, "between"),
+                                                (0.95, "between"), (0.951, "solved"), (1.0, "solved")])
+def test_verdict(accuracy, expected):
+    assert quiz.verdict(accuracy) == expected
+
+
+class WrongShape(torch.nn.Module):
+    def forward(self, x, memory=None):
+        return x[:, :1], None
+
+
+@pytest.mark.parametrize("call, named", [
+    (lambda: quiz.train_quiz("bass"), "'base'.*not 'bass'"),
+    (lambda: quiz.train_quiz("base", "soon"), "'late', 'early', not 'soon'"),
+    (lambda: quiz.train_quiz("base", width=0), "width.*not 0"),
+    (lambda: quiz.train_quiz("base", key_dim=2.0), "key_dim.*not 2.0"),
+    (lambda: quiz.train_quiz("base", steps=True), "steps.*not True"),
+    (lambda: quiz.train_quiz("base", seed=-1), "seed.*not -1"),
+    (lambda: quiz.train_quiz("base", seed=quiz.TEST_SEED), "seed"),
+    (lambda: quiz.train_module_quiz("mrla-base"), "callable.*not 'mrla-base'"),
+    (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'late', 'early', not 'soon'"),
+    (lambda: quiz.train_module_quiz(MRLABase, channels=0), "channels.*not 0"),
+    (lambda: quiz.train_module_quiz(lambda channels: WrongShape()), r"\(128, 8, 1, 1\), not \(128, 1, 1, 1\)"),
+    (lambda: quiz.draw_corridors(0, "late", torch.Generator()), "count.*not 0"),
+    (lambda: quiz.draw_corridors(1, None, torch.Generator()), "question.*not None"),
+    (lambda: quiz.accuracy_without_choice(None, "median"), "'mean', 'shuffle', not 'median'"),
+    (lambda: quiz.verdict(float("nan")), "not nan"),
+    (lambda: quiz.verdict(1.2), "not 1.2"),
+    (lambda: next(quiz.quiz_records(methods=("base", "bass"))), "not 'bass'"),
+])
+def test_bad_arguments_are_named(call, named):
+    with pytest.raises(ValueError, match=named) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+
+
+def few_records(known=()):
+    return quiz.quiz_records(seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2,
+                             known=known)
+
+
+def test_records_are_plain_and_continue():
+    records = list(few_records())
+    assert [record["seed"] for record in records] == [0] * 4 + [1] * 4
+    assert json.loads(json.dumps(records)) == records
+    assert all(record["accuracy_mean"] is None for record in records if record["method"] == "mean")
+    assert all(0 <= record["accuracy_shuffle"] <= 1 for record in records if record["method"] == "light")
+    assert len({record["id"] for record in records}) == len(records)
+    assert [record["id"] for record in records] == [record["id"] for record in few_records()]      # of the setting alone
+    continued = list(few_records(known=records[:3] + records[5:]))
+    assert continued == records[3:5]
+
+
+def test_the_file_of_records_survives_being_stopped(tmp_path, monkeypatch):
+    path = tmp_path / "results" / "quiz.jsonl"
+    make = quiz.quiz_records
+    few = dict(seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2)
+    monkeypatch.setattr(quiz, "quiz_records", lambda known, **part: itertools.islice(make(**few, known=known), 1))
+    begun = quiz.write_quiz_records(path)                                # stopped after one record of each part
+    assert len(begun) == 3
+    monkeypatch.setattr(quiz, "quiz_records", lambda known, **part: make(**few, known=known))
+    finished = quiz.write_quiz_records(path)
+    assert finished[:3] == begun and len(finished) == 8
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == finished
+    assert [entry.name for entry in path.parent.iterdir()] == ["quiz.jsonl"]
+
+
+def test_a_file_that_holds_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    path.write_text('{"method": "base"}\nnot a record\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2: not a whole record.*'not a record'"):
+        quiz.write_quiz_records(path)
+    assert path.read_text(encoding="utf-8").endswith("not a record\n")

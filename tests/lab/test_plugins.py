@@ -1,0 +1,321 @@
+"""Code of one's own in a file: named in a configuration, trained, resumed, compared; and refused once it was changed."""
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_cifar
+
+from mrla_minimal.lab import cli, cost, data, experiments, own, training
+from mrla_minimal.lab.engine.training import TrainConfig
+from mrla_minimal.lab.files import read_records
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TINY = ["--depth", "8", "--width", "4", "--batch-size", "16", "--steps", "3", "--device", "cpu"]
+
+
+def readme_block(word):
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in block]
+    return block
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    """A working directory with the README's class in my_attention.py, and the tiny data in place of CIFAR."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "load_cifar", tiny_cifar)
+    monkeypatch.setattr(experiments, "load_cifar", tiny_cifar)
+    monkeypatch.setattr(data, "load_cifar", tiny_cifar)
+    source = readme_block("class LastTwo").split("\nmodel = ")[0]
+    (tmp_path / "my_attention.py").write_text(source, encoding="utf-8")
+    return tmp_path
+
+
+def change(folder, source="\n# another version\n"):
+    with open(folder / "my_attention.py", "a", encoding="utf-8") as file:
+        file.write(textwrap.dedent(source))
+
+
+@pytest.fixture
+def fresh_process(monkeypatch):
+    """What a new process would know of the files: nothing."""
+    return lambda: monkeypatch.setattr(own, "_MODULES", {})
+
+
+@pytest.mark.parametrize("name, own_one", [
+    ("mine.py", True), ("some/where/mine.py:My", True), ("C:\\a\\mine.py:My", True), ("mine.py:My@0123456789ab", True),
+    ("mrla-light", False), ("mine.py:", False), ("mine.py@123", False), (None, False), ("minepy", False),
+])
+def test_which_names_are_of_files(name, own_one):
+    assert own.is_own(name) is own_one
+
+
+def test_a_configuration_names_the_version_of_the_file(folder, fresh_process):
+    config = TrainConfig(layer_attention="my_attention.py:LastTwo")
+    name = config.layer_attention
+    assert re.fullmatch(r"my_attention\.py:LastTwo@[0-9a-f]{12}", name)
+    assert TrainConfig(layer_attention=name).layer_attention == name and own.short_name(name) == "LastTwo"
+    change(folder)
+    assert TrainConfig(layer_attention="my_attention.py:LastTwo").layer_attention != name
+    fresh_process()
+    with pytest.raises(ValueError, match="is wanted, but my_attention.py was changed since"):
+        training.build_model(config, 10)
+
+
+def test_the_model_is_made_of_the_files_class(folder):
+    config = TrainConfig(layer_attention="my_attention.py", depth=8, width=4)
+    model, other = training.build_model(config, 10), training.build_model(TrainConfig(layer_attention=None, depth=8, width=4), 10)
+    assert {type(block.layer_attention).__name__ for stage in model.stages for block in stage} == {"LastTwo"}
+    for name, value in other.state_dict().items():      # the host starts as every variant of this seed does
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_file_runs_once_in_a_process_and_again_when_changed(folder):
+    change(folder, """
+        with open("log", "a") as log:
+            log.write("ran ")
+    """)
+    for _ in range(3):
+        training.build_model(TrainConfig(layer_attention="my_attention.py", depth=8, width=4), 10)
+    assert (folder / "log").read_text() == "ran "
+    change(folder)
+    own.load_class("my_attention.py")
+    assert (folder / "log").read_text() == "ran ran "
+
+
+def test_train_evaluate_and_resume_on_the_command_line(folder, capsys, fresh_process, monkeypatch):
+    assert cli.main(["train", "--layer-attention", "my_attention.py", *TINY]) == 0
+    (run,) = (folder / "runs").iterdir()
+    assert run.name == "resnet8-my_attention-cifar10-seed0"
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    trained = (folder / "my_attention.py").read_bytes()
+    change(folder)
+    for place in (folder, folder / "elsewhere"):        # the run has a copy of the version that it was trained with
+        place.mkdir(exist_ok=True)
+        monkeypatch.chdir(place)
+        fresh_process()
+        assert cli.main(["train", "--resume", str(run)]) == 0
+        assert cli.main(["evaluate", str(run)]) == 0
+    assert (run / "my_attention.py").read_bytes() == trained
+    (run / "my_attention.py").unlink()
+    capsys.readouterr()
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
+    for place, words in ((folder, "was changed since"), (folder / "elsewhere", "is not there (")):
+        monkeypatch.chdir(place)
+        for command in (["train", "--resume", str(run)], ["evaluate", str(run)]):
+            fresh_process()
+            assert cli.main(command) == 2
+            captured = capsys.readouterr()
+            assert words in captured.err and captured.err.count("\n") == 1
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir()) == before
+
+
+@pytest.mark.parametrize("name, words", [
+    ("missing.py", "missing.py must be a Python file"),
+    ("my_attention.py:Nope", "must name an nn.Module class of that file (LastTwo)"),
+    ("my_attention.txt", "or FILE.py or FILE.py:CLASS for one of your own"),
+])
+def test_bad_names_are_one_line_and_leave_nothing(folder, capsys, name, words):
+    assert cli.main(["train", "--layer-attention", name, *TINY]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.count("\n") == 1
+    assert not list(folder.glob("runs/*"))
+
+
+def test_check_takes_the_same_name(folder, capsys):
+    assert cli.main(["check", "my_attention.py:Nope"]) == 2
+    assert "(LastTwo)" in capsys.readouterr().err
+
+
+def test_the_readmes_suite_runs_and_goes_on(folder, capsys):
+    source = readme_block("suite = Suite(").replace('{"depth": 20, "width": 8, "epochs": 2}',
+                                                    '{"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}')
+    (folder / "my_suite.py").write_text(source.replace("seeds=(0, 1, 2)", "seeds=(0, 1)"), encoding="utf-8")
+    assert cli.main(["compare", "--suite", "my_suite.py", "--quiet"]) == 0
+    path = folder / "runs" / "last-two" / "records.jsonl"
+    records = read_records(path)[0]
+    assert [(r["variant"], r["seed"]) for r in records] == [(v, s) for s in (0, 1) for v in ("plain", "depthwise", "last-two")]
+    assert cli.main(["compare", "--suite", "my_suite.py"]) == 0
+    out = capsys.readouterr().out
+    assert read_records(path)[0] == records and "last-two - depthwise" in out and "primary" in out
+    assert cli.main(["compare", "--suite", "my_suite.py", "--export"]) == 2
+    assert "--export is for the suites" in capsys.readouterr().err
+
+    change(folder)      # another version is another variant: told before anything is run
+    (folder / "my_suite.py").write_text((folder / "my_suite.py").read_text() + "\n", encoding="utf-8")
+    for options in ([], ["--plan"], ["--report"]):
+        assert cli.main(["compare", "--suite", "my_suite.py", *options]) == 2
+        captured = capsys.readouterr()
+        assert "last-two was recorded with layer_attention 'my_attention.py@" in captured.err and captured.err.count("\n") == 1
+    assert read_records(path)[0] == records and len(list((folder / "runs" / "last-two").glob("*-seed*"))) == 6
+
+
+@pytest.mark.parametrize("source, words", [
+    (None, "suite.py must be a Python file"),
+    ("x = 1", "must make one Suite, not 0"),
+    ("from mrla_minimal.lab.evidence import SUITES\na, b, *_ = SUITES.values()", "must make one Suite, not 2"),
+    ("from mrla_minimal.lab.evidence import Suite\nSuite('s', {'a': {}}, {})", "suite.py does not run: ValueError: suite s: unknown"),
+])
+def test_a_file_that_makes_no_suite_is_told(folder, capsys, source, words):
+    if source:
+        (folder / "suite.py").write_text(source, encoding="utf-8")
+    assert cli.main(["compare", "--suite", "suite.py"]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.count("\n") == 1
+
+
+def test_its_cost_says_what_is_not_counted(folder):
+    text = cost.cost_text(["my_attention.py:LastTwo", "mrla-light"], depth=8, width=4)
+    assert "LastTwo" in text and "MACs of your own attention" in text
+    assert "MACs of your own attention" not in cost.cost_text(["mrla-light"], depth=8, width=4)
+    with pytest.raises(ValueError, match="FILE.py:CLASS"):
+        cost.cost_text(["nope"])
+
+
+def test_what_runs_is_what_was_summed(folder, monkeypatch):
+    """Three versions of one size within a second: a cached .pyc could not tell them apart."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for number in (1, 2, 3):
+        source = f"from torch import nn\nclass K(nn.Module):\n    number = {number}\n    def __init__(self, c): super().__init__()\n"
+        (folder / "k.py").write_text(source, encoding="utf-8")
+        assert own.load_attention(own.with_sum("k.py"))(4).number == number
+
+
+def test_line_ends_and_ways_of_naming_a_file_make_no_other_version(folder):
+    name = own.with_sum("my_attention.py")
+    assert own.with_sum("./my_attention.py") == name
+    content = (folder / "my_attention.py").read_bytes()
+    (folder / "my_attention.py").write_bytes(content.replace(b"\n", b"\r\n"))
+    assert own.with_sum("my_attention.py") == name and own.load_attention(name)(8) is not None
+
+
+def test_a_file_that_is_edited_while_its_run_trains_still_gets_its_record(folder, monkeypatch):
+    suite = experiments.Suite("edited", {"plain": {"layer_attention": None}, "own": {"layer_attention": "my_attention.py"}},
+                              {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}, seeds=(0,))
+    original = training.Run.close_epoch
+    monkeypatch.setattr(training.Run, "close_epoch", lambda run: (change(folder), original(run))[1])
+    records = experiments.run_suite(suite, folder / "records.jsonl", progress=False)
+    assert [record["variant"] for record in records] == ["plain", "own"] and records[1]["parameters"] > records[0]["parameters"]
+
+
+SCALED = """
+import torch
+from torch import nn
+SCALE = 2.0
+class Scaled(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+    def forward(self, x, memory=None):
+        return SCALE * torch.relu(x), x
+"""
+
+
+def test_an_attention_of_ones_own_can_be_compiled(folder):
+    """torch.compile asks for the module of what it compiles, by name."""
+    (folder / "scaled.py").write_text(SCALED, encoding="utf-8")
+    model = training.build_model(TrainConfig(layer_attention="scaled.py", depth=8, width=4), 10).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
+
+
+@pytest.mark.parametrize("body, words", [
+    ("def __init__(self, channels, heads):\n        super().__init__()", "must be built as Bad(channels), further arguments with defaults"),
+    ("def __init__(self, c):\n        super().__init__()\n        self.c = 1 / 0", "ZeroDivisionError: division by zero (bad.py, line 5"),
+    ("def __init__(self, c):\n        super().__init__()\n    def forward(self, x, memory=None):\n        return x",
+     "output, memory = attention(x, memory) does not work in this net: ValueError"),
+    ("def __init__(self, c):\n        super().__init__()\n    def forward(self, x, memory=None):\n        return x + memory, x",
+     "does not work in this net: TypeError: unsupported operand type(s) for +: 'Tensor' and 'NoneType' (bad.py, line 6, in forward)"),
+])
+def test_a_class_that_cannot_work_is_told_before_the_data_is_read(folder, capsys, monkeypatch, body, words):
+    (folder / "bad.py").write_text(f"from torch import nn\nclass Bad(nn.Module):\n    {body}\n", encoding="utf-8")
+    monkeypatch.setattr(training, "load_cifar", lambda *_: pytest.fail("data was read"))
+    assert cli.main(["train", "--layer-attention", "bad.py", *TINY]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.count("\n") == 1 and not list(folder.glob("runs/*"))
+
+
+WITH_POINT = """
+from torch import nn
+class Odd(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weights = {weights}
+        self.norm = nn.BatchNorm2d(channels, track_running_stats=False)
+    def forward(self, x, memory=None):
+        return self.norm(x){forward}, x
+"""
+
+
+@pytest.mark.parametrize("weights, forward, looked_at", [
+    ("nn.Parameter(__import__('torch').ones(channels, 1, 1))", " * self.weights", False),       # a natural name, and no place to look
+    ("nn.Identity()", " * self.weights(x.mean())", None),                                        # no batch dimension: cannot be shuffled
+    ("nn.Identity()", " * self.weights(x.mean(dim=(2, 3))[:, None])[:, 0, :, None, None]", True),
+])
+def test_a_suite_goes_on_where_an_own_attention_cannot_be_looked_into(folder, capsys, weights, forward, looked_at):
+    (folder / "odd.py").write_text(WITH_POINT.format(weights=weights, forward=forward), encoding="utf-8")
+    suite = experiments.Suite("odd", {"own": {"layer_attention": "odd.py"}, "plain": {"layer_attention": None}},
+                              {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}, seeds=(0, 1))
+    records = experiments.run_suite(suite, folder / "records.jsonl", progress=False)
+    assert len(records) == 4
+    found = experiments.load_interventions(folder / "records-interventions.jsonl")
+    assert len(found) == (2 if looked_at else 0)
+    assert ("its weights cannot be frozen" in capsys.readouterr().out) is (looked_at is None)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", "..", "ok.py:Mine", 7])
+def test_names_in_a_suite_become_those_of_folders(name):
+    for fields in ({"name": name, "variants": {"plain": {}}}, {"name": "s", "variants": {"plain": {}, name: {}}}):
+        with pytest.raises(ValueError, match="becomes that of a folder"):
+            experiments.Suite(**fields, recipe={})
+
+
+def test_two_versions_under_one_class_name_are_two_rows(folder):
+    for name in ("v1.py", "v2.py", "plain.py"):
+        (folder / name).write_text((folder / "my_attention.py").read_text(), encoding="utf-8")
+    text = cost.cost_text(["v1.py:LastTwo", "v2.py:LastTwo", "plain.py"], depth=8, width=4)
+    rows = [line.split()[0] for line in text.splitlines() if re.search(r"\+[\d,]+ ", line)]
+    assert rows == ["plain", "LastTwo", "v2.py:LastTwo", "plain.py"] and "MACs of your own attention" in text
+
+
+def test_one_suite_under_two_names_is_one(folder):
+    source = "from mrla_minimal.lab.evidence import Suite\na = b = Suite('s', {'plain': {}}, {})"
+    (folder / "twice.py").write_text(source, encoding="utf-8")
+    assert own.load_one("twice.py", experiments.Suite).name == "s"
+
+
+def test_a_file_imports_what_lies_beside_it_first(folder, monkeypatch):
+    (folder / "v").mkdir()
+    for place, number in ((folder, 1), (folder / "v", 2)):
+        (place / "beside_the_file.py").write_text(f"NUMBER = {number}\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])      # as `python -m` puts the working directory first
+    source = "from torch import nn\nfrom beside_the_file import NUMBER\nclass K(nn.Module):\n    number = NUMBER\n"
+    (folder / "v" / "k.py").write_text(source, encoding="utf-8")
+    assert own.load_class("v/k.py").number == 2
+    assert sys.path[0] == str(folder) and sys.path[-1] == str(folder / "v")
+
+
+def test_what_is_imported_counts_neither_as_the_files_class_nor_against_it(folder):
+    (folder / "helper.py").write_text("WIDTH = 3\n", encoding="utf-8")
+    change(folder, "\nfrom helper import WIDTH\nfrom mrla_minimal import MRLALight\n")
+    assert own.load_class("my_attention.py").__name__ == "LastTwo"
+
+
+def test_what_a_suite_cannot_build_is_told_before_its_first_run(folder, capsys):
+    (folder / "bad.py").write_text("from torch import nn\nclass Bad(nn.Module):\n    pass\n", encoding="utf-8")
+    (folder / "suite.py").write_text(textwrap.dedent("""
+        from mrla_minimal.lab.evidence import Suite
+        suite = Suite("s", {"plain": {"layer_attention": None}, "bad": {"layer_attention": "bad.py"}}, {"depth": 8, "width": 4})
+    """), encoding="utf-8")
+    assert cli.main(["compare", "--suite", "suite.py"]) == 2
+    assert "must be built as Bad(channels)" in capsys.readouterr().err and not (folder / "runs").exists()
+
+
+def test_one_layer_a_stage_is_noted(folder, capsys):
+    run = ["train", "--layer-attention", "my_attention.py", *TINY]
+    assert cli.main(run) == 0 and "one layer a stage" in capsys.readouterr().out
+    assert cli.main([*run, "--depth", "14"]) == 0 and "one layer a stage" not in capsys.readouterr().out
+    assert cli.main(["train", "--layer-attention", "none", *TINY]) == 0 and "one layer a stage" not in capsys.readouterr().out

@@ -1,0 +1,64 @@
+"""A tiny data set and run for the tests of the engine; as a script, one run of it in a process of its own.
+
+    python tests/tools/tiny.py RUN_DIR [--resume] [--checkpoint-seconds S] [--epochs E] [--pause P]
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mrla_minimal.lab.data import Cifar, Split
+from mrla_minimal.lab.engine import TrainConfig, run, training
+
+CLASSES = tuple("abcdefghij")
+
+
+def tiny_cifar(name="cifar10", root=None, source="auto", train=96, test=40):
+    """Ten classes told apart by their mean colour: 96 + 40 images."""
+    generator = torch.Generator().manual_seed(0)
+    splits = []
+    for count in (train, test):
+        labels = torch.arange(count) % 10
+        base = (25 * labels)[:, None, None, None] + torch.tensor([0, 3, 6])[:, None, None]
+        images = (base + torch.randint(0, 10, (count, 3, 32, 32), generator=generator)).clamp(0, 255).to(torch.uint8)
+        splits.append(Split(images, labels))
+    return Cifar(*splits, CLASSES, "synthetic", "tiny")
+
+
+def tiny_config(**changes):
+    fields = {"depth": 8, "width": 4, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0, "drop_path": 0.2, "device": "cpu", **changes}
+    return TrainConfig(**fields)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--checkpoint-seconds", type=float, default=0.0)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds to sleep in each batch, so that there is time to interrupt")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    run.load_cifar = tiny_cifar
+    if arguments.pause:
+        batch = run.Run.batch
+
+        def slow_batch(state):
+            time.sleep(arguments.pause)
+            return batch(state)
+
+        run.Run.batch = slow_batch
+    try:
+        training.train(tiny_config(epochs=arguments.epochs), arguments.run_dir, resume=arguments.resume, progress=False,
+                       checkpoint_seconds=arguments.checkpoint_seconds)
+    except training.TrainingInterrupted as interrupt:
+        print(interrupt, flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
