@@ -68,7 +68,7 @@ def run_compare(arguments):
         return _export(suite, records, arguments)
     summary = evidence.summarise(records, suite)
     print(evidence.report(summary))
-    interventions = evidence.load_interventions(evidence.interventions_path(path))
+    interventions = load_interventions(interventions_path(path))
     if interventions:
         print("\n" + evidence.report_interventions(interventions))
     from mrla_minimal.lab.figures import plot_suite
@@ -81,12 +81,12 @@ def run_compare(arguments):
 
 
 def _export(suite, records, arguments):
-    from mrla_minimal.lab import evidence
+    from mrla_minimal.lab.evidence import committed
 
     if not suite.committed:
         raise ValueError(f"--export is for the suites whose records are committed; {suite.name} is none")
-    data = evidence.data_folder()
-    lines = evidence.export_checkpoints(suite, records, "runs", data / "checkpoints", data / "results" / "checkpoints.jsonl",
+    data = committed.data_folder()
+    lines = committed.export_checkpoints(suite, records, "runs", data / "checkpoints", data / "results" / "checkpoints.jsonl",
                                         arguments.data_root)
     for line in lines:
         print(f"{data / 'checkpoints' / line['file']}: test accuracy {100 * line['rounded_test_accuracy']:.2f} %, "

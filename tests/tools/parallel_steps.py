@@ -12,8 +12,8 @@ import torch
 from tiny import tiny_cifar, tiny_config
 from torch import nn
 
-from mrla_minimal.lab import training
 from mrla_minimal.lab.device import join_world
+from mrla_minimal.lab.engine import run as running
 
 
 def without_batch_norm(module):
@@ -29,12 +29,12 @@ def without_batch_norm(module):
 
 def main(path):
     torch.set_num_threads(1)
-    build, take = training.build_model, training.take_batch
-    training.load_cifar = tiny_cifar
-    training.build_model = lambda *arguments: without_batch_norm(build(*arguments)).double()
-    training.take_batch = lambda *args: (lambda images, labels: (images.double(), labels))(*take(*args))
+    build, take = running.build_model, running.take_batch
+    running.load_cifar = tiny_cifar
+    running.build_model = lambda *arguments: without_batch_norm(build(*arguments)).double()
+    running.take_batch = lambda *args: (lambda images, labels: (images.double(), labels))(*take(*args))
     world = join_world("cpu")
-    run = training.Run(tiny_config(epochs=4, steps=20, drop_path=0.0, layer_attention="mrla-base"), world)
+    run = running.Run(tiny_config(epochs=4, steps=20, drop_path=0.0, layer_attention="mrla-base"), world)
     losses = []
     while not run.finished:
         run.train_step()

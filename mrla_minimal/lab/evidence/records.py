@@ -31,7 +31,7 @@ def versions():
 
 def source_commit():
     """The commit of the source tree that this package lies in, with "+changes" if it was changed since; None outside of git."""
-    here = Path(__file__).resolve().parents[1]      # the package, subject and lab
+    here = Path(__file__).resolve().parents[2]      # the package, subject and lab
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
         changed = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=10)
