@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mrla_minimal.lab import evidence
 from mrla_minimal.lab.engine import TrainingInterrupted
+from mrla_minimal.lab.evidence.records import interventions_path, load_interventions
+from mrla_minimal.lab.files import repository_root
 from mrla_minimal.lab.plugins import load_one
 
 
 def records_path(suite, steps=None):
     """Where a suite's records belong: data/results/ of the repository, or runs/ for what is never committed."""
-    from mrla_minimal.lab.data import repository_root
-
     root = repository_root()
     if not suite.committed or steps is not None or root is None:
         return Path("runs") / (suite.name if steps is None else f"{suite.name}-{steps}-steps") / "records.jsonl"

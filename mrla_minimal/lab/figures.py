@@ -117,7 +117,7 @@ def plot_suite(summary, path=None):
     `summary` is what experiments.summarise returns. The axis reaches one percentage point beyond the runs, and cuts off an
     interval that is wider (from two seeds it is). Returns the figure, or writes it to `path`.
     """
-    from mrla_minimal.lab.contrasts import paired_interval
+    from mrla_minimal.lab.evidence.contrasts import paired_interval
 
     variants = list(summary.accuracies)
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(variants) + 1.6), layout="constrained")
@@ -153,7 +153,7 @@ def plot_contrasts(summary, path=None, margin=None):
     of one seed is one symbol. The axis reaches one percentage point beyond the symbols; an interval that is wider ends in an arrow.
     Returns the figure, or writes it to `path`.
     """
-    from mrla_minimal.lab.contrasts import MARGIN
+    from mrla_minimal.lab.evidence.contrasts import MARGIN
 
     margin = 100 * (MARGIN if margin is None else margin)
     rows = summary.contrasts

@@ -14,7 +14,8 @@ from torch import nn
 
 from mrla_minimal import MRLALight
 from mrla_minimal.course.checks.ablating import check_blend, check_reach, check_three_effects
-from mrla_minimal.lab import experiments
+from mrla_minimal.lab import evidence
+from mrla_minimal.lab.evidence.running import final_jobs
 from mrla_minimal.lab.files import append_record
 from mrla_minimal.layer_attention import channel_convolution, per_channel, pool, split_heads, value_convolution
 from mrla_minimal.shapes import choose_head_dim
@@ -208,9 +209,9 @@ def test_wrong_blends_are_named(answer, words):
 
 def runs_of(suite, seeds, leave_out=()):
     """Made-up records of a suite, a line each as `mrla compare` writes them."""
-    suite = experiments.SUITES[suite]
+    suite = evidence.SUITES[suite]
     rates = dict.fromkeys(suite.variants, 0.1) if suite.rates else None
-    for number, job in enumerate(experiments.final_jobs(suite, suite.variants, seeds, rates)):
+    for number, job in enumerate(final_jobs(suite, suite.variants, seeds, rates)):
         if job.variant not in leave_out:
             config = dataclasses.asdict(job.config)
             yield {"id": job.id, "suite": suite.name, "variant": job.variant, "seed": job.config.seed, "phase": "final",

@@ -102,7 +102,7 @@ def library(module):
     return definitions(ast.parse((ROOT / "mrla_minimal" / f"{module}.py").read_text(encoding="utf-8")))
 
 
-SHIPPED = {name: code for module in ("shapes", *TAUGHT_IN, "lab/quiz") for name, code in library(module).items()}
+SHIPPED = {name: code for module in ("shapes", *TAUGHT_IN, "course/quiz") for name, code in library(module).items()}
 SHIPPED["ResidualBlock"] = library("resnet")["ResidualBlock"]
 
 
