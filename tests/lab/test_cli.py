@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny import tiny_cifar
 
-from mrla_minimal.lab import cli, data, doctor, training
-from mrla_minimal.lab.engine.training import PRESETS, TrainConfig, read_checkpoint
+from mrla_minimal.lab import cli, data, doctor, engine, evidence
+from mrla_minimal.lab.engine import PRESETS, TrainConfig, read_checkpoint
+from mrla_minimal.lab.engine import run as engine_run
 
 PATHS = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
@@ -19,7 +20,7 @@ TINY = ["--depth", "8", "--width", "4", "--steps", "3", "--batch-size", "16", "-
 
 @pytest.fixture
 def tiny_data(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "load_cifar", tiny_cifar)
+    monkeypatch.setattr(engine_run, "load_cifar", tiny_cifar)
     monkeypatch.setattr(data, "load_cifar", tiny_cifar)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -66,7 +67,7 @@ def test_train_evaluate_and_resume(tiny_data, capsys):
 
 
 def test_the_word_synthetic_is_for_that_set_alone(tiny_data, capsys, monkeypatch):
-    monkeypatch.setattr(training, "load_cifar", lambda *args: dataclasses.replace(tiny_cifar(), source="cifar10"))
+    monkeypatch.setattr(engine_run, "load_cifar", lambda *args: dataclasses.replace(tiny_cifar(), source="cifar10"))
     assert cli.main(["train", *TINY]) == 0
     captured = capsys.readouterr()
     assert "synthetic" not in (captured.out + captured.err).lower()
@@ -167,7 +168,7 @@ def test_what_the_machine_lacks_is_one_line_and_status_1(tiny_data, capsys, monk
     def lacking(config, *_, **__):
         raise error
 
-    monkeypatch.setattr(training, "train", lacking)
+    monkeypatch.setattr(engine, "train", lacking)
     assert cli.main(["train"]) == 1
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1
@@ -177,13 +178,13 @@ def test_a_bug_keeps_its_traceback(tiny_data, monkeypatch):
     def wrong(config, *_, **__):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(training, "train", wrong)
+    monkeypatch.setattr(engine, "train", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
         cli.main(["train"])
 
 
 def test_a_plan_on_the_command_line(tiny_data, capsys, monkeypatch):
-    monkeypatch.setitem(cli.experiments.SUITES, "tiny", cli.experiments.Suite(
+    monkeypatch.setitem(evidence.SUITES, "tiny", evidence.Suite(
         "tiny", {"plain": {"layer_attention": None}}, {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}))
     assert cli.main(["compare", "--suite", "tiny", "--plan", "--seeds", "0", "1", "--quiet"]) == 0
     assert "2 runs left" in capsys.readouterr().out
