@@ -108,7 +108,6 @@ def test_wrong_reaches_are_named(answer, words):
 class Blend(nn.Module):
     """The right answer; classes below change one thing."""
 
-    carries_map = True
     largest = 32
 
     def __init__(self, channels, head_dim=None):
@@ -193,7 +192,6 @@ class Detached(Blend):
     (changed(forward=forward_with_state), "keeps something between calls"),
     (changed(forward=lambda self, x, memory=None: self.value(x)), "return two things"),
     (changed(gate=lambda self, x: Blend.gate(self, x) * math.nan), "contains NaN"),
-    (changed(carries_map=False), "carries_map = True"),
     (changed(largest=16), "32 of 64 channels"),
     (Scaled, "the parameter lambda_o besides"),
     (Detached, "no finite gradient"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrla_minimal import MRLABase, MRLALight, UniformMean
-from mrla_minimal.course import quiz
+from mrla_minimal.course import quiz, quiz_records
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ class WrongShape(torch.nn.Module):
     (lambda: quiz.accuracy_without_choice(None, "median"), "'mean', 'shuffle', not 'median'"),
     (lambda: quiz.verdict(float("nan")), "not nan"),
     (lambda: quiz.verdict(1.2), "not 1.2"),
-    (lambda: next(quiz.quiz_records(methods=("base", "bass"))), "not 'bass'"),
+    (lambda: next(quiz_records.quiz_records(methods=("base", "bass"))), "not 'bass'"),
 ])
 def test_bad_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named) as refused:
@@ -180,7 +180,7 @@ def test_bad_arguments_are_named(call, named):
 
 
 def few_records(known=()):
-    return quiz.quiz_records(seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2,
+    return quiz_records.quiz_records(seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2,
                              known=known)
 
 
@@ -198,13 +198,13 @@ def test_records_are_plain_and_continue():
 
 def test_the_file_of_records_survives_being_stopped(tmp_path, monkeypatch):
     path = tmp_path / "results" / "quiz.jsonl"
-    make = quiz.quiz_records
+    make = quiz_records.quiz_records
     few = dict(seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2)
-    monkeypatch.setattr(quiz, "quiz_records", lambda known, **part: itertools.islice(make(**few, known=known), 1))
-    begun = quiz.write_quiz_records(path)                                # stopped after one record of each part
+    monkeypatch.setattr(quiz_records, "quiz_records", lambda known, **part: itertools.islice(make(**few, known=known), 1))
+    begun = quiz_records.write_quiz_records(path)                                # stopped after one record of each part
     assert len(begun) == 3
-    monkeypatch.setattr(quiz, "quiz_records", lambda known, **part: make(**few, known=known))
-    finished = quiz.write_quiz_records(path)
+    monkeypatch.setattr(quiz_records, "quiz_records", lambda known, **part: make(**few, known=known))
+    finished = quiz_records.write_quiz_records(path)
     assert finished[:3] == begun and len(finished) == 8
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == finished
     assert [entry.name for entry in path.parent.iterdir()] == ["quiz.jsonl"]
@@ -214,5 +214,5 @@ def test_a_file_that_holds_something_else_is_left_alone(tmp_path):
     path = tmp_path / "quiz.jsonl"
     path.write_text('{"method": "base"}\nnot a record\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2: not a whole record.*'not a record'"):
-        quiz.write_quiz_records(path)
+        quiz_records.write_quiz_records(path)
     assert path.read_text(encoding="utf-8").endswith("not a record\n")

@@ -14,14 +14,14 @@ from mrla_minimal import (
     cifar_resnet,
     imagenet_resnet,
 )
-from mrla_minimal.lab import cost
+from mrla_minimal.lab import cost, cost_tables
 from mrla_minimal.resnet import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.shapes import eca_kernel_size
 
 
 @pytest.fixture(scope="module")
 def paper_rows():
-    return {(depth, row.name): row for depth, row in zip([50] * 8 + [101] * 2, cost.paper_table(), strict=True)}
+    return {(depth, row.name): row for depth, row in zip([50] * 8 + [101] * 2, cost_tables.paper_table(), strict=True)}
 
 
 # Parameters and multiply-adds
@@ -62,7 +62,7 @@ def test_the_published_nets_with_every_product(name, macs):
     assert f"{counted / 1e9:.4f}" == macs
 
 
-def extra_by_formula(name, stages, layers, every_product, carried=True):
+def extra_by_formula(name, stages, layers, every_product):
     """Multiply-adds of a stage's attentions, term by term. `stages` is [(channels, side)]."""
     total = 0
     for channels, side in stages:
@@ -73,8 +73,10 @@ def extra_by_formula(name, stages, layers, every_product, carried=True):
             total += {
                 "depthwise": value,
                 "depthwise-carry": value + scaled,
+                "depthwise-carry-released": value + scaled,
                 "depthwise-gated": value + 2 * row + query_key + scaled,
                 "mrla-light": value + 2 * row + query_key + 2 * scaled,
+                "mrla-light-released": value + 2 * row + query_key + 2 * scaled,
                 "mrla-base": value + 2 * row + t * query_key + (t * elements if t > 1 else scaled),
                 "layer": t * value + (1 + t) * row + t * query_key + (t * elements if t > 1 else scaled),
                 "uniform": value + scaled,
@@ -124,11 +126,10 @@ def test_both_kinds_of_attention_add_up():
     assert both - plain == macs(layer_attention="mrla-base") + macs(channel_attention="se") - 2 * plain
 
 
-def test_the_count_is_the_same_in_float64_on_meta_and_for_every_carry():
+def test_the_count_is_the_same_in_float64_on_meta_and_for_either_wiring():
     expected = cost.count_macs(cifar_resnet(8, width=4, layer_attention="mrla-light"), 8)
     assert cost.count_macs(cifar_resnet(8, width=4, layer_attention="mrla-light").double(), 8) == expected
-    own_carry = cifar_resnet(8, width=4, layer_attention="mrla-light", light_carry="attention")
-    assert cost.count_macs(own_carry, 8) == expected
+    assert cost.count_macs(cifar_resnet(8, width=4, layer_attention="mrla-light-released"), 8) == expected
     with torch.device("meta"):
         assert cost.count_macs(cifar_resnet(8, width=4, layer_attention="mrla-light"), 8) == expected
 
@@ -268,12 +269,12 @@ def test_a_step_runs_forward_and_backward_of_a_bare_module_too(attention):
 
 
 def test_the_printed_table_holds_what_the_functions_count():
-    text = cost.cost_text(["mrla-light", "eca"], depth=8, width=4, image_size=8)
+    text = cost_tables.cost_text(["mrla-light", "eca"], depth=8, width=4, image_size=8)
     assert text.splitlines()[0] == "ResNet-8 for 8 x 8 images, basic blocks, width 4, 10 classes"
     names = [line.split("  ")[0] for line in text.splitlines()[3:6]]
     assert names == ["plain", "mrla-light", "eca"] and "step time" not in text
     plain, light = cifar_resnet(8, width=4), cifar_resnet(8, width=4, layer_attention="mrla-light")
-    images = torch.zeros(cost.BATCH, 3, 8, 8)
+    images = torch.zeros(cost_tables.BATCH, 3, 8, 8)
     assert text.splitlines()[4].split()[1:] == [
         f"{cost.count_parameters(light):,}", f"+{cost.count_parameters(light) - cost.count_parameters(plain):,}",
         f"{cost.count_macs(light, 8) / 1e6:.2f}",
@@ -283,8 +284,8 @@ def test_the_printed_table_holds_what_the_functions_count():
 
 
 def test_all_variants_are_printed_and_step_times_as_ratios():
-    text = cost.cost_text(depth=8, width=4, image_size=8, measure=True)
-    rows = text.splitlines()[3:13]
+    text = cost_tables.cost_text(depth=8, width=4, image_size=8, measure=True)
+    rows = text.splitlines()[3 : 4 + len(LAYER_ATTENTIONS) + len(CHANNEL_ATTENTIONS)]
     assert [row.split()[0] for row in rows] == ["plain", *LAYER_ATTENTIONS, *CHANNEL_ATTENTIONS]
     assert rows[0].endswith("x 1.00") and all(re.search(r"x \d+\.\d\d$", row) for row in rows)
     assert "another machine gives another ratio" in text
@@ -293,12 +294,12 @@ def test_all_variants_are_printed_and_step_times_as_ratios():
 @pytest.mark.parametrize("name", ["mrla", "", None])
 def test_an_unknown_variant_is_refused(name):
     with pytest.raises(ValueError, match=f"a variant must be one of 'layer', .*'eca', .*not {name!r}"):
-        cost.cost_text([name], depth=8, width=4)
+        cost_tables.cost_text([name], depth=8, width=4)
 
 
 def test_the_papers_claim_stands_beside_what_is_true(paper_rows, monkeypatch):
-    monkeypatch.setattr(cost, "paper_table", lambda: list(paper_rows.values()))
-    text = cost.paper_text()
+    monkeypatch.setattr(cost_tables, "paper_table", lambda: list(paper_rows.values()))
+    text = cost_tables.paper_text()
     assert "+0.16 M parameters, +0.07 B FLOPs" in text
     assert "really adds 0.181 M and 0.050 G, or 0.061 G with" in text
     assert "15,104 numbers" in text and "reports +0.166 M" in text and "reports +0.066 G" in text

@@ -9,8 +9,10 @@ import pytest
 import torch
 from tiny import tiny_cifar
 
-from mrla_minimal.lab import cli, cost, data, experiments, own, training
-from mrla_minimal.lab.engine.training import TrainConfig
+from mrla_minimal.lab import cli, cost_tables, data, evidence, plugins
+from mrla_minimal.lab.engine import TrainConfig, build_model, run
+from mrla_minimal.lab.evidence import running
+from mrla_minimal.lab.evidence.records import load_interventions
 from mrla_minimal.lab.files import read_records
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -26,9 +28,8 @@ def readme_block(word):
 def folder(monkeypatch, tmp_path):
     """A working directory with the README's class in my_attention.py, and the tiny data in place of CIFAR."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "load_cifar", tiny_cifar)
-    monkeypatch.setattr(experiments, "load_cifar", tiny_cifar)
-    monkeypatch.setattr(data, "load_cifar", tiny_cifar)
+    for module in (run, running, data):
+        monkeypatch.setattr(module, "load_cifar", tiny_cifar)
     source = readme_block("class LastTwo").split("\nmodel = ")[0]
     (tmp_path / "my_attention.py").write_text(source, encoding="utf-8")
     return tmp_path
@@ -42,7 +43,7 @@ def change(folder, source="\n# another version\n"):
 @pytest.fixture
 def fresh_process(monkeypatch):
     """What a new process would know of the files: nothing."""
-    return lambda: monkeypatch.setattr(own, "_MODULES", {})
+    return lambda: monkeypatch.setattr(plugins, "_MODULES", {})
 
 
 @pytest.mark.parametrize("name, own_one", [
@@ -50,24 +51,24 @@ def fresh_process(monkeypatch):
     ("mrla-light", False), ("mine.py:", False), ("mine.py@123", False), (None, False), ("minepy", False),
 ])
 def test_which_names_are_of_files(name, own_one):
-    assert own.is_own(name) is own_one
+    assert plugins.is_own(name) is own_one
 
 
 def test_a_configuration_names_the_version_of_the_file(folder, fresh_process):
     config = TrainConfig(layer_attention="my_attention.py:LastTwo")
     name = config.layer_attention
     assert re.fullmatch(r"my_attention\.py:LastTwo@[0-9a-f]{12}", name)
-    assert TrainConfig(layer_attention=name).layer_attention == name and own.short_name(name) == "LastTwo"
+    assert TrainConfig(layer_attention=name).layer_attention == name and plugins.short_name(name) == "LastTwo"
     change(folder)
     assert TrainConfig(layer_attention="my_attention.py:LastTwo").layer_attention != name
     fresh_process()
     with pytest.raises(ValueError, match="is wanted, but my_attention.py was changed since"):
-        training.build_model(config, 10)
+        build_model(config, 10)
 
 
 def test_the_model_is_made_of_the_files_class(folder):
     config = TrainConfig(layer_attention="my_attention.py", depth=8, width=4)
-    model, other = training.build_model(config, 10), training.build_model(TrainConfig(layer_attention=None, depth=8, width=4), 10)
+    model, other = build_model(config, 10), build_model(TrainConfig(layer_attention=None, depth=8, width=4), 10)
     assert {type(block.layer_attention).__name__ for stage in model.stages for block in stage} == {"LastTwo"}
     for name, value in other.state_dict().items():      # the host starts as every variant of this seed does
         assert torch.equal(model.state_dict()[name], value)
@@ -79,10 +80,10 @@ def test_a_file_runs_once_in_a_process_and_again_when_changed(folder):
             log.write("ran ")
     """)
     for _ in range(3):
-        training.build_model(TrainConfig(layer_attention="my_attention.py", depth=8, width=4), 10)
+        build_model(TrainConfig(layer_attention="my_attention.py", depth=8, width=4), 10)
     assert (folder / "log").read_text() == "ran "
     change(folder)
-    own.load_class("my_attention.py")
+    plugins.load_class("my_attention.py")
     assert (folder / "log").read_text() == "ran ran "
 
 
@@ -168,11 +169,11 @@ def test_a_file_that_makes_no_suite_is_told(folder, capsys, source, words):
 
 
 def test_its_cost_says_what_is_not_counted(folder):
-    text = cost.cost_text(["my_attention.py:LastTwo", "mrla-light"], depth=8, width=4)
+    text = cost_tables.cost_text(["my_attention.py:LastTwo", "mrla-light"], depth=8, width=4)
     assert "LastTwo" in text and "MACs of your own attention" in text
-    assert "MACs of your own attention" not in cost.cost_text(["mrla-light"], depth=8, width=4)
+    assert "MACs of your own attention" not in cost_tables.cost_text(["mrla-light"], depth=8, width=4)
     with pytest.raises(ValueError, match="FILE.py:CLASS"):
-        cost.cost_text(["nope"])
+        cost_tables.cost_text(["nope"])
 
 
 def test_what_runs_is_what_was_summed(folder, monkeypatch):
@@ -181,23 +182,23 @@ def test_what_runs_is_what_was_summed(folder, monkeypatch):
     for number in (1, 2, 3):
         source = f"from torch import nn\nclass K(nn.Module):\n    number = {number}\n    def __init__(self, c): super().__init__()\n"
         (folder / "k.py").write_text(source, encoding="utf-8")
-        assert own.load_attention(own.with_sum("k.py"))(4).number == number
+        assert plugins.load_attention(plugins.with_sum("k.py"))(4).number == number
 
 
 def test_line_ends_and_ways_of_naming_a_file_make_no_other_version(folder):
-    name = own.with_sum("my_attention.py")
-    assert own.with_sum("./my_attention.py") == name
+    name = plugins.with_sum("my_attention.py")
+    assert plugins.with_sum("./my_attention.py") == name
     content = (folder / "my_attention.py").read_bytes()
     (folder / "my_attention.py").write_bytes(content.replace(b"\n", b"\r\n"))
-    assert own.with_sum("my_attention.py") == name and own.load_attention(name)(8) is not None
+    assert plugins.with_sum("my_attention.py") == name and plugins.load_attention(name)(8) is not None
 
 
 def test_a_file_that_is_edited_while_its_run_trains_still_gets_its_record(folder, monkeypatch):
-    suite = experiments.Suite("edited", {"plain": {"layer_attention": None}, "own": {"layer_attention": "my_attention.py"}},
+    suite = evidence.Suite("edited", {"plain": {"layer_attention": None}, "own": {"layer_attention": "my_attention.py"}},
                               {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}, seeds=(0,))
-    original = training.Run.close_epoch
-    monkeypatch.setattr(training.Run, "close_epoch", lambda run: (change(folder), original(run))[1])
-    records = experiments.run_suite(suite, folder / "records.jsonl", progress=False)
+    original = run.Run.close_epoch
+    monkeypatch.setattr(run.Run, "close_epoch", lambda run: (change(folder), original(run))[1])
+    records = evidence.run_suite(suite, folder / "records.jsonl", progress=False)
     assert [record["variant"] for record in records] == ["plain", "own"] and records[1]["parameters"] > records[0]["parameters"]
 
 
@@ -216,7 +217,7 @@ class Scaled(nn.Module):
 def test_an_attention_of_ones_own_can_be_compiled(folder):
     """torch.compile asks for the module of what it compiles, by name."""
     (folder / "scaled.py").write_text(SCALED, encoding="utf-8")
-    model = training.build_model(TrainConfig(layer_attention="scaled.py", depth=8, width=4), 10).eval()
+    model = build_model(TrainConfig(layer_attention="scaled.py", depth=8, width=4), 10).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
@@ -232,7 +233,7 @@ def test_an_attention_of_ones_own_can_be_compiled(folder):
 ])
 def test_a_class_that_cannot_work_is_told_before_the_data_is_read(folder, capsys, monkeypatch, body, words):
     (folder / "bad.py").write_text(f"from torch import nn\nclass Bad(nn.Module):\n    {body}\n", encoding="utf-8")
-    monkeypatch.setattr(training, "load_cifar", lambda *_: pytest.fail("data was read"))
+    monkeypatch.setattr(run, "load_cifar", lambda *_: pytest.fail("data was read"))
     assert cli.main(["train", "--layer-attention", "bad.py", *TINY]) == 2
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1 and not list(folder.glob("runs/*"))
@@ -257,11 +258,11 @@ class Odd(nn.Module):
 ])
 def test_a_suite_goes_on_where_an_own_attention_cannot_be_looked_into(folder, capsys, weights, forward, looked_at):
     (folder / "odd.py").write_text(WITH_POINT.format(weights=weights, forward=forward), encoding="utf-8")
-    suite = experiments.Suite("odd", {"own": {"layer_attention": "odd.py"}, "plain": {"layer_attention": None}},
+    suite = evidence.Suite("odd", {"own": {"layer_attention": "odd.py"}, "plain": {"layer_attention": None}},
                               {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}, seeds=(0, 1))
-    records = experiments.run_suite(suite, folder / "records.jsonl", progress=False)
+    records = evidence.run_suite(suite, folder / "records.jsonl", progress=False)
     assert len(records) == 4
-    found = experiments.load_interventions(folder / "records-interventions.jsonl")
+    found = load_interventions(folder / "records-interventions.jsonl")
     assert len(found) == (2 if looked_at else 0)
     assert ("its weights cannot be frozen" in capsys.readouterr().out) is (looked_at is None)
 
@@ -270,13 +271,13 @@ def test_a_suite_goes_on_where_an_own_attention_cannot_be_looked_into(folder, ca
 def test_names_in_a_suite_become_those_of_folders(name):
     for fields in ({"name": name, "variants": {"plain": {}}}, {"name": "s", "variants": {"plain": {}, name: {}}}):
         with pytest.raises(ValueError, match="becomes that of a folder"):
-            experiments.Suite(**fields, recipe={})
+            evidence.Suite(**fields, recipe={})
 
 
 def test_two_versions_under_one_class_name_are_two_rows(folder):
     for name in ("v1.py", "v2.py", "plain.py"):
         (folder / name).write_text((folder / "my_attention.py").read_text(), encoding="utf-8")
-    text = cost.cost_text(["v1.py:LastTwo", "v2.py:LastTwo", "plain.py"], depth=8, width=4)
+    text = cost_tables.cost_text(["v1.py:LastTwo", "v2.py:LastTwo", "plain.py"], depth=8, width=4)
     rows = [line.split()[0] for line in text.splitlines() if re.search(r"\+[\d,]+ ", line)]
     assert rows == ["plain", "LastTwo", "v2.py:LastTwo", "plain.py"] and "MACs of your own attention" in text
 
@@ -284,7 +285,7 @@ def test_two_versions_under_one_class_name_are_two_rows(folder):
 def test_one_suite_under_two_names_is_one(folder):
     source = "from mrla_minimal.lab.evidence import Suite\na = b = Suite('s', {'plain': {}}, {})"
     (folder / "twice.py").write_text(source, encoding="utf-8")
-    assert own.load_one("twice.py", experiments.Suite).name == "s"
+    assert plugins.load_one("twice.py", evidence.Suite).name == "s"
 
 
 def test_a_file_imports_what_lies_beside_it_first(folder, monkeypatch):
@@ -294,14 +295,14 @@ def test_a_file_imports_what_lies_beside_it_first(folder, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])      # as `python -m` puts the working directory first
     source = "from torch import nn\nfrom beside_the_file import NUMBER\nclass K(nn.Module):\n    number = NUMBER\n"
     (folder / "v" / "k.py").write_text(source, encoding="utf-8")
-    assert own.load_class("v/k.py").number == 2
+    assert plugins.load_class("v/k.py").number == 2
     assert sys.path[0] == str(folder) and sys.path[-1] == str(folder / "v")
 
 
 def test_what_is_imported_counts_neither_as_the_files_class_nor_against_it(folder):
     (folder / "helper.py").write_text("WIDTH = 3\n", encoding="utf-8")
     change(folder, "\nfrom helper import WIDTH\nfrom mrla_minimal import MRLALight\n")
-    assert own.load_class("my_attention.py").__name__ == "LastTwo"
+    assert plugins.load_class("my_attention.py").__name__ == "LastTwo"
 
 
 def test_what_a_suite_cannot_build_is_told_before_its_first_run(folder, capsys):
