@@ -1,4 +1,4 @@
-"""The house rules: what `import mrla_minimal` loads, and that the subject's modules import only from floors below."""
+"""The house rules: which room imports from which, how long a module may be, and what `import mrla_minimal` loads."""
 
 import ast
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 import mrla_minimal
 
 PACKAGE = Path(mrla_minimal.__file__).parent
+TESTS = Path(__file__).parent
 FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2, "resnet": 3,
           "looking": 4}
 # The two doors of the package stand on top: one names the subject's public names, the other leads into the lab.
@@ -21,6 +22,8 @@ def imported_names(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "mrla_minimal":
+            yield from (f"mrla_minimal.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield "." * node.level + (node.module or "")
 
@@ -45,6 +48,23 @@ def test_a_module_of_the_subject_needs_torch_and_einops_alone(name):
         assert top in {"torch", "einops", "mrla_minimal"} | sys.stdlib_module_names, f"{name}.py imports {module}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "lab").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_lab_does_not_import_the_course(path):
+    """Except for one command, `mrla check`, which leads into the course from within a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = [name for name in imported_names(path) if name.startswith((".", "mrla_minimal.course"))]
+    if path.name == "cli.py":
+        at_its_top = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+        own = [name for name in own if name in at_its_top or not name.startswith("mrla_minimal.course.checks")]
+    assert own == []
+
+
+def test_tests_stand_in_folders_like_the_librarys():
+    rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
+    for path in TESTS.rglob("test_*.py"):
+        assert path.parent.relative_to(TESTS) in rooms, f"{path.relative_to(TESTS)} stands in no room of the library"
+
+
 def test_importing_the_package_loads_neither_the_lab_nor_a_library_of_the_lab():
     # torch may load numpy or another of them by itself, so what torch brings does not count.
     code = ("import sys, torch, einops; before = set(sys.modules); import mrla_minimal; "
@@ -61,7 +81,7 @@ def test_importing_the_package_loads_neither_the_lab_nor_a_library_of_the_lab():
 
 def test_public_names_are_importable_from_the_package():
     assert set(mrla_minimal.__all__) >= {
-        "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight", "MRLALightReleased", "SqueezeExcitation",
-        "EfficientChannelAttention", "cifar_resnet", "imagenet_resnet", "record_attention", "freeze_attention",
-        "eca_kernel_size"}
+        "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight", "MRLALightReleased",
+        "SqueezeExcitation", "EfficientChannelAttention", "cifar_resnet", "imagenet_resnet", "record_attention",
+        "freeze_attention", "eca_kernel_size"}
     assert all(hasattr(mrla_minimal, name) for name in mrla_minimal.__all__)
