@@ -133,13 +133,13 @@ def run_doctor(arguments):
 
 
 def run_cost(arguments):
-    from mrla_minimal.lab import cost
+    from mrla_minimal.lab import cost_tables
 
     if arguments.paper:
-        print(cost.paper_text())
+        print(cost_tables.paper_text())
     else:
-        print(cost.cost_text(arguments.layer_attention, depth=arguments.depth, block=arguments.block, width=arguments.width,
-                             measure=arguments.measure))
+        print(cost_tables.cost_text(arguments.layer_attention, depth=arguments.depth, block=arguments.block,
+                                    width=arguments.width, measure=arguments.measure))
     return 0
 
 

@@ -192,6 +192,13 @@ def test_a_plan_on_the_command_line(tiny_data, capsys, monkeypatch):
     assert "--plan" in capsys.readouterr().err
 
 
+def test_cost_prints_its_tables(capsys):
+    assert cli.main(["cost", "--layer-attention", "mrla-light", "--depth", "8", "--width", "4"]) == 0
+    assert "ResNet-8" in (text := capsys.readouterr().out) and "mrla-light" in text
+    assert cli.main(["cost", "--paper"]) == 0
+    assert "+ MRLA-light" in capsys.readouterr().out
+
+
 def test_fetch_offline_says_how_to_get_the_data(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MRLA_OFFLINE", "1")
     assert cli.main(["fetch", "cifar10", "--data-root", str(tmp_path)]) == 2
