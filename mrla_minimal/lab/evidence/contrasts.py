@@ -10,6 +10,8 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+from mrla_minimal.lab.evidence.suites import with_defaults
+
 MARGIN = 0.003      # 0.3 points: what a difference must pass to be worth its name here
 NO_SCATTER = "no scatter"       # all differences are equal: nothing to judge them by
 
@@ -165,7 +167,7 @@ def _one_of_each(records, what, of):
 def check_definition(suite, record, fields, config):
     """ValueError unless a record has, in those fields, what its variant is defined with in the suite now."""
     for name in fields:
-        then, now = record["config"].get(name), config.get(name)
+        then, now = with_defaults(record["config"]).get(name), with_defaults(config).get(name)
         if then != now:
             raise ValueError(f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has {now!r} now: "
                              "give the variant or the suite another name, or put the records away")
@@ -186,7 +188,7 @@ def summarise(records, suite):
     if not records:
         raise ValueError(f"no finished runs of suite {suite.name} yet; to make them: mrla compare --suite {suite.name}, "
                          "or the file that makes the suite, without --report")
-    _one_of_each(records, "recipe", lambda record: record["recipe"])
+    _one_of_each(records, "recipe", lambda record: with_defaults(suite.recipe_of(record["config"])))
     _one_of_each(records, "data", lambda record: {"source": record["source"], "fingerprint": record["fingerprint"]})
     accuracies, rates, own_fields = {}, {}, suite.variant_fields()
     for variant in suite.variants:

@@ -13,12 +13,16 @@ from filelock import FileLock
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.engine import build_model
+from mrla_minimal.lab.evidence.suites import beyond_defaults
 from mrla_minimal.lab.files import append_record, read_records, replace_file, to_line
 
 
 def record_id(suite, variant, seed, config):
-    """The first 12 hex digits of the SHA-256 of suite, variant, seed and configuration (without device and paths)."""
-    kept = {name: value for name, value in config.items() if name not in ("device", "data_root", "source")}
+    """The first 12 hex digits of the SHA-256 of suite, variant, seed, and what the configuration has beyond the defaults.
+
+    The device and paths do not count.
+    """
+    kept = {name: value for name, value in beyond_defaults(config).items() if name not in ("device", "data_root", "source")}
     text = json.dumps([suite, variant, seed, kept], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -67,7 +71,7 @@ def load_records(path):
     for record in records:
         wanted = ["id", "suite", "variant", "seed", "phase", "test_accuracy"]
         if "diverged" not in record:
-            wanted += ["recipe", "config", "learning_rate", "source", "fingerprint"]
+            wanted += ["config", "learning_rate", "source", "fingerprint"]
         missing = [name for name in wanted if name not in record]
         if missing:
             raise ValueError(f"{path} does not hold records of a suite: a line lacks {', '.join(missing)}")

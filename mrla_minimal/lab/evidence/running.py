@@ -178,8 +178,9 @@ def _check_definitions(suite, variants, records, changes):
     for record in records:
         if record["suite"] != suite.name or record["variant"] not in variants or "config" not in record:
             continue
-        fields = {*suite.variant_fields(), *record["recipe"]} - {*NOT_RECIPE, "validation", *changes}
-        check_definition(suite, record, sorted(fields), dataclasses.asdict(suite.config(record["variant"], 0, **changes)))
+        now = dataclasses.asdict(suite.config(record["variant"], 0, **changes))
+        fields = {*now, *record["config"]} - {*NOT_RECIPE, "validation", *changes}
+        check_definition(suite, record, sorted(fields), now)
 
 
 def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", progress=True, checkpoint_seconds=60.0, wait=5.0, **changes):

@@ -1,5 +1,6 @@
 """What is run and what will be asked of it: a suite is written down before its first run."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -8,6 +9,21 @@ from mrla_minimal.lab.engine import TrainConfig
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
 NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
 _FILE_NAME = re.compile(r'[^/\\:*?"<>|\x00-\x1f]+')
+
+
+def with_defaults(config: dict) -> dict:
+    """A configuration as a dictionary, with the default of every field of TrainConfig that it lacks."""
+    return {entry.name: entry.default for entry in dataclasses.fields(TrainConfig)} | config
+
+
+def beyond_defaults(config: dict) -> dict:
+    """The part of a configuration that differs from the defaults.
+
+    Ids and recipes are made of it, so that a field that TrainConfig gains later leaves all older records what they are. The
+    price: the default of a field that has records must never change (a test holds them).
+    """
+    default = with_defaults({})
+    return {name: value for name, value in config.items() if name not in default or value != default[name]}
 
 
 @dataclass(frozen=True)
@@ -67,9 +83,9 @@ class Suite:
         return sorted(set().union(*(changes for changes in self.variants.values())))
 
     def recipe_of(self, config):
-        """The part of a configuration (as a dictionary) that runs must share to be compared."""
+        """The part of a configuration (as a dictionary) that runs must share to be compared: what differs from the defaults."""
         left_out = {*NOT_RECIPE, *self.variant_fields()}
-        return {name: value for name, value in config.items() if name not in left_out}
+        return {name: value for name, value in beyond_defaults(config).items() if name not in left_out}
 
 
 def _attentions(*names, **more):
