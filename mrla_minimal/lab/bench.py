@@ -245,7 +245,7 @@ def bench_data(batch=128, steps=20):
 
 def bench_engine(steps=15):
     """`mrla bench engine`: images/s of the training engine over those of a bare forward-backward-step loop on one batch in memory."""
-    from mrla_minimal.lab.training import TrainConfig
+    from mrla_minimal.lab.engine import TrainConfig
 
     for attention in (None, "mrla-light"):
         config = TrainConfig(layer_attention=attention, batch_size=128, augment="on")
@@ -259,7 +259,7 @@ def bench_engine(steps=15):
 
 def _engine_and_bare_loop(config, device, steps):
     from mrla_minimal.lab.device import World
-    from mrla_minimal.lab.training import Run, build_model, build_optimizer
+    from mrla_minimal.lab.engine import Run, build_model, build_optimizer
 
     run = Run(config, World(0, 1, device))
     images, labels = run.batch()

@@ -17,7 +17,6 @@ from mrla_minimal.lab import engine
 from mrla_minimal.lab.cli_suite import run_compare
 from mrla_minimal.lab.engine import PRESETS, TrainConfig
 from mrla_minimal.lab.engine.config import DATASETS
-from mrla_minimal.lab.engine.training import new_run_dir
 from mrla_minimal.lab.plugins import split_name
 
 
@@ -86,7 +85,7 @@ def run_train(arguments):
         name = arguments.name
         if name is not None and (not name or Path(name).is_absolute() or ".." in Path(name).parts):
             raise ValueError(f"--name must be a name below runs/, not {name!r}")
-        run_dir = new_run_dir(config) if name is None else Path("runs") / name
+        run_dir = None if name is None else Path("runs") / name
     result = engine.train(config, run_dir, resume=arguments.resume is not None, checkpoint_seconds=arguments.checkpoint_seconds)
     if os.environ.get("RANK", "0") != "0":
         return 0

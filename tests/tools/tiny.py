@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from mrla_minimal.lab.data import Cifar, Split
-from mrla_minimal.lab.engine import TrainConfig, run, training
+from mrla_minimal.lab.engine import Run, TrainConfig, TrainingInterrupted, train
 
 CLASSES = tuple("abcdefghij")
 
 
 def tiny_cifar(name="cifar10", root=None, source="auto", train=96, test=40):
-    """Ten classes told apart by their mean colour: 96 + 40 images."""
+    """Ten classes told apart by their mean colour, 96 + 40 images; it takes load_cifar's arguments, to stand in for it."""
     generator = torch.Generator().manual_seed(0)
     splits = []
     for count in (train, test):
@@ -33,6 +33,11 @@ def tiny_config(**changes):
     return TrainConfig(**fields)
 
 
+def tiny_train(config, run_dir, **options):
+    """train() on the tiny data, without a progress bar; returns its Result."""
+    return train(config, run_dir, **{"data": tiny_cifar(), "progress": False, **options})
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
@@ -42,19 +47,18 @@ def main():
     parser.add_argument("--pause", type=float, default=0.0, help="seconds to sleep in each batch, so that there is time to interrupt")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    run.load_cifar = tiny_cifar
     if arguments.pause:
-        batch = run.Run.batch
+        batch = Run.batch
 
         def slow_batch(state):
             time.sleep(arguments.pause)
             return batch(state)
 
-        run.Run.batch = slow_batch
+        Run.batch = slow_batch
     try:
-        training.train(tiny_config(epochs=arguments.epochs), arguments.run_dir, resume=arguments.resume, progress=False,
-                       checkpoint_seconds=arguments.checkpoint_seconds)
-    except training.TrainingInterrupted as interrupt:
+        tiny_train(tiny_config(epochs=arguments.epochs), arguments.run_dir, resume=arguments.resume,
+                   checkpoint_seconds=arguments.checkpoint_seconds)
+    except TrainingInterrupted as interrupt:
         print(interrupt, flush=True)
         return 130
     return 0

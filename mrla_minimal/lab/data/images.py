@@ -19,7 +19,7 @@ PADDING = 4
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """images uint8 (N, 3, 32, 32) and labels int64 (N,)."""
+    """images uint8 (N, channels, height, width), CIFAR's (N, 3, 32, 32), and labels int64 (N,)."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -33,7 +33,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Cifar:
-    """Both splits in canonical order; source: "cifar10", "cifar100" or "synthetic"; fingerprint: sha256, hex."""
+    """Both splits in canonical order; source: "cifar10", "cifar100" or "synthetic"; fingerprint: sha256, hex.
+
+    Images of one's own come as such a value too, with a source and a fingerprint of one's own choice: a run goes on
+    only with images of the same fingerprint.
+    """
 
     train: Split
     test: Split
@@ -100,25 +104,35 @@ def plan_epoch(size, seed, epoch, augment=True):
 
 
 def take_batch(split, plan, start, stop):
-    """Positions start..stop of the epoch: images float32 (b, 3, 32, 32), augmented and normalised; labels (b,).
+    """Positions start..stop of the epoch: images float32 (b, channels, height, width), normalised; labels (b,).
 
     A random crop after padding with 4 zeros on each side, then a flip from left to right where the plan says so.
     split and plan lie on the same device.
     """
     chosen, shift, flip = plan.order[start:stop], plan.shift[start:stop], plan.flip[start:stop]
-    padded = F.pad(split.images[chosen], (PADDING,) * 4)  # (b, 3, 40, 40)
-    line = torch.arange(32, device=chosen.device)
-    rows = shift[:, :1] + line
-    columns = shift[:, 1:] + torch.where(flip[:, None], 31 - line, line)
-    pixels = (padded.shape[3] * rows[:, :, None] + columns[:, None, :]).flatten(1)  # (b, 1024): places in a plane
-    images = padded.flatten(2).gather(2, pixels[:, None].expand(-1, 3, -1)).unflatten(2, (32, 32))
+    channels, height, width = split.images.shape[1:]
+    padded = F.pad(split.images[chosen], (PADDING,) * 4)  # (b, channels, height + 8, width + 8)
+    line = torch.arange(width, device=chosen.device)
+    rows = shift[:, :1] + torch.arange(height, device=chosen.device)
+    columns = shift[:, 1:] + torch.where(flip[:, None], width - 1 - line, line)
+    # Places in a plane: (b, height * width).
+    pixels = (padded.shape[3] * rows[:, :, None] + columns[:, None, :]).flatten(1)
+    images = padded.flatten(2).gather(2, pixels[:, None].expand(-1, channels, -1)).unflatten(2, (height, width))
     return normalise(images), split.labels[chosen]
 
 
 def normalise(images):
-    """uint8 (b, 3, 32, 32) -> float32 with mean 0 and deviation 1 per channel over CIFAR-10's training pixels."""
+    """uint8 (b, channels, height, width) -> float32, about 0 and of deviation about 1.
+
+    Three channels are colours: each gets mean 0 and deviation 1 over CIFAR-10's training pixels. Of any other number,
+    every channel is taken as grey, and gets the means of those three constants. What is left of a scale or a shift, the
+    net's first batch norm takes out.
+    """
     images = images.to(torch.float32)
-    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+    colours = images.shape[1] == len(MEAN)
+    means = MEAN if colours else [sum(MEAN) / len(MEAN)] * images.shape[1]
+    deviations = STD if colours else [sum(STD) / len(STD)] * images.shape[1]
+    for channel, (mean, std) in enumerate(zip(means, deviations, strict=True)):
         # Plain numbers: a constant tensor would have to be copied to the device, which makes the host wait.
         images[:, channel].sub_(255 * mean).mul_(1 / (255 * std))
     return images

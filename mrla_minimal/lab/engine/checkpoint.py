@@ -58,7 +58,8 @@ def load_model(path, device="cpu"):
     """(model in evaluation mode, state) of a run folder or a checkpoint file, in float32 on `device`. ValueError if it is none."""
     state = read_checkpoint(path)
     run_dir = Path(path) if Path(path).is_dir() else Path(path).parent
-    model = build_model(config_from_dict(state["config"], path), len(state["classes"]), run_dir)
+    config = config_from_dict(state["config"], path)
+    model = build_model(config, len(state["classes"]), run_dir, state.get("in_channels", 3))
     load_weights(model, state, path)
     return model.to(choose_device(device)).eval(), state
 

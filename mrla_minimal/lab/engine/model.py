@@ -11,17 +11,18 @@ from mrla_minimal.resnet import cifar_resnet
 MOMENTUM = 0.9
 
 
-def build_model(config, num_classes, run_dir=None):
+def build_model(config, num_classes, run_dir=None, in_channels=3):
     """The model of a configuration, started from its seed: variants of one seed share their host's initial weights.
 
     An attention of one's own is taken from its file, or from the copy in `run_dir`.
     """
+    channels = {} if in_channels == 3 else {"in_channels": in_channels}
     name = config.layer_attention
     attention = load_attention(name, run_dir) if is_own(name) else FURTHER_ATTENTIONS.get(name, name)
     torch.manual_seed(config.seed)
     return cifar_resnet(config.depth, block=config.block, num_classes=num_classes, layer_attention=attention,
                         channel_attention=config.channel_attention, head_dim=config.head_dim,
-                        shortcut=config.shortcut, width=config.width, drop_path=config.drop_path)
+                        shortcut=config.shortcut, width=config.width, drop_path=config.drop_path, **channels)
 
 
 def try_model(config, run_dir=None):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mrla_minimal.lab.arguments import check_images
 from mrla_minimal.lab.data import hold_out, load_cifar, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT, TrainingDiverged, load_weights, require_parts
@@ -42,15 +43,19 @@ def evaluate(model, split, world=None, batch_size=500, amp=False, channels_last=
 class Run:
     """The state of one run on this process: data, model, optimiser, and how far it has come.
 
-    `step` counts optimiser steps from 0; `losses` and `hits` hold those of the current epoch as numbers, in order.
+    `data` is a `Cifar` of one's own, or None: then what the configuration names is loaded. `step` counts optimiser steps
+    from 0; `losses` and `hits` hold those of the current epoch as numbers, in order.
     """
 
-    def __init__(self, config, world, run_dir=None):
+    def __init__(self, config, world, run_dir=None, data=None):
         self.config, self.world = config, world
         if config.batch_size % world.size:
             raise ValueError(f"batch_size must be divisible by the {world.size} processes, which {config.batch_size} is not")
         try_model(config, run_dir)      # wrong arguments are told before the data is fetched
-        data = world.first_then_others(lambda: load_cifar(config.dataset, config.data_root, config.source))
+        if data is None:
+            data = world.first_then_others(lambda: load_cifar(config.dataset, config.data_root, config.source))
+        else:
+            data = check_images(data)
         self.source, self.fingerprint, self.classes = data.source, data.fingerprint, data.classes
         training, held_out = hold_out(data.train, seed=0) if config.validation else (data.train, None)
         self.training = training.to(world.device)
@@ -62,7 +67,9 @@ class Run:
         self.total_steps = config.steps or config.epochs * self.steps_per_epoch
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = build_model(config, len(self.classes), run_dir).to(world.device, memory_format=memory_format)
+        self.in_channels = data.train.images.shape[1]
+        model = build_model(config, len(self.classes), run_dir, self.in_channels)
+        self.model = model.to(world.device, memory_format=memory_format)
         self.optimizer = build_optimizer(config, self.model)
         self.forward = torch.compile(self.model) if config.compile else self.model
         if world.parallel:
@@ -163,6 +170,7 @@ class Run:
             random["cuda"] = torch.cuda.get_rng_state(self.world.device)
         return {
             "format": CHECKPOINT_FORMAT, "config": dataclasses.asdict(self.config), "classes": list(self.classes),
+            "in_channels": self.in_channels,
             "source": self.source, "fingerprint": self.fingerprint, "threads": torch.get_num_threads(),
             "step": self.step, "losses": self.losses, "hits": self.hits, "metrics": self.metrics,
             "seconds": self.seconds, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random,

@@ -4,6 +4,7 @@ A run folder holds config.json, metrics.jsonl (one line an epoch, no times), tim
 """
 
 import dataclasses
+import itertools
 import math
 import shlex
 import signal
@@ -66,14 +67,23 @@ def _ctrl_c_as_a_flag():
         signal.signal(signal.SIGINT, previous)
 
 
-def new_run_dir(config, runs="runs"):
-    """runs/NAME, the first NAME that is not taken: the model, its attentions, the data asked for and the seed."""
+def new_run_dir(config, runs="runs", source=None):
+    """Make runs/NAME, and return it: the first NAME that nobody has.
+
+    NAME says the model, its attentions, the data (`source`, of images of one's own) and the seed. The folder is made
+    here, which only one of several processes can do: two that start together get two folders.
+    """
     layer_attention = short_name(config.layer_attention) if is_own(config.layer_attention) else config.layer_attention
     attention = "-".join(filter(None, (layer_attention, config.channel_attention))) or "plain"
-    data = "synthetic" if config.source == "synthetic" else config.dataset
+    data = source or ("synthetic" if config.source == "synthetic" else config.dataset)
     name = f"resnet{config.depth}-{attention}-{data}-seed{config.seed}"
-    names = [name, *(f"{name}-{number}" for number in range(2, 10_000))]
-    return next(Path(runs) / name for name in names if not (Path(runs) / name / "config.json").exists())
+    for number in itertools.count(1):
+        folder = Path(runs) / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            pass
 
 
 def _prepare_folder(config, run_dir, resume):
@@ -101,8 +111,14 @@ def _describe(record, config, images_per_second):
     return "  ".join([*parts, f"{images_per_second:.0f} images/s"])
 
 
-def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_seconds=60.0):
+def train(config, run_dir=None, *, data=None, resume=False, progress=True, checkpoint_seconds=60.0):
     """Train one model as `config` says, and return its Result. Writes run_dir (default: a new folder under runs/).
+
+    `data` holds images of one's own, of any size and number of channels; None loads what the configuration names:
+
+        train_split = Split(images, labels)         # uint8 (N, channels, height, width); int64 (N,)
+        data = Cifar(train_split, test_split, classes=("cat", "dog"), source="pets", fingerprint="pets, version 1")
+        result = train(TrainConfig(depth=20), data=data)
 
     resume=True continues what run_dir holds: a CPU run that was killed ends with the same weights and metrics.jsonl, bit for
     bit, as one that never was, at the same number of threads. A checkpoint is written at the start, after every epoch, and
@@ -114,7 +130,9 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
     if not 0 <= checkpoint_seconds < math.inf:
         raise ValueError(f"checkpoint_seconds must be a number from 0 on, not {checkpoint_seconds!r}")
     world = join_world(config.device)
-    run_dir = Path(world.from_rank_zero(run_dir or new_run_dir(config)))
+    if run_dir is None and world.rank == 0:
+        run_dir = new_run_dir(config, source=data.source if data else None)
+    run_dir = Path(world.from_rank_zero(run_dir))
     lock = FileLock(run_dir / ".lock")
     if world.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -123,7 +141,7 @@ def train(config, run_dir=None, *, resume=False, progress=True, checkpoint_secon
         except Timeout:
             raise RunInUse(f"{run_dir} is in use by another run") from None
     try:
-        run = Run(config, world, run_dir)
+        run = Run(config, world, run_dir, data)
         state = world.first_then_others(lambda: _prepare_folder(config, run_dir, resume or world.rank > 0))
         if world.from_rank_zero(state is not None):     # not what this rank saw: rank 0 may write a first checkpoint meanwhile
             run.restore(state, run_dir / "checkpoint.pt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import parallel_steps
 import pytest
 
-from mrla_minimal.lab.engine.training import read_checkpoint
+from mrla_minimal.lab.engine import read_checkpoint
 from mrla_minimal.lab.files import read_records
 
 TOOLS = Path(parallel_steps.__file__).parent
@@ -46,7 +46,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused():
     import torch
 
     from mrla_minimal.lab.device import World
-    from mrla_minimal.lab.engine.training import Run, TrainConfig
+    from mrla_minimal.lab.engine import Run, TrainConfig
 
     with pytest.raises(ValueError, match="divisible by the 3 processes, which 64 is not"):
         Run(TrainConfig(), World(0, 3, torch.device("cpu")))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,32 +15,36 @@ import tiny
 import torch
 from kill_and_resume import main as kill_and_resume
 from kill_and_resume import same
-from tiny import tiny_cifar, tiny_config
+from tiny import tiny_cifar, tiny_config, tiny_train
 from torch.nn import functional as F
 
-from mrla_minimal.lab import files, training
-from mrla_minimal.lab.data import hold_out, normalise, plan_epoch, take_batch
+from mrla_minimal.lab import files
+from mrla_minimal.lab.data import Cifar, Split, hold_out, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.device import World, choose_device
-from mrla_minimal.lab.engine.training import (
+from mrla_minimal.lab.engine import (
     Run,
     TrainConfig,
     TrainingDiverged,
+    TrainingInterrupted,
     build_model,
     build_optimizer,
     evaluate,
     learning_rate_at,
-    train,
+    load_model,
+    read_checkpoint,
+    run,
 )
+from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT
+from mrla_minimal.lab.engine.training import new_run_dir
 
 CPU = World(0, 1, torch.device("cpu"))
 needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL or SIGINT for another process")
 
 
 @pytest.fixture(autouse=True)
-def tiny_data(monkeypatch):
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(training, "load_cifar", tiny_cifar)
     yield
     torch.set_num_threads(threads)
 
@@ -59,9 +64,9 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
 
 
 def test_depth_21_is_refused_before_any_data_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "load_cifar", lambda *args: pytest.fail("data was loaded"))
+    monkeypatch.setattr(run, "load_cifar", lambda *args: pytest.fail("data was loaded"))
     with pytest.raises(ValueError, match="6n \\+ 2.*21"):
-        train(tiny_config(depth=21), tmp_path / "run", progress=False)
+        tiny_train(tiny_config(depth=21), tmp_path / "run", data=None)
 
 
 def test_learning_rate_warms_up_linearly_and_falls_to_zero_by_a_cosine():
@@ -91,7 +96,7 @@ def test_weight_decay_spares_biases_norms_and_lambda_unless_asked(decay_all):
 
 def test_the_engine_equals_a_loop_written_out(tmp_path):
     config = tiny_config(drop_path=0.0, label_smoothing=0.1, epochs=1, channels_last=False, augment="on")
-    result = train(config, tmp_path / "run", progress=False)
+    result = tiny_train(config, tmp_path / "run")
     data = tiny_cifar()
     model = build_model(config, 10)
     optimizer = torch.optim.SGD([{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 5e-4},
@@ -115,20 +120,20 @@ def test_the_engine_equals_a_loop_written_out(tmp_path):
 
 
 def test_the_loss_within_an_epoch_is_kept_as_the_means_of_its_tenths(tmp_path):
-    assert training._means_of_parts(list(range(20))) == [0.5 + 2 * part for part in range(10)]
-    assert training._means_of_parts([3.0, 5.0, 1.0]) == [3.0, 5.0, 1.0]
-    record = train(tiny_config(epochs=1), tmp_path / "run", progress=False).metrics[0]
+    assert run._means_of_parts(list(range(20))) == [0.5 + 2 * part for part in range(10)]
+    assert run._means_of_parts([3.0, 5.0, 1.0]) == [3.0, 5.0, 1.0]
+    record = tiny_train(tiny_config(epochs=1), tmp_path / "run").metrics[0]
     assert len(record["train_loss_parts"]) == 6 and sum(record["train_loss_parts"]) / 6 == pytest.approx(record["train_loss"])
 
 
 def test_it_learns_what_can_be_learnt(tmp_path):
-    result = train(tiny_config(epochs=8, layer_attention="mrla-light", drop_path=0.0), tmp_path / "run", progress=False)
+    result = tiny_train(tiny_config(epochs=8, layer_attention="mrla-light-released", drop_path=0.0), tmp_path / "run")
     assert result.test_accuracy > 0.5 and result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
 
 
 def test_the_run_folder_holds_what_is_promised(tmp_path):
     config = tiny_config()
-    result = train(config, tmp_path / "run", progress=False)
+    result = tiny_train(config, tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
     assert names == {"config.json", "metrics.jsonl", "timing.jsonl", "checkpoint.pt", "curves.png"}
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == dataclasses.asdict(config)
@@ -147,8 +152,8 @@ def test_validation_trains_on_the_rest_and_opens_the_test_set_once(tmp_path, mon
         seen.append(len(split))
         return original(model, split, *args, **kw)
 
-    monkeypatch.setattr(training, "evaluate", counted)
-    result = train(tiny_config(validation=True, epochs=3), tmp_path / "run", progress=False)
+    monkeypatch.setattr(run, "evaluate", counted)
+    result = tiny_train(tiny_config(validation=True, epochs=3), tmp_path / "run")
     held_out = len(hold_out(tiny_cifar().train)[1])
     assert seen == [held_out] * 3 + [40]
     assert ["test_accuracy" in record for record in result.metrics] == [False, False, True]
@@ -174,13 +179,13 @@ class _Rank(World):
 
 
 def test_variants_of_one_seed_share_host_weights_and_data_order():
-    runs = [Run(tiny_config(layer_attention=name), CPU) for name in (None, "mrla-light", "mrla-base")]
+    runs = [Run(tiny_config(layer_attention=name), CPU, data=tiny_cifar()) for name in (None, "mrla-light", "mrla-base")]
     host = runs[0].model.state_dict()
-    for run in runs[1:]:
-        assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in host.items())
-    batches = [run.batch() for run in runs]
+    for other in runs[1:]:
+        assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in host.items())
+    batches = [each.batch() for each in runs]
     assert all(torch.equal(batches[0][0], images) and torch.equal(batches[0][1], labels) for images, labels in batches[1:])
-    other = Run(tiny_config(layer_attention=None, seed=1), CPU)
+    other = Run(tiny_config(layer_attention=None, seed=1), CPU, data=tiny_cifar())
     assert not torch.equal(other.batch()[0], batches[0][0])
 
 
@@ -189,7 +194,7 @@ def test_images_that_are_seen_once_are_not_augmented_unless_asked():
     moved = take_batch(tiny_cifar().train, plan_epoch(96, 0, 0), 0, 16)[0]
     for changes, expected in (({"epochs": 1}, plain), ({"epochs": 2}, moved), ({"epochs": 1, "augment": "on"}, moved),
                               ({"epochs": 2, "augment": "off"}, plain), ({"steps": 6}, plain), ({"steps": 7}, moved)):
-        assert torch.equal(Run(tiny_config(**changes), CPU).batch()[0], expected), changes
+        assert torch.equal(Run(tiny_config(**changes), CPU, data=tiny_cifar()).batch()[0], expected), changes
 
 
 def _interrupt_after(monkeypatch, steps):
@@ -206,25 +211,25 @@ def _interrupt_after(monkeypatch, steps):
 @pytest.mark.parametrize("stop_at", [2, 6, 8])
 def test_ctrl_c_saves_and_a_resumed_run_is_bitwise_the_same(tmp_path, monkeypatch, stop_at):
     config = tiny_config(layer_attention="mrla-light")
-    train(config, tmp_path / "whole", progress=False)
+    tiny_train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         _interrupt_after(patch, stop_at)
-        with pytest.raises(training.TrainingInterrupted, match=f"step {stop_at} of 12.*--resume"):
-            train(config, tmp_path / "parts", progress=False)
-    train(config, tmp_path / "parts", resume=True, progress=False)
+        with pytest.raises(TrainingInterrupted, match=f"step {stop_at} of 12.*--resume"):
+            tiny_train(config, tmp_path / "parts")
+    tiny_train(config, tmp_path / "parts", resume=True)
     assert same(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_lines_written_after_the_checkpoint_are_cut(tmp_path, monkeypatch):
     config = tiny_config()
-    train(config, tmp_path / "whole", progress=False)
+    tiny_train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         _interrupt_after(patch, 8)
-        with pytest.raises(training.TrainingInterrupted):
-            train(config, tmp_path / "parts", progress=False)
+        with pytest.raises(TrainingInterrupted):
+            tiny_train(config, tmp_path / "parts")
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 2, "step": 12, "train_loss": 9.0}\n{"epoch": 3, "st')
-    train(config, tmp_path / "parts", resume=True, progress=False)
+    tiny_train(config, tmp_path / "parts", resume=True)
     assert same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -260,10 +265,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rate_and_checkpo
 
     monkeypatch.setattr(Run, "batch", batch)
     with pytest.raises(TrainingDiverged) as error:
-        train(tiny_config(), tmp_path / "run", progress=False)
+        tiny_train(tiny_config(), tmp_path / "run")
     text = str(error.value)
     assert "step 8 of 12" in text and "learning rate 0.0933" in text and str(tmp_path / "run" / "checkpoint.pt") in text
-    state = training.read_checkpoint(tmp_path / "run")
+    state = read_checkpoint(tmp_path / "run")
     assert state["step"] == 6 and all(torch.isfinite(value).all() for value in state["model"].values())
 
 
@@ -277,10 +282,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
                 run.model.classifier.weight[0, 0] = math.inf
 
     monkeypatch.setattr(Run, "train_step", train_step)
-    monkeypatch.setattr(training, "evaluate", lambda *args, **kw: (0.0, 0.0))
+    monkeypatch.setattr(run, "evaluate", lambda *args, **kw: (0.0, 0.0))
     with pytest.raises(TrainingDiverged, match="a weight is no longer finite after step 6"):
-        train(tiny_config(), tmp_path / "run", progress=False)
-    assert training.read_checkpoint(tmp_path / "run")["step"] == 0
+        tiny_train(tiny_config(), tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run")["step"] == 0
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -296,10 +301,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match="No space left"):
-        train(tiny_config(), tmp_path / "run", progress=False)
-    assert training.read_checkpoint(tmp_path / "run")["step"] == 0
+        tiny_train(tiny_config(), tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run")["step"] == 0
     assert not list((tmp_path / "run").glob("*.part")) and not list((tmp_path / "run").glob(".*.part"))
-    result = train(tiny_config(), tmp_path / "run", resume=True, progress=False)
+    result = tiny_train(tiny_config(), tmp_path / "run", resume=True)
     assert result.metrics[-1]["step"] == 12
 
 
@@ -313,9 +318,9 @@ def test_a_disk_that_fills_while_the_checkpoint_is_flushed(tmp_path, monkeypatch
 
     monkeypatch.setattr(files.os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
-        train(tiny_config(), tmp_path / "run", progress=False)
-    assert training.read_checkpoint(tmp_path / "run")["step"] == 0 and not list((tmp_path / "run").glob(".*.part"))
-    assert train(tiny_config(), tmp_path / "run", resume=True, progress=False).metrics[-1]["step"] == 12
+        tiny_train(tiny_config(), tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run")["step"] == 0 and not list((tmp_path / "run").glob(".*.part"))
+    assert tiny_train(tiny_config(), tmp_path / "run", resume=True).metrics[-1]["step"] == 12
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
@@ -325,56 +330,114 @@ def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
         original(run)
         if run.step == 1:
             with pytest.raises(ValueError, match=f"{tmp_path / 'run'} is in use by another run"):
-                train(tiny_config(), tmp_path / "run", resume=True, progress=False)
+                tiny_train(tiny_config(), tmp_path / "run", resume=True)
 
     monkeypatch.setattr(Run, "train_step", train_step)
-    train(tiny_config(epochs=1), tmp_path / "run", progress=False)
+    tiny_train(tiny_config(epochs=1), tmp_path / "run")
 
 
 def test_a_finished_run_is_not_overwritten_and_resuming_it_gives_its_result(tmp_path):
-    result = train(tiny_config(), tmp_path / "run", progress=False)
+    result = tiny_train(tiny_config(), tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):
-        train(tiny_config(), tmp_path / "run", progress=False)
-    again = train(tiny_config(), tmp_path / "run", resume=True, progress=False)
+        tiny_train(tiny_config(), tmp_path / "run")
+    again = tiny_train(tiny_config(), tmp_path / "run", resume=True)
     assert (again.metrics, again.test_accuracy) == (result.metrics, result.test_accuracy)
 
 
 def test_resuming_with_another_configuration_names_the_fields(tmp_path):
-    train(tiny_config(), tmp_path / "run", progress=False)
+    tiny_train(tiny_config(), tmp_path / "run")
     with pytest.raises(ValueError, match="epochs: stored 2, given 3; .*learning_rate: stored 0.1, given 0.2"):
-        train(tiny_config(epochs=3, learning_rate=0.2), tmp_path / "run", resume=True, progress=False)
+        tiny_train(tiny_config(epochs=3, learning_rate=0.2), tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path):
-    train(tiny_config(seed=1), tmp_path / "one", progress=False)
-    train(tiny_config(), tmp_path / "two", progress=False)
+    tiny_train(tiny_config(seed=1), tmp_path / "one")
+    tiny_train(tiny_config(), tmp_path / "two")
     shutil.copy(tmp_path / "one" / "checkpoint.pt", tmp_path / "two" / "checkpoint.pt")
     with pytest.raises(ValueError, match="is of another run: seed: stored 1, given 0"):
-        train(tiny_config(), tmp_path / "two", resume=True, progress=False)
+        tiny_train(tiny_config(), tmp_path / "two", resume=True)
 
 
 def test_a_checkpoint_that_lacks_a_part_is_named(tmp_path):
-    torch.save({"format": training.CHECKPOINT_FORMAT}, tmp_path / "part.pt")
+    torch.save({"format": CHECKPOINT_FORMAT}, tmp_path / "part.pt")
     with pytest.raises(ValueError, match="part.pt is not a whole checkpoint: it lacks config, classes, source, fingerprint, model"):
-        training.load_model(tmp_path / "part.pt")
+        load_model(tmp_path / "part.pt")
+
+
+def own_images(channels=3, size=32, **changes):
+    """Images of one's own: 48 + 12 of any size in three classes, told apart by their brightness."""
+    splits = []
+    for count in (48, 12):
+        labels = torch.arange(count) % 3
+        images = (60 * labels + 20).to(torch.uint8)[:, None, None, None].expand(-1, channels, size, size).clone()
+        splits.append(Split(images, labels))
+    parts = {"train": splits[0], "test": splits[1], "classes": ("dark", "grey", "light"), "source": "own"}
+    return Cifar(**{**parts, "fingerprint": "own 1", **changes})
+
+
+@pytest.mark.parametrize("channels, size", [(3, 32), (3, 40)])
+def test_images_of_ones_own_decide_classes_channels_and_size(tmp_path, channels, size):
+    data = own_images(channels, size)
+    result = tiny_train(tiny_config(epochs=1, augment="on"), tmp_path / "run", data=data)
+    assert (result.source, result.fingerprint) == ("own", "own 1")
+    model, state = load_model(tmp_path / "run")
+    assert model(torch.zeros(1, channels, size, size)).shape == (1, 3) and state["in_channels"] == channels
+    again = tiny_train(tiny_config(epochs=1, augment="on"), tmp_path / "run", data=data, resume=True)
+    assert again.metrics == result.metrics
+
+
+def test_images_of_ones_own_name_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tiny_train(tiny_config(epochs=1), None, data=own_images()).run_dir.name == "resnet8-mrla-light-own-seed0"
+
+
+FEW = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+TWO = torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("change, complaint", [
+    ({"train": Split(FEW.float(), TWO)}, "data.train.images must be a uint8 tensor .*not .2, 3, 32, 32. of torch.float32"),
+    ({"test": Split(FEW, TWO[:1])}, "data.test.labels must be an int64 tensor .2,., not .1,. of torch.int64"),
+    ({"test": Split(FEW[..., :8, :8], TWO)}, "images of one shape, not .3, 32, 32. and .3, 8, 8."),
+    ({"classes": ("a", "b")}, "data.train.labels must be from 0 to 1.*they go from 0 to 2"),
+    ({"train": None}, "data.train.images must be a uint8 tensor .*not None"),
+])
+def test_images_that_cannot_be_trained_on_are_named_before_anything_is_written(tmp_path, change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        tiny_train(tiny_config(), tmp_path / "run", data=own_images(**change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_that_start_together_get_two_folders(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_run_dir(tiny_config(), tmp_path), range(24)))
+    assert len(set(folders)) == 24 and all(folder.is_dir() for folder in folders)
+    assert {folder.name for folder in folders} == {"resnet8-mrla-light-cifar10-seed0"} | {
+        f"resnet8-mrla-light-cifar10-seed0-{number}" for number in range(2, 25)}
+
+
+def test_a_refused_run_gives_its_new_folder_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="at most the 96"):
+        tiny_train(tiny_config(batch_size=97), None)
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_runs_are_called_by_what_they_are(tmp_path):
-    assert training.new_run_dir(tiny_config(layer_attention=None, channel_attention="se"), tmp_path).name.startswith("resnet8-se-")
-    assert "synthetic" in training.new_run_dir(tiny_config(source="synthetic"), tmp_path).name
+    assert new_run_dir(tiny_config(layer_attention=None, channel_attention="se"), tmp_path).name.startswith("resnet8-se-")
+    assert "synthetic" in new_run_dir(tiny_config(source="synthetic"), tmp_path).name
 
 
-def test_resuming_on_other_images_is_refused(tmp_path, monkeypatch):
-    train(tiny_config(), tmp_path / "run", progress=False)
-    monkeypatch.setattr(training, "load_cifar", lambda *args: dataclasses.replace(tiny_cifar(), fingerprint="other"))
+def test_resuming_on_other_images_is_refused(tmp_path):
+    tiny_train(tiny_config(), tmp_path / "run")
     with pytest.raises(ValueError, match="other images"):
-        train(tiny_config(), tmp_path / "run", resume=True, progress=False)
+        tiny_train(tiny_config(), tmp_path / "run", resume=True, data=dataclasses.replace(tiny_cifar(), fingerprint="other"))
 
 
 def test_resuming_with_another_thread_count_is_said(tmp_path, capsys):
-    train(tiny_config(), tmp_path / "run", progress=False)
+    tiny_train(tiny_config(), tmp_path / "run")
     torch.set_num_threads(2)
-    train(tiny_config(), tmp_path / "run", resume=True, progress=False)
+    tiny_train(tiny_config(), tmp_path / "run", resume=True)
     assert "1 threads, here are 2" in capsys.readouterr().out
 
 
@@ -382,7 +445,7 @@ def test_resuming_with_another_thread_count_is_said(tmp_path, capsys):
 def test_what_is_no_checkpoint_is_named(tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(ValueError, match="checkpoint.pt is not a checkpoint"):
-        training.load_model(tmp_path)
+        load_model(tmp_path)
 
 
 class _RunsCode:
@@ -393,47 +456,47 @@ class _RunsCode:
 def test_a_checkpoint_cannot_run_code(tmp_path, capsys):
     torch.save({"format": _RunsCode()}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="checkpoint.pt is not a checkpoint"):
-        training.load_model(tmp_path)
+        load_model(tmp_path)
     assert "never" not in capsys.readouterr().out
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path):
-    train(tiny_config(epochs=1), tmp_path / "run", progress=False)
+    tiny_train(tiny_config(epochs=1), tmp_path / "run")
     path = tmp_path / "run" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="checkpoint.pt is not a checkpoint"):
-        train(tiny_config(epochs=1), tmp_path / "run", resume=True, progress=False)
+        tiny_train(tiny_config(epochs=1), tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
-    train(tiny_config(epochs=1), tmp_path / "run", progress=False)
-    state = training.read_checkpoint(tmp_path / "run")
+    tiny_train(tiny_config(epochs=1), tmp_path / "run")
+    state = read_checkpoint(tmp_path / "run")
     state["config"]["width"] = 8
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="other.pt holds the weights of another model"):
-        training.load_model(tmp_path / "other.pt")
+        load_model(tmp_path / "other.pt")
 
 
 def test_load_model_gives_back_the_trained_net(tmp_path):
-    result = train(tiny_config(), tmp_path / "run", progress=False)
-    model, state = training.load_model(tmp_path / "run")
+    result = tiny_train(tiny_config(), tmp_path / "run")
+    model, state = load_model(tmp_path / "run")
     assert not model.training and evaluate(model, tiny_cifar().test)[1] == result.test_accuracy and state["step"] == 12
 
 
 def test_batches_larger_than_the_data_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at most the 96 training images, not 97"):
-        train(tiny_config(batch_size=97), tmp_path / "run", progress=False)
+        tiny_train(tiny_config(batch_size=97), tmp_path / "run")
     with pytest.raises(ValueError, match="not a run folder"):
-        train(tiny_config(), tmp_path / "nothing", resume=True, progress=False)
+        tiny_train(tiny_config(), tmp_path / "nothing", resume=True)
     with pytest.raises(ValueError, match="no such checkpoint"):
-        training.load_model(tmp_path / "absent.pt")
+        load_model(tmp_path / "absent.pt")
 
 
 def test_a_failed_start_leaves_no_run_behind(tmp_path):
     with pytest.raises(ValueError):
-        train(tiny_config(batch_size=97), tmp_path / "run", progress=False)
+        tiny_train(tiny_config(batch_size=97), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    train(tiny_config(epochs=1), tmp_path / "run", progress=False)
+    tiny_train(tiny_config(epochs=1), tmp_path / "run")
 
 
 def test_choose_device():
