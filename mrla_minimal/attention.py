@@ -7,22 +7,26 @@ import math
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from mrla_minimal.shapes import check_heads, check_query_key_value, check_tokens
 
 
-def softmax_attention(query, key, value, mask=None):
+def softmax_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(d)) V.
 
-    query (..., n, d), key (..., m, d), value (..., m, e); `mask` is boolean, broadcasts to (..., n, m), True = may attend.
-    Returns the output (..., n, e) and the weights (..., n, m), whose rows sum to 1. A row that may attend to nothing
-    has weights and output 0, and passes no gradient on. Raises ValueError for shapes that do not fit.
+    query (..., n, d), key (..., m, d), value (..., m, e) -> output (..., n, e) and weights (..., n, m),
+    whose rows sum to 1. `mask` is boolean and broadcasts to (..., n, m); True = may attend. A row that may
+    attend to nothing has weights and output 0, and passes no gradient on.
+
+    Raises ValueError for shapes that do not fit.
     """
     check_query_key_value(query, key, value, mask)
     logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])     # (..., n, m)
     if mask is not None:
-        # The lowest finite number, not -inf: exp() of it is 0 beside any other logit, and a row of nothing else is not NaN.
+        # The lowest finite number, not -inf: its exp() is 0 beside other logits, and a row of it is not NaN.
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     weights = logits.softmax(dim=-1)                                        # (..., n, m)
     if mask is not None:
@@ -34,10 +38,12 @@ class MultiHeadSelfAttention(nn.Module):
     """Several attentions side by side, each on its own slice of the queries, keys and values.
 
     x (batch, tokens, dim) -> output (batch, tokens, dim), weights (batch, heads, tokens, tokens).
-    Head h owns the channels h * dim / heads up to (h + 1) * dim / heads. Raises ValueError if `heads` does not divide `dim`.
+    Head h owns the channels h * dim / heads up to (h + 1) * dim / heads.
+
+    Raises ValueError if `heads` does not divide `dim`, or if x has another shape.
     """
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim: int, heads: int):
         super().__init__()
         check_heads(dim, heads)
         self.dim, self.heads = dim, heads
@@ -46,12 +52,12 @@ class MultiHeadSelfAttention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_tokens(x, self.dim)
         query, key, value = (
             rearrange(projection(x), "batch tokens (heads d) -> batch heads tokens d", heads=self.heads)
             for projection in (self.query, self.key, self.value)
-        )                                                                   # each (batch, heads, tokens, dim / heads)
-        output, weights = softmax_attention(query, key, value)              # weights (batch, heads, tokens, tokens)
+        )                                                                   # each (batch, heads, tokens, d)
+        output, weights = softmax_attention(query, key, value)              # (batch, heads, tokens, tokens)
         output = rearrange(output, "batch heads tokens d -> batch tokens (heads d)")
         return self.output(output), weights                                 # (batch, tokens, dim)

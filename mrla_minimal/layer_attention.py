@@ -2,23 +2,34 @@
 
 Source: Y. Fang et al., Cross-Layer Retrospective Retrieving via Layer Attention, ICLR 2023, arXiv 2302.03985.
 
-All three share one signature, `output, memory = attention(x, memory)`: x is layer t's feature map, memory is what the
-layers before it left behind (None at the first), and the returned memory is what layer t leaves to layer t + 1.
-They differ in what that memory is:
+All share one signature, `output, memory = attention(x, memory)`. x is layer t's feature map, memory is what
+the layers before it left behind (None at the first), and the returned memory is what layer t leaves to
+layer t + 1. They differ in what that memory is:
 
     LayerAttention   the feature maps X^1..X^t         projected again by every layer
     MRLABase         the (key, value) pairs of 1..t    projected once, by their own layer
     MRLALight        one map, O^t                      a running total, never asked again
 
 MRLALightReleased is MRLALight as the public code runs it: given the block's input where Eq. 8 has O^{t-1}.
-A memory is a value: each call returns a new one and leaves the one it was given as it was.
+
+A memory is a value: each call returns a new one and leaves the one it was given as it was. Checkpoint a
+stage with `use_reentrant=False`: torch's reentrant checkpointing loses the gradients of tensors inside a
+list. The checks of a list memory raise a ValueError when the backward pass runs such a layer again.
+
+What a block or a tool reads off an attention, ours or one's own, is four attributes. Absent means no:
+
+    weights             an nn.Identity that the attention weights (batch, heads, layers) pass through:
+                        where `looking` records them and puts others in their place
+    is_gate             the weights are a gate (batch, heads, 1), and do not sum to 1 over the layers
+    relu_after_norm     the block puts a ReLU after the batch norm that follows the attention
+    takes_block_input   the block hands over its input, the shortcut, in place of the memory
 """
 
 import math
 
 import torch
 from einops import einsum, rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from mrla_minimal.shapes import (
     check_feature_map,
@@ -29,144 +40,121 @@ from mrla_minimal.shapes import (
     choose_kernel_size,
 )
 
+KeyValues = list[tuple[Tensor, Tensor]]         # MRLABase's memory: the key and the value of each layer
 
-def channel_convolution(channels, kernel_size=None):
-    """The query or key projection: a bias-free convolution along the channel axis, (batch, 1, channels) -> the same shape."""
+
+def channel_convolution(channels: int, kernel_size: int | None = None) -> nn.Conv1d:
+    """The query or key projection: a bias-free convolution along the channel axis.
+
+    (batch, 1, channels) -> the same shape. Raises ValueError if kernel_size is no odd positive integer.
+    """
     taps = choose_kernel_size(channels, kernel_size)
     return nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
 
 
-def value_convolution(channels):
-    """The value projection: a bias-free depthwise 3x3 convolution, (batch, channels, height, width) -> the same shape.
+def value_convolution(channels: int) -> nn.Conv2d:
+    """The value projection: a bias-free depthwise 3x3 convolution of maps, which keep their shape.
 
-    Starts as the released ResNets start each Conv2d: normal, with fan-out counted as if it were not depthwise, so small.
+    It starts as the released ResNets start each Conv2d: normal, with the fan-out counted as if the
+    convolution were not depthwise, so small.
     """
     convolution = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
 
 
-def pool(x):
-    """Global average of each channel, laid out as a row for Conv1d: (batch, channels, height, width) -> (batch, 1, channels)."""
-    pixels = x.shape[2] * x.shape[3]
-    return (x.sum(dim=(2, 3)) / pixels).unsqueeze(1)        # x.mean's gradient would divide a whole map in place of a row
+def pool(x: Tensor) -> Tensor:
+    """Global average of each channel, as a row: (batch, channels, height, width) -> (batch, 1, channels).
+
+    Half precision is added up in float32: the float16 sum over a map of 256 x 256 pixels would overflow.
+    The sums are divided, not the map: the gradient of x.mean() would divide a whole map.
+    """
+    sums = x.sum(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))     # (batch, channels)
+    return (sums / (x.shape[2] * x.shape[3])).to(x.dtype).unsqueeze(1)
 
 
-def split_heads(row, head_dim):
+def split_heads(row: Tensor, head_dim: int) -> Tensor:
     """(batch, 1, channels) -> (batch, heads, head_dim); channel c belongs to head c // head_dim."""
     return rearrange(row, "batch 1 (heads d) -> batch heads d", d=head_dim)
 
 
-def per_channel(weights, like):
-    """One number a head -> one a channel, ready to scale the maps `like`: (batch, heads) -> (batch, channels, 1, 1)."""
+def per_channel(weights: Tensor, like: Tensor) -> Tensor:
+    """One number a head -> one a channel, to scale maps `like`: (batch, heads) -> (batch, channels, 1, 1)."""
     head_dim = like.shape[1] // weights.shape[1]
     return weights.to(like.dtype).repeat_interleave(head_dim, dim=1)[:, :, None, None]
 
 
-class AddProduct(torch.autograd.Function):
-    """total + weight * value, written into `total`; weight * value alone if total is None. Its gradients are written out.
+def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
+    """sum over layers s of weights[..., s] * values[s]: (batch, heads, t) and t maps -> one map.
 
-    apply(total, weight, value): value and total (batch, channels, height, width); weight broadcasts to them. Gradients,
-    with g that of the result: g of total, the sum of g * value over what was broadcast of weight, weight * g of value.
-    The numbers are autograd's own, for one fresh map where `total + weight * value` and its gradients take four; on a CPU a
-    fresh map's memory costs more time than its arithmetic. Where weight asks for a gradient, the backward pass keeps
-    `value` as it is, so a value that many layers read is kept once. Of torch.func, vmap cannot follow a change in place.
+    In the data type of the newest value, the asking layer's own. Map by map: stacking the maps first would
+    keep a fresh copy of the whole cache at every layer for the backward pass. This keeps each map once, as
+    it is.
     """
-
-    @staticmethod
-    def forward(total, weight, value):
-        if total is None:
-            return weight * value
-        total.addcmul_(weight, value)
-        return total
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        total, weight, value = inputs
-        if total is not None:
-            ctx.mark_dirty(total)       # tells autograd that it was changed in place
-        _, of_weight, of_value = ctx.needs_input_grad
-        ctx.weight_shape = weight.shape
-        ctx.save_for_backward(weight if of_value else None, value if of_weight else None)        # what the other's gradient needs
-
-    @staticmethod
-    def backward(ctx, gradient):
-        weight, value = ctx.saved_tensors
-        product = of_weight = of_value = None
-        if value is not None:
-            product = gradient * value                                                   # (batch, channels, height, width)
-            of_weight = product.sum_to_size(ctx.weight_shape).clone()       # clone: for maps of one pixel the sum is `product` itself
-        if weight is not None:      # the map of products is written over, if there is one
-            of_value = gradient * weight if product is None else product.copy_(gradient).mul_(weight)
-        return gradient if ctx.needs_input_grad[0] else None, of_weight, of_value
-
-
-def weighted_sum(weights, values):
-    """sum over layers s of weights[..., s] * values[s]: (batch, heads, t) and t maps -> one map (batch, channels, height, width).
-
-    In the data type of the newest value, the asking layer's own.
-
-    Map by map: stacking them first would keep for the backward pass a fresh copy of the whole cache at every layer.
-    """
-    total = None
+    total = 0.0
     for s, value in enumerate(values):
         value = value.to(values[-1].dtype)
-        total = AddProduct.apply(total, per_channel(weights[:, :, s], value), value)
+        total = total + per_channel(weights[:, :, s], value) * value        # (batch, channels, height, width)
     return total
 
 
 class LayerAttention(nn.Module):
-    """Layer attention, Eq. 4: layer t projects every earlier feature map again, with its own key and value projections.
+    """Layer attention, Eq. 4: layer t projects every earlier feature map again, by its own projections.
 
     O^t = softmax(Q^t (K^t)^T / sqrt(d)) V^t,  K^t = [f_K^t(X^1); ...; f_K^t(X^t)],  V^t alike.
 
     x (batch, channels, height, width) -> output of the same shape; weights (batch, heads, t).
     Memory: the list of feature maps X^1..X^t. Cost of layers 1..T: T (T + 1) / 2 key and value projections.
-    Deviates from the released code, which splits the heads of (batch, layers, channels) with a view where a transpose is
-    needed and so mixes layers with channels; the pooling, the two convolutions and the scale are the same.
+
+    The released code splits the heads of (batch, layers, channels) by a view where a transpose is needed,
+    which mixes layers with channels. That apart, it computes the same.
+
     Raises ValueError if head_dim does not divide channels, or if x or memory has another shape.
     """
 
     relu_after_norm = True
 
-    def __init__(self, channels, head_dim=None, kernel_size=None):
+    def __init__(self, channels: int, head_dim: int | None = None, kernel_size: int | None = None):
         super().__init__()
         self.channels = channels
         self.head_dim = choose_head_dim(channels, head_dim, largest=32)
         self.query = channel_convolution(channels, kernel_size)
         self.key = channel_convolution(channels, kernel_size)
         self.value = value_convolution(channels)
-        self.weights = nn.Identity()        # the weights pass through here: a place to look at them, or to replace them
+        self.weights = nn.Identity()    # the weights pass through: a place to look at, or replace, them
 
-    def forward(self, x, memory=None):
+    def forward(self, x: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         check_feature_map(x, self.channels)
         check_list_memory(memory, x)
-        features = [*(memory or []), x]                                                  # X^1 .. X^t
-        query = split_heads(self.query(pool(x)), self.head_dim)                          # (batch, heads, head_dim)
+        features = [*(memory or []), x]                                     # X^1 .. X^t
+        query = split_heads(self.query(pool(x)), self.head_dim)             # (batch, heads, head_dim)
         keys = [split_heads(self.key(pool(feature)), self.head_dim) for feature in features]
-        keys = torch.stack(keys, dim=2)                                                  # (batch, heads, t, head_dim)
-        values = [self.value(feature) for feature in features]                           # t maps
+        keys = torch.stack(keys, dim=2)                                     # (batch, heads, t, head_dim)
+        values = [self.value(feature) for feature in features]              # t maps
         logits = einsum(query, keys, "b heads d, b heads t d -> b heads t") / math.sqrt(self.head_dim)
-        weights = self.weights(logits.softmax(dim=-1))                                   # (batch, heads, t)
-        return weighted_sum(weights, values), features                                   # Eq. 4
+        weights = self.weights(logits.softmax(dim=-1))                      # (batch, heads, t)
+        return weighted_sum(weights, values), features                      # Eq. 4
 
 
 class MRLABase(nn.Module):
     """Recurrent layer attention, Eq. 6: keys and values are made once, by their own layer, and cached.
 
-    O^t = softmax(Q^t (K^t)^T / sqrt(d)) V^t with K^t, V^t = the cached rows and layer t's own (Eq. 4 under our Eq. 5).
+    O^t = softmax(Q^t (K^t)^T / sqrt(d)) V^t,  K^t, V^t = the cached rows and layer t's own (our Eq. 5).
 
-    x (batch, channels, height, width) -> output of the same shape; weights (batch, heads, t). At t = 1 the output is v^1.
-    Memory: the list of pairs (key (batch, heads, head_dim), value (batch, channels, height, width)) of layers 1..t.
+    x (batch, channels, height, width) -> output of the same shape, v^1 at t = 1; weights (batch, heads, t).
+    Memory: the list of pairs of layers 1..t, key (batch, heads, head_dim) and value (like x).
     Cost of layers 1..T: T projections, T (T + 1) / 2 weighted maps; the backward pass keeps 2 T maps.
-    Equation 6 has no softmax; the paper's experiments and the released code apply one over the t cached layers, as here.
-    The released code concatenates the whole cache anew at each layer; the numbers are the same.
+
+    Equation 6 has no softmax; the paper's experiments and the released code apply one over the t cached
+    layers, as here. The released code concatenates the whole cache anew at each layer; the numbers are the
+    same.
+
     Raises ValueError if head_dim does not divide channels, or if x or memory has another shape.
     """
 
     relu_after_norm = True
 
-    def __init__(self, channels, head_dim=None, kernel_size=None):
+    def __init__(self, channels: int, head_dim: int | None = None, kernel_size: int | None = None):
         super().__init__()
         self.channels = channels
         self.head_dim = choose_head_dim(channels, head_dim, largest=16)
@@ -175,18 +163,18 @@ class MRLABase(nn.Module):
         self.value = value_convolution(channels)
         self.weights = nn.Identity()
 
-    def forward(self, x, memory=None):
+    def forward(self, x: Tensor, memory: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
         check_feature_map(x, self.channels)
-        row = pool(x)                                                                    # (batch, 1, channels)
-        query = split_heads(self.query(row), self.head_dim)                              # (batch, heads, head_dim)
-        key = split_heads(self.key(row), self.head_dim)                                  # (batch, heads, head_dim)
-        value = self.value(x)                                                            # (batch, channels, height, width)
+        row = pool(x)                                                       # (batch, 1, channels)
+        query = split_heads(self.query(row), self.head_dim)                 # (batch, heads, head_dim)
+        key = split_heads(self.key(row), self.head_dim)                     # (batch, heads, head_dim)
+        value = self.value(x)                                               # (batch, channels, height, width)
         check_key_value_memory(memory, key, value)
         memory = [*(memory or []), (key, value)]
-        keys = torch.stack([key for key, _ in memory], dim=2)                            # (batch, heads, t, head_dim)
+        keys = torch.stack([key for key, _ in memory], dim=2)               # (batch, heads, t, head_dim)
         logits = einsum(query, keys, "b heads d, b heads t d -> b heads t") / math.sqrt(self.head_dim)
-        weights = self.weights(logits.softmax(dim=-1))                                   # (batch, heads, t)
-        return weighted_sum(weights, [value for _, value in memory]), memory             # Eq. 6
+        weights = self.weights(logits.softmax(dim=-1))                      # (batch, heads, t)
+        return weighted_sum(weights, [value for _, value in memory]), memory        # Eq. 6
 
 
 class MRLALight(nn.Module):
@@ -196,14 +184,16 @@ class MRLALight(nn.Module):
 
     x (batch, channels, height, width) -> output of the same shape; weights, a gate, (batch, heads, 1).
     Memory: one map, O^t. Cost of layers 1..T: T projections, T sums.
-    Equation 8 has the bare product Q (k)^T v; the released code, as here, puts a sigmoid round it: the softmax over the
-    one entry would be 1. lambda_o starts at N(0, 1), as released.
+
+    Equation 8 has the bare product Q (k)^T v. The released code, as here, puts a sigmoid round it: the
+    softmax over the one entry would be 1. lambda_o starts at N(0, 1), as released.
+
     Raises ValueError if head_dim does not divide channels, or if x or memory has another shape.
     """
 
     is_gate = True
 
-    def __init__(self, channels, head_dim=None, kernel_size=None):
+    def __init__(self, channels: int, head_dim: int | None = None, kernel_size: int | None = None):
         super().__init__()
         self.channels = channels
         self.head_dim = choose_head_dim(channels, head_dim, largest=32)
@@ -213,21 +203,20 @@ class MRLALight(nn.Module):
         self.lambda_o = nn.Parameter(torch.randn(channels))
         self.weights = nn.Identity()
 
-    def forward(self, x, memory=None):
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_feature_map(x, self.channels)
         check_map_memory(memory, x)
-        row = pool(x)                                                                    # (batch, 1, channels)
-        query = split_heads(self.query(row), self.head_dim)                              # (batch, heads, head_dim)
-        key = split_heads(self.key(row), self.head_dim)                                  # (batch, heads, head_dim)
-        value = self.value(x)                                                            # (batch, channels, height, width)
-        logits = (query * key).sum(dim=-1, keepdim=True) / math.sqrt(self.head_dim)      # (batch, heads, 1)
-        gate = self.weights(logits.sigmoid())                                            # (batch, heads, 1)
-        # O^0 is a map of zeros (one zero, expanded), not a skipped term: lambda_o then has a gradient (0) at t = 1 too.
-        carried = value.new_zeros(()).expand_as(value) if memory is None else memory.to(value.dtype)
-        lambda_o = self.lambda_o.to(value.dtype)[:, None, None]                          # (channels, 1, 1)
-        output = AddProduct.apply(None, per_channel(gate[:, :, 0], value), value)        # sigmoid(q . k / sqrt(d)) v
-        output = AddProduct.apply(output, lambda_o, carried)                             # + lambda_o * O^{t-1}
-        return output, output                                                            # Eq. 8
+        row = pool(x)                                                       # (batch, 1, channels)
+        query = split_heads(self.query(row), self.head_dim)                 # (batch, heads, head_dim)
+        key = split_heads(self.key(row), self.head_dim)                     # (batch, heads, head_dim)
+        value = self.value(x)                                               # (batch, channels, height, width)
+        logits = (query * key).sum(dim=-1, keepdim=True) / math.sqrt(self.head_dim)     # (batch, heads, 1)
+        gate = self.weights(logits.sigmoid())                               # (batch, heads, 1)
+        # O^0 is zero, not a skipped term: lambda_o then has a gradient (0) at t = 1 too.
+        carried = value.new_zeros(1, self.channels, 1, 1) if memory is None else memory.to(value.dtype)
+        lambda_o = self.lambda_o.to(value.dtype)[:, None, None]             # (channels, 1, 1)
+        output = lambda_o * carried + per_channel(gate[:, :, 0], value) * value     # Eq. 8
+        return output, output
 
 
 class MRLALightReleased(MRLALight):
@@ -235,9 +224,9 @@ class MRLALightReleased(MRLALight):
 
     O^t = lambda_o * (block input) + sigmoid(q^t . k^t / sqrt(d)) v^t: a second, weighted shortcut.
 
-    The module computes what MRLALight computes; what differs is the map it is given. The block input is the tensor of the
-    block's shortcut, down-sampled at a stage's start, so that it crosses from one stage to the next; the attention's own
-    output is carried nowhere.
+    The module computes what MRLALight computes; what differs is the map it is given. The block input is the
+    tensor of the block's shortcut, down-sampled at a stage's start, so that it crosses from one stage to
+    the next. The attention's own output is carried nowhere.
     """
 
     takes_block_input = True

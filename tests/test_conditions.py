@@ -7,6 +7,7 @@ import pytest
 import torch
 from layer_tools import assert_equal, hold_weights, make_layers, make_maps, run_stage
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mrla_minimal import (
     DepthwiseCarry,
@@ -19,6 +20,7 @@ from mrla_minimal import (
     SqueezeExcitation,
     UniformMean,
 )
+from mrla_minimal.layer_attention import pool
 
 MODULES = (LayerAttention, MRLABase, MRLALight, DepthwiseValue, DepthwiseGated, DepthwiseCarry, UniformMean)
 every_module = pytest.mark.parametrize("module", MODULES)
@@ -30,11 +32,11 @@ def stage(module, count=3, dtype=torch.float32, batch=2, channels=8, height=5, w
     return layers, [x.to(dtype).requires_grad_() for x in make_maps(count, batch, channels, height, width)]
 
 
-def run_and_differentiate(layers, maps):
-    """The outputs, and the gradients of their squares' sum by every map and parameter."""
+def run_and_differentiate(layers, maps, scale=1.0):
+    """The outputs, and the gradients of `scale` times their squares' sum by every map and parameter."""
     outputs = run_stage(layers, maps)
     leaves = [*maps, *(parameter for layer in layers for parameter in layer.parameters())]
-    return outputs, torch.autograd.grad(sum(output.float().square().sum() for output in outputs), leaves)
+    return outputs, torch.autograd.grad(scale * sum(output.float().square().sum() for output in outputs), leaves)
 
 
 # Data types
@@ -103,6 +105,90 @@ def test_all_in_bfloat16(module):
     for output, wanted in zip(outputs, exact, strict=True):
         assert output.dtype == torch.bfloat16 and (output - wanted).norm() <= 0.05 * wanted.norm()
     assert all(gradient.dtype == torch.bfloat16 and gradient.isfinite().all() for gradient in gradients)
+
+
+class ChannelAttentionAsLayer(nn.Module):
+    """A channel attention in a layer attention's signature, so that the same stage runs it."""
+
+    attention = None
+
+    def __init__(self, channels):
+        super().__init__()
+        self.inside = self.attention(channels)
+
+    def forward(self, x, memory=None):
+        return self.inside(x), None
+
+
+class SqueezeExcitationLayer(ChannelAttentionAsLayer):
+    attention = SqueezeExcitation
+
+
+class EfficientChannelAttentionLayer(ChannelAttentionAsLayer):
+    attention = EfficientChannelAttention
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("module", [*MODULES, SqueezeExcitationLayer, EfficientChannelAttentionLayer])
+def test_half_precision_on_large_maps_stays_near_float32(module, dtype):
+    """288 x 288 pixels of about 1 add up to 83,000, above the largest float16 number, 65,504.
+
+    So would a weight's gradient, a sum over the pixels, for a loss that is one: hence the scale, as in training.
+    """
+    torch.manual_seed(0)
+    layers = [module(4) for _ in range(2)]
+    maps = [1.0 + 0.5 * torch.randn(2, 4, 288, 288) for _ in range(2)]
+    exact, exact_gradients = run_and_differentiate(layers, [x.requires_grad_() for x in maps], scale=1e-3)
+    halves = [x.detach().to(dtype).requires_grad_() for x in maps]
+    outputs, gradients = run_and_differentiate([layer.to(dtype) for layer in layers], halves, scale=1e-3)
+    for output, wanted in zip(outputs, exact, strict=True):
+        assert output.dtype == dtype and (output - wanted).norm() <= 0.02 * wanted.norm()
+    for gradient, wanted in zip(gradients[:2], exact_gradients[:2], strict=True):       # of the maps
+        assert (gradient - wanted).norm() <= 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_pool_is_the_mean_rounded_once(dtype):
+    x = (3.0 + torch.randn(2, 4, 288, 288, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert pool(x).dtype == dtype
+    torch.testing.assert_close(pool(x)[:, 0], x.double().mean(dim=(2, 3)).to(dtype), rtol=1e-3, atol=0)
+
+
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@every_module
+def test_a_default_type_of_float64_builds_and_runs(module, float64_by_default):
+    layers = [module(8) for _ in range(3)]
+    assert all(parameter.dtype == torch.float64 for layer in layers for parameter in layer.parameters())
+    outputs, gradients = run_and_differentiate(layers, [torch.randn(2, 8, 5, 4, requires_grad=True) for _ in layers])
+    assert {tensor.dtype for tensor in (*outputs, *gradients)} == {torch.float64}
+    singles = [layer.float() for layer in layers]       # a float32 net is not widened by the default
+    assert {output.dtype for output in run_stage(singles, [torch.randn(2, 8, 5, 4).float() for _ in layers])} == {
+        torch.float32}
+
+
+@every_module
+def test_a_default_device_is_the_device_of_everything(module):
+    """"meta" stands in for a GPU: a tensor made on the CPU in passing would be an error there, as here."""
+    torch.set_default_device("meta")
+    try:
+        layers = [module(8) for _ in range(3)]
+        outputs, _ = run_and_differentiate(layers, [torch.randn(2, 8, 5, 4, requires_grad=True) for _ in layers])
+        assert {output.device.type for output in outputs} == {"meta"}
+    finally:
+        torch.set_default_device(None)
+    on_cpu = [module(8) for _ in range(3)]
+    torch.set_default_device("meta")        # a net that lies elsewhere stays there
+    try:
+        maps = [torch.randn(2, 8, 5, 4, device="cpu") for _ in on_cpu]
+        assert {output.device.type for output in run_stage(on_cpu, maps)} == {"cpu"}
+    finally:
+        torch.set_default_device(None)
 
 
 # Layouts
@@ -194,20 +280,6 @@ def test_a_compiled_stage_equals_the_eager_one(module, layout):
         torch.testing.assert_close(given, exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", [LayerAttention, MRLABase, MRLALight])
-def test_torch_func_differentiates_as_autograd_does(module):
-    layers, maps = stage(module, count=1, dtype=torch.float64)
-    parameters = dict(layers[0].named_parameters())
-
-    def loss(parameters):
-        return torch.func.functional_call(layers[0], parameters, (maps[0].detach(),))[0].square().sum()
-
-    found = torch.func.grad(loss)(parameters)
-    wanted = torch.autograd.grad(loss(parameters), list(parameters.values()), allow_unused=True)
-    for name, exact in zip(parameters, wanted, strict=True):
-        assert_equal(found[name], torch.zeros_like(found[name]) if exact is None else exact)
-
-
 def test_values_of_two_types_are_summed_in_the_asking_layers_own():
     layers, maps = stage(MRLABase, count=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -237,6 +309,55 @@ def test_maps_of_one_pixel(module):
     assert len(kernels) == 3
     for kernel in kernels:
         assert kernel[:, 4].all() and not kernel[:, :4].any() and not kernel[:, 5:].any()
+
+
+# Checkpointing
+
+
+def checkpointed_gradients(layers, maps, **arguments):
+    memory, outputs = None, []
+    for layer, x in zip(layers, maps, strict=True):
+        output, memory = checkpoint(layer, x, memory, **arguments)
+        outputs.append(output)
+    leaves = [*maps, *(parameter for layer in layers for parameter in layer.parameters())]
+    loss = sum(output.float().square().sum() for output in outputs)
+    for leaf in leaves:
+        leaf.grad = None
+    loss.backward()
+    return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+
+
+@every_module
+def test_checkpointing_changes_no_gradient(module):
+    layers, maps = stage(module, dtype=torch.float64)
+    _, wanted = run_and_differentiate(layers, maps)
+    for given, exact in zip(checkpointed_gradients(layers, maps, use_reentrant=False), wanted, strict=True):
+        assert_equal(given, exact)
+
+
+@every_module
+def test_reentrant_checkpointing_is_right_or_refused(module):
+    """torch's reentrant form knows no tensor inside a list: its gradients would be wrong, and nothing would say so.
+
+    Eq. 4's list holds maps from outside the layer, whose gradients survive; those of a whole block are refused too.
+    """
+    layers, maps = stage(module, dtype=torch.float64)
+    if module in (MRLABase, UniformMean):
+        with pytest.raises(ValueError, match="reentrant checkpointing .* use_reentrant=False"):
+            checkpointed_gradients(layers, maps, use_reentrant=True)
+        return
+    _, wanted = run_and_differentiate(layers, maps)
+    for given, exact in zip(checkpointed_gradients(layers, maps, use_reentrant=True), wanted, strict=True):
+        assert_equal(given, exact)
+
+
+def test_a_list_memory_without_gradients_is_no_error_outside_a_backward_pass():
+    layers, maps = stage(MRLABase, count=2)
+    with torch.no_grad():
+        _, memory = layers[0](maps[0])
+    output, _ = layers[1](maps[1], memory)
+    output.sum().backward()
+    assert maps[1].grad.any() and maps[0].grad is None
 
 
 # What the backward pass keeps

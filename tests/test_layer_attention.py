@@ -16,7 +16,6 @@ from layer_tools import assert_equal, gradient_check, hold_weights, make_layers,
 from torch import nn
 
 from mrla_minimal import LayerAttention, MRLABase, MRLALight, MRLALightReleased
-from mrla_minimal.layer_attention import AddProduct
 
 GOLDEN = Path(__file__).parent / "golden"
 ATTENTIONS = (LayerAttention, MRLABase, MRLALight)
@@ -40,26 +39,6 @@ def stage(attention, count, seed=0, *, channels=6, head_dim=2, kernel_size=3, ba
     """`count` layers and a map for each."""
     layers = make_layers(attention, count, channels, seed=seed, head_dim=head_dim, kernel_size=kernel_size)
     return layers, make_maps(count, batch, channels, height, width, seed=seed + 1)
-
-
-# The sum whose gradients are written by hand
-
-
-@pytest.mark.parametrize(("weight", "maps"), [
-    ((2, 3, 1, 1), (2, 3, 4, 5)), ((3, 1, 1), (2, 3, 4, 5)), ((2, 3, 1, 1), (2, 3, 1, 1)), ((2, 3, 4, 5), (2, 3, 4, 5)),
-], ids=["a sample", "a channel", "one pixel", "every pixel"])
-def test_the_gradients_by_hand_are_autograds(weight, maps):
-    """For a weight a sample and channel, a channel, and for each number of the map, where nothing is left to sum."""
-    torch.manual_seed(0)
-    values, arriving = torch.randn(3, *maps, dtype=torch.float64).requires_grad_(), torch.randn(maps, dtype=torch.float64)
-    weights = torch.randn(3, *weight, dtype=torch.float64).requires_grad_()
-    total, wanted = None, 0.0
-    for one, value in zip(weights, values, strict=True):
-        total = AddProduct.apply(total, one, value)
-        wanted = wanted + one * value
-    assert_equal(total, wanted)
-    by_hand, by_autograd = (torch.autograd.grad(output, (weights, values), arriving) for output in (total, wanted))
-    assert_equal(by_hand, by_autograd)
 
 
 # The released code
