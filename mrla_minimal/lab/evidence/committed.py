@@ -93,7 +93,7 @@ def small_state(state, record_id):
     return {**kept, "id": record_id, "config": {**state["config"], "data_root": None}, "model": model}
 
 
-def export_checkpoints(suite, records, runs, folder, index, data_root=None):
+def export_checkpoints(suite, records, runs, folder, index, data_root=None, data=None):
     """Write folder/SUITE-VARIANT.pt of each variant's first finished seed, and its line in `index`. Returns the new lines.
 
     A checkpoint that has its line already is left as it is. What is written is first tested, as rounded, on the whole test
@@ -117,8 +117,9 @@ def export_checkpoints(suite, records, runs, folder, index, data_root=None):
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file, whole=whole: file.write(whole.getbuffer()))
         model, state = load_model(path)
-        source = "synthetic" if state["source"] == "synthetic" else "real"
-        data = load_cifar(state["config"]["dataset"], data_root, source)
+        if data is None:
+            source = "synthetic" if state["source"] == "synthetic" else "real"
+            data = load_cifar(state["config"]["dataset"], data_root, source)
         if data.fingerprint != record["fingerprint"]:
             raise ValueError(f"{run_dir} was trained on other images than these {data.source} ones")
         lines.append({

@@ -88,7 +88,7 @@ def final_jobs(suite, variants, seeds, rates, **changes):
             for seed in seeds for variant in variants]
 
 
-def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds):
+def _work_through(suite, jobs, records_path, runs, data, progress, checkpoint_seconds):
     """Run those of `jobs` that have no record and that no other process is running. Returns how many are left to others.
 
     A run that diverges is recorded as one, without an accuracy: run again, it would diverge again.
@@ -96,14 +96,14 @@ def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds)
     left, commit = 0, source_commit()
     for job in jobs:
         if job.id in {record["id"] for record in load_records(records_path)}:
-            _look_inside(suite, job, records_path, runs, progress)
+            _look_inside(suite, job, records_path, runs, data, progress)
             continue
         run_dir = runs / suite.name / job.folder
         run_dir.mkdir(parents=True, exist_ok=True)
         if progress:
             print(f"{suite.name}: {job.variant}, seed {job.config.seed}, learning rate {job.config.learning_rate:g}, {job.phase}")
         try:
-            result = train(job.config, run_dir, resume=(run_dir / "config.json").exists(), progress=progress,
+            result = train(job.config, run_dir, data=data, resume=(run_dir / "config.json").exists(), progress=progress,
                            checkpoint_seconds=checkpoint_seconds)
         except RunInUse:
             left += 1
@@ -117,11 +117,11 @@ def _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds)
         else:
             record = make_record(suite, job, result, commit)
         append_once(records_path, record, load_records)
-        _look_inside(suite, job, records_path, runs, progress)
+        _look_inside(suite, job, records_path, runs, data, progress)
     return left
 
 
-def _look_inside(suite, job, records_path, runs, progress):
+def _look_inside(suite, job, records_path, runs, data, progress):
     """Record what a finished net reaches with its attention's choices taken away, once; needs its checkpoint."""
     path = interventions_path(records_path)
     record = next((record for record in load_records(records_path) if record["id"] == job.id), {"diverged": "not finished"})
@@ -132,7 +132,8 @@ def _look_inside(suite, job, records_path, runs, progress):
         return
     if progress:
         print(f"{suite.name}: {job.variant}, seed {job.config.seed}: its attention frozen, shuffled, made uniform")
-    data = load_cifar(job.config.dataset, job.config.data_root, "synthetic" if state["source"] == "synthetic" else "real")
+    if data is None:
+        data = load_cifar(job.config.dataset, job.config.data_root, "synthetic" if state["source"] == "synthetic" else "real")
     if data.fingerprint != record["fingerprint"]:
         print(f"note: {job.folder} was trained on other images than are here: its attention is not looked into")
         return
@@ -183,11 +184,12 @@ def _check_definitions(suite, variants, records, changes):
         check_definition(suite, record, sorted(fields), now)
 
 
-def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", progress=True, checkpoint_seconds=60.0, wait=5.0, **changes):
+def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", data=None, progress=True, checkpoint_seconds=60.0, wait=5.0,
+              **changes):
     """Run what of a suite has no record yet, and return all its records.
 
-    `variants` and `seeds` choose a part; `changes` replace fields of the recipe (a shorter run, another device). Several
-    processes may call this with the same arguments: each takes runs that no other is at. Raises ValueError for unknown or
+    `variants` and `seeds` choose a part; `changes` replace fields of the recipe (a shorter run, another device); `data` is
+    a `Cifar` of one's own for all runs, None what their configurations name. Several processes may call this with the same arguments: each takes runs that no other is at. Raises ValueError for unknown or
     repeated variants and seeds, and what `train` raises.
     """
     variants, seeds = _parts(suite, variants, seeds, changes)
@@ -199,14 +201,14 @@ def run_suite(suite, records_path, *, variants=None, seeds=None, runs="runs", pr
     rates = None
     if suite.rates:
         jobs = tuning_jobs(suite, variants, **changes)
-        while _work_through(suite, jobs, records_path, runs, progress, checkpoint_seconds):
+        while _work_through(suite, jobs, records_path, runs, data, progress, checkpoint_seconds):
             time.sleep(wait)        # another process is still tuning: its rates are needed before the final runs
         rates = best_rates(suite, variants, load_records(records_path), **changes)
-    _work_through(suite, final_jobs(suite, variants, seeds, rates, **changes), records_path, runs, progress, checkpoint_seconds)
+    _work_through(suite, final_jobs(suite, variants, seeds, rates, **changes), records_path, runs, data, progress, checkpoint_seconds)
     return load_records(records_path)
 
 
-def plan_suite(suite, records, *, variants=None, seeds=None, timed_steps=20, progress=True, **changes):
+def plan_suite(suite, records, *, variants=None, seeds=None, data=None, timed_steps=20, progress=True, **changes):
     """How long what is left of a suite would take on this machine, as text: each variant is trained for a few steps and timed.
 
     Nothing is written. Arguments and errors as those of `run_suite`; `records` are those that there are already.
@@ -229,7 +231,7 @@ def plan_suite(suite, records, *, variants=None, seeds=None, timed_steps=20, pro
     lines, total = [f"{'variant':<20} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
     for variant in tqdm(left, disable=not progress, unit="variant", leave=False):
         config = suite.config(variant, 0, **changes)
-        run = Run(config, join_world(config.device))
+        run = Run(config, join_world(config.device), data=data)
         seconds = _seconds_a_step(run, timed_steps)
         minutes = run.total_steps * seconds / 60
         total += left[variant] * minutes

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_suites import run_tiny
 
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
-from mrla_minimal.lab.evidence import SUITES, load_records, suites, summarise
+from mrla_minimal.lab.evidence import SUITES, load_records, merge_records, suites, summarise
 from mrla_minimal.lab.evidence.contrasts import check_definition
 from mrla_minimal.lab.evidence.records import record_id
 from mrla_minimal.lab.evidence.running import final_jobs
-from mrla_minimal.lab.files import read_records
+from mrla_minimal.lab.files import append_record, read_records
 
 DATA = Path(__file__).parents[3] / "data"
 PILOT = SUITES["cifar10-thin56-cpu"]
@@ -73,6 +74,41 @@ def test_an_option_that_is_new_and_off_changes_no_id_and_no_comparison(one_more_
     on = {**final[0], "config": {**config, "mixup": True}}
     with pytest.raises(ValueError, match="different recipe are not compared: {'mixup': False} and {'mixup': True}"):
         summarise([*final[1:], on], PILOT)
+
+
+# Files of several machines, and damaged ones
+
+def test_merging_two_machines_files_gives_one_table(tmp_path):
+    first = run_tiny(tmp_path / "a", seeds=(0,))
+    second = run_tiny(tmp_path / "b", seeds=(1,))
+    files = [tmp_path / "a" / "records.jsonl", tmp_path / "b" / "records.jsonl"]
+    merged = merge_records([*files, files[0]], tmp_path / "merged.jsonl")
+    assert merged == first + second == read_records(tmp_path / "merged.jsonl")[0]
+    altered = {**first[0], "test_accuracy": 0.123}
+    append_record(tmp_path / "other.jsonl", altered)
+    with pytest.raises(ValueError, match=f"record {first[0]['id']}.*differs"):
+        merge_records([files[0], tmp_path / "other.jsonl"], tmp_path / "merged.jsonl")
+    assert read_records(tmp_path / "merged.jsonl")[0] == merged
+    with pytest.raises(ValueError, match="absent.jsonl: no such file"):
+        merge_records([tmp_path / "absent.jsonl"], tmp_path / "merged.jsonl")
+
+
+def test_merging_keeps_what_the_target_already_holds(tmp_path):
+    first, second = run_tiny(tmp_path / "a", seeds=(0,)), run_tiny(tmp_path / "b", seeds=(1,))
+    target = tmp_path / "a" / "records.jsonl"
+    assert merge_records([tmp_path / "b" / "records.jsonl"], target) == first + second
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl does not hold records of a suite.*id"):
+        merge_records([tmp_path / "metrics.jsonl"], target)
+    assert read_records(target)[0] == first + second
+
+
+def test_a_broken_last_line_costs_its_own_run_only(tmp_path, capsys):
+    run_tiny(tmp_path, seeds=(0,))
+    with open(tmp_path / "records.jsonl", "a") as file:
+        file.write('{"id": "half')
+    assert len(run_tiny(tmp_path, seeds=(0, 1))) == 4
+    assert "not a whole record" in capsys.readouterr().out
 
 
 # What is committed

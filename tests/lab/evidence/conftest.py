@@ -1,0 +1,16 @@
+import dataclasses
+
+import pytest
+from tiny_suites import NETS
+
+from mrla_minimal.lab.evidence import SUITES
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """An empty repository as the working directory, in which NETS is a suite like any other; "large" is one without records."""
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mrla-minimal"\n')
+    for suite in (NETS, dataclasses.replace(NETS, name="large", note="")):
+        monkeypatch.setitem(SUITES, suite.name, suite)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,153 @@
+"""Statistics: intervals, families of tests, and which records may be compared."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from scipy import stats
+from tiny_suites import four_variants, record
+
+from mrla_minimal.lab.evidence import detectable_difference, holm, paired_interval, pooled_error, reading, report, summarise
+
+
+def test_a_variant_whose_definition_changed_midway_is_refused():
+    suite, _, records = four_variants()
+    changed = record("plain", 9, 0.9, config={"layer_attention": "uniform"})
+    with pytest.raises(ValueError, match="plain was recorded with layer_attention 'uniform', and has None now"):
+        summarise([*records, changed], suite)
+
+
+def test_contrasts_without_runs_still_count_for_holm():
+    suite, _, records = four_variants()
+    kept = [r for r in records if r["variant"] != "uniform"]
+    contrast = next(c for c in summarise(kept, suite).contrasts if c.a == "depthwise")
+    ps = sorted(c.p for c in summarise(kept, suite).contrasts if not c.primary)      # two of the three that were declared
+    expected = 3 * ps[0] if contrast.p == ps[0] else max(3 * ps[0], 2 * ps[1])
+    assert len(ps) == 2 and contrast.adjusted == pytest.approx(min(1.0, expected))
+
+
+def test_contrasts_agree_with_scipy():
+    suite, values, records = four_variants()
+    summary = summarise(records, suite)
+    pairs = {("mrla-light", "depthwise"), ("mrla-light", "plain"), ("depthwise", "plain"), ("uniform", "plain")}
+    assert {(c.a, c.b) for c in summary.contrasts} == pairs
+    for contrast in summary.contrasts:
+        test = stats.ttest_rel(values[contrast.a], values[contrast.b])
+        interval = test.confidence_interval(0.95)
+        assert contrast.p == pytest.approx(test.pvalue) and contrast.interval == pytest.approx((interval.low, interval.high))
+        assert contrast.primary == (contrast.b == "depthwise") and (contrast.adjusted is None) == contrast.primary
+    others = [c for c in summary.contrasts if not c.primary]
+    ordered = sorted(others, key=lambda c: c.p)
+    expected, running = {}, 0.0
+    for factor, contrast in zip((3, 2, 1), ordered, strict=True):
+        running = max(running, min(1.0, factor * contrast.p))
+        expected[contrast.a] = running
+    assert {c.a: c.adjusted for c in others} == pytest.approx(expected)
+
+
+def test_the_pooled_interval_is_that_of_the_two_way_layout():
+    suite, values, records = four_variants()
+    variance, degrees = pooled_error({name: dict(enumerate(row)) for name, row in values.items()})
+    table = torch.tensor(list(values.values()), dtype=torch.float64)
+    residual = table - table.mean(1, keepdim=True) - table.mean(0, keepdim=True) + table.mean()
+    assert degrees == 9 and variance == pytest.approx((residual.square().sum() / 9).item())
+    contrast = next(c for c in summarise(records, suite).contrasts if c.primary)
+    half = stats.t.ppf(0.975, 9) * math.sqrt(2 * variance / 4)
+    assert contrast.pooled == pytest.approx((contrast.mean - half, contrast.mean + half))
+    two = pooled_error({"a": {0: 0.5, 1: 0.6, 2: 0.8}, "b": {0: 0.4, 1: 0.7, 2: 0.75}})      # two variants: the paired t itself
+    mean, interval, _ = paired_interval([0.1, -0.1, 0.05])
+    assert stats.t.ppf(0.975, two[1]) * math.sqrt(2 * two[0] / 3) == pytest.approx(interval[1] - mean)
+
+
+def test_unequal_seeds_are_paired_where_they_meet():
+    suite, _, records = four_variants()
+    kept = [r for r in records if not (r["variant"] == "depthwise" and r["seed"] in (0, 3))]
+    contrast = next(c for c in summarise(kept, suite).contrasts if c.primary)
+    assert contrast.n == 2 and contrast.mean == pytest.approx((0.93 - 0.915 + 0.925 - 0.93) / 2)
+
+
+@pytest.mark.parametrize("change, what", [
+    ({"config": {"layer_attention": None, "depth": 56}}, "recipe"), ({"fingerprint": "g"}, "data"), ({"source": "synthetic"}, "data"),
+    ({"learning_rate": 0.2}, "learning rate \\(plain\\)"),
+])
+def test_records_of_different_recipe_data_or_rate_are_never_compared(change, what):
+    suite, _, records = four_variants()
+    with pytest.raises(ValueError, match=f"records of different {what} are not compared"):
+        summarise([*records, record("plain", 9, 0.9, **change)], suite)
+
+
+def test_nothing_to_summarise_is_said_with_the_command_that_makes_it():
+    with pytest.raises(ValueError, match="mrla compare --suite s"):
+        summarise([], four_variants()[0])
+
+
+def test_two_records_of_one_seed_are_refused():
+    suite, _, records = four_variants()
+    with pytest.raises(ValueError, match="two records of one seed"):
+        summarise([*records, record("plain", 0, 0.5)], suite)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_equal_differences_and_a_single_one_have_no_interval():
+    assert paired_interval([0.5, 0.5, 0.5]) == (0.5, None, None) == paired_interval([0.5])
+    a, b = (0.6759, 0.7271, 0.6701), (0.6749, 0.7261, 0.6691)      # ten images each, which floats do not know
+    assert paired_interval([x - y for x, y in zip(a, b, strict=True)])[1:] == (None, None)
+    suite, _, _ = four_variants()
+    ten = [record(name, seed, value) for name, row in (("mrla-light", a), ("depthwise", b)) for seed, value in enumerate(row)]
+    (row,) = summarise(ten, suite).contrasts
+    assert row.reading == "no scatter" and "no scatter  " in report(summarise(ten, suite))
+
+
+def test_a_finding_that_holm_does_not_bear_out_is_called_one_before_holm():
+    suite, _, records = four_variants()
+    rows = {(row.a, row.b): row for row in summarise(records, suite).contrasts}
+    for row in rows.values():
+        found = bool(row.interval[0] > 0 or row.interval[1] < 0)
+        assert ("before Holm" in row.reading) is (found and not row.primary and row.adjusted >= 0.05)
+    assert rows["mrla-light", "plain"].p < 0.05     # the case exists
+    row = rows["mrla-light", "plain"]
+    assert dataclasses.replace(row, adjusted=0.06).reading.startswith("a above b before Holm")
+    assert "before Holm" not in dataclasses.replace(row, adjusted=0.04).reading
+    assert "before Holm" not in dataclasses.replace(row, adjusted=None, primary=True).reading
+
+
+def test_the_correlation_waits_for_five_seeds():
+    suite, values, records = four_variants()
+    more = [record(name, 4, value) for name, value in {"plain": 0.91, "mrla-light": 0.915, "depthwise": 0.92, "uniform": 0.9}.items()]
+    assert all(row.correlation is None for row in summarise(records, suite).contrasts)
+    row = next(row for row in summarise([*records, *more], suite).contrasts if row.primary)
+    assert row.correlation == pytest.approx(stats.pearsonr([*values["mrla-light"], 0.915], [*values["depthwise"], 0.92]).statistic)
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(3, 0.92, 1.39), (5, 0.47, 0.72), (10, 0.28, 0.43)])
+def test_the_detectable_difference_is_found_as_often_as_it_says(n, low, high):
+    """For seed deviations of 0.2 and 0.3 points, uncorrelated between variants; checked by drawing, not by the formula."""
+    found = [detectable_difference(deviation * 2**0.5, n) for deviation in (0.2, 0.3)]
+    assert low <= found[0] < found[1] <= high
+    generator = torch.Generator().manual_seed(0)
+    draws = found[0] + 0.2 * 2**0.5 * torch.randn(40_000, n, generator=generator, dtype=torch.float64)
+    intervals = draws.mean(dim=1).abs() / (draws.std(dim=1) / n**0.5)
+    critical = {3: 4.3027, 5: 2.7764, 10: 2.2622}[n]         # Student's t, 0.975, from a printed table
+    assert (intervals > critical).double().mean().item() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("wrong", [(1.0, 1), (0.0, 5), (-1.0, 5), (1.0, 5, 1.0)])
+def test_a_detectable_difference_of_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        detectable_difference(*wrong)
+
+
+@pytest.mark.parametrize(("interval", "words"), [
+    (None, "too few seeds"), ((0.001, 0.009), "a above b"), ((-0.009, -0.001), "a below b"),
+    ((-0.002, 0.001), "within 0.3 points"),
+    ((0.001, 0.002), "a above b, within 0.3 points"),
+    ((0.004, 0.011), "a above b by more than 0.3 points"),
+    ((-0.011, -0.004), "a below b by more than 0.3 points"), ((-0.002, -0.001), "a below b, within 0.3 points"),
+    ((-0.004, 0.001), "undecided"), ((-0.001, 0.003), "undecided")])
+def test_an_interval_is_read_against_zero_and_against_the_margin(interval, words):
+    assert reading(interval) == words

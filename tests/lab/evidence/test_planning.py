@@ -1,0 +1,43 @@
+"""How long a suite would take."""
+
+import re
+
+import pytest
+from tiny import tiny_cifar
+from tiny_suites import RECIPE, run_tiny, tiny_suite
+
+from mrla_minimal.lab.evidence import running
+from mrla_minimal.lab.evidence.running import plan_suite
+
+
+def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
+    suite = tiny_suite(rates=(0.1, 0.2), tuned_on="plain")
+    text = plan_suite(suite, [], data=tiny_cifar(), timed_steps=2, progress=False)
+    assert "6 runs left" in text and re.search(r"^plain .* 4$", text, re.M) and re.search(r"^mrla-light .* 2$", text, re.M)
+    records = run_tiny(tmp_path, suite, seeds=(0,))
+    before = sorted(tmp_path.rglob("*"))
+    text = plan_suite(suite, records, data=tiny_cifar(), timed_steps=2, progress=False)
+    assert "2 runs left" in text and re.search(r"^plain .* 1$", text, re.M) and re.search(r"^mrla-light .* 1$", text, re.M)
+    assert "no runs left" in plan_suite(suite, records, seeds=(0,), data=tiny_cifar(), timed_steps=2, progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match="unknown variant 'nope'"):
+        plan_suite(suite, [], variants=("nope",))
+
+
+def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):
+    monkeypatch.setattr(running, "_seconds_a_step", lambda run, steps: 0.5)
+    text = plan_suite(tiny_suite(recipe={**RECIPE, "steps": 1200}), [], data=tiny_cifar(), progress=False)
+    assert re.search(r"^plain +32 +10.0 +2$", text, re.M)       # 16 images in 0.5 s; 1200 steps of 0.5 s are 10 minutes
+    assert "4 runs left: 0.7 hours" in text
+
+
+def test_the_time_of_a_step_is_one_steps_and_waits_for_all_of_them(monkeypatch):
+    calls, clock = [], iter([0.0, 100.0, 130.0])
+
+    class Run:
+        train_step = staticmethod(lambda: calls.append("step"))
+        read_losses = staticmethod(lambda: calls.append("wait"))
+
+    monkeypatch.setattr(running.time, "perf_counter", lambda: next(clock))
+    assert running._seconds_a_step(Run, 15, warm_up=2) == pytest.approx(2.0)        # (130 - 100) / 15
+    assert calls == ["step"] * 2 + ["wait"] + ["step"] * 15 + ["wait"]
