@@ -192,6 +192,9 @@ def _initialise_host(model):
 
 def _attention_factory(layer_attention, head_dim):
     """A callable channels -> module, from a name of LAYER_ATTENTIONS or from such a callable itself."""
+    if isinstance(layer_attention, nn.Module):
+        raise ValueError("layer_attention must be a class, or another callable channels -> module, and not one module: "
+                         f"every block needs its own; here is a {type(layer_attention).__name__}")
     if callable(layer_attention):
         if head_dim is not None:
             raise ValueError(f"head_dim={head_dim!r} is for the named attentions; give it to your own in the callable")

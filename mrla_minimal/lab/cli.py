@@ -17,7 +17,7 @@ from mrla_minimal.lab import engine
 from mrla_minimal.lab.cli_suite import run_compare
 from mrla_minimal.lab.engine import PRESETS, TrainConfig
 from mrla_minimal.lab.engine.config import DATASETS
-from mrla_minimal.lab.plugins import split_name
+from mrla_minimal.lab.plugins import OwnAttention
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,10 +145,11 @@ def run_cost(arguments):
 def run_check(arguments):
     from mrla_minimal.course.checks.coursework import grade, report
 
-    file, class_name = split_name(arguments.file)
+    named = OwnAttention.parse(arguments.file)
+    file, class_name = (named.path, named.class_name) if named else (arguments.file, None)
     results = grade(file, arguments.class_name or class_name)
     print(report(results))
-    return 1 if any(passed is False for passed, _ in results) else 0
+    return 1 if any(result["passed"] is False for result in results) else 0
 
 
 def run_bench(arguments):

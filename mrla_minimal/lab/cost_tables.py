@@ -6,7 +6,7 @@ from statistics import median
 import torch
 
 from mrla_minimal.lab.cost import count_macs, count_parameters, saved_activation_bytes, step_times
-from mrla_minimal.lab.plugins import is_own, load_attention, short_name, with_sum
+from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.resnet import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, cifar_resnet, imagenet_resnet
 
 BATCH = 32      # images behind the saved activations and the step times of a table
@@ -71,9 +71,10 @@ def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, m
     places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention") | dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
     models = {"plain": cifar_resnet(depth, block=block, width=width)}
     for name in places if variants is None else variants:
-        if is_own(name):
-            label = short_name(name) if short_name(name) not in models else name
-            models[label] = cifar_resnet(depth, block=block, width=width, layer_attention=load_attention(with_sum(name)))
+        own = OwnAttention.parse(name)
+        if own:
+            label = own.short_name if own.short_name not in models else name
+            models[label] = cifar_resnet(depth, block=block, width=width, layer_attention=own.load())
             continue
         if name not in places:
             raise ValueError(f"a variant must be one of {', '.join(map(repr, places))}, or FILE.py or FILE.py:CLASS, not {name!r}")
@@ -83,7 +84,7 @@ def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, m
              format_table(cost_table(models, image_size, images, measure)), "",
              f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images.",
              "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper counts that one."]
-    if any(map(is_own, variants or ())):
+    if any(map(OwnAttention.parse, variants or ())):
         lines.append("MACs of your own attention: its convolutions and linear maps, not what it multiplies map by map.")
     if measure:
         lines += [f"Step time: forward + backward of {BATCH} images over that of plain, here and now, on the CPU with",

@@ -1,122 +1,137 @@
 """Code of your own, in a Python file: a layer attention to grade, train and compare, or a suite to run.
 
-A configuration holds names only, so a file's attention goes by a name too, `FILE.py` or `FILE.py:CLASS`. Once it is part
-of a configuration the name ends in the file's check sum, `FILE.py:CLASS@0123456789ab`: weights that one version of a file
-was trained to are nothing to another version, and no run may go on, or be read, as if they were. (A run keeps a copy of the
-version that it was trained with.) The sum is of the file itself, with any line ends, and not of what it imports.
+A configuration holds names only, so a file's attention goes by a text too, `FILE.py` or `FILE.py:CLASS`. Once it is
+part of a configuration the text ends in the file's check sum, `FILE.py:CLASS@0123456789ab`: weights that one version of
+a file was trained to are nothing to another version, and no run may go on, or be read, as if they were. (A run keeps a
+copy of the version that it was trained with.) The sum is of the file itself, with any line ends, and not of what it
+imports.
 """
 
 import hashlib
+import inspect
+import itertools
 import re
 import sys
 import traceback
 import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import nn
 
 from mrla_minimal.lab.files import replace_file
 
-_NAME = re.compile(r"(?P<file>.+\.py)(:(?P<class>\w+))?(@(?P<sum>[0-9a-f]{12}))?")
-_MODULES = {}       # (path, sum) -> the module that this version of the file makes: each runs once in a process
+T = TypeVar("T")
+_TEXT = re.compile(r"(?P<path>.+\.py)(:(?P<class_name>\w+))?(@(?P<sum>[0-9a-f]{12}))?")
+_NUMBERS = itertools.count(1)   # each file that is run becomes a module with a number of its own
+_VERSIONS = {}                  # (path, sum) -> that module: what a configuration names runs once in a process
+_FILES = set()                  # the files whose lines are told where an exception comes from
 
 
-def is_own(name):
-    """Whether a layer attention's name is one of a file."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+# A layer attention as a value
 
+@dataclass(frozen=True)
+class OwnAttention:
+    """A layer attention of your own: its file, its class, and the check sum of the file's version.
 
-def split_name(name):
-    """(file, class or None) of such a name; of any other text, (text, None)."""
-    parts = _NAME.fullmatch(name)
-    return (parts["file"], parts["class"]) if parts else (name, None)
-
-
-def with_sum(name):
-    """The name with its file's check sum; one that has a sum already is left as it is. ValueError if the file is not there."""
-    parts = _NAME.fullmatch(name)
-    if parts["sum"]:
-        return name
-    path, here = _existing(parts["file"]), Path.cwd()
-    if path.resolve().is_relative_to(here):     # one spelling, and no folder of this machine
-        path = path.resolve().relative_to(here)
-    return f"{path.as_posix()}{':' if parts['class'] else ''}{parts['class'] or ''}@{_read(path)[1]}"
-
-
-def short_name(name):
-    """What to call it in a folder's name or a table: its class if named, else its file."""
-    parts = _NAME.fullmatch(name)
-    return parts["class"] or Path(parts["file"]).stem
-
-
-def load_attention(name, run_dir=None):
-    """A callable channels -> module, from a name with a check sum: that version of the file, or of its copy in a run's folder.
-
-    Raises ValueError if neither is there or the file does not run, and, when called, if its class is not built so.
+    Without `class_name` it is the file's only class, without `sum` the version that is there. `str` gives its text.
     """
-    parts = _NAME.fullmatch(name)
-    path = Path(parts["file"])
-    module = _MODULES.get((path.resolve(), parts["sum"]))       # what this process has loaded is at hand, whatever the file is now
-    if module is None:
-        found = {place: _read(place) for place in _places(path, run_dir) if place.is_file()}
-        place = next((place for place, (_, now) in found.items() if now == parts["sum"]), None)
-        if place is None:
-            now = f"was changed since (its sum is {next(iter(found.values()))[1]} now)" if found else f"is not there ({path.absolute()})"
-            raise ValueError(f"{name} is wanted, but {path} {now}: train anew, or bring that version back")
-        module = _run(place, *found[place])
-    attention = _class_of(module, path, parts["class"])
 
-    def build(channels):
-        try:
-            return attention(channels)
-        except Exception as error:
-            raise ValueError(f"{path}: {attention.__name__} must be built as {attention.__name__}(channels), further arguments with "
-                             f"defaults; with {channels} channels that raises {where(error, module)}") from error
+    path: str
+    class_name: str | None = None
+    sum: str | None = None
 
-    return build
+    def __post_init__(self):
+        if not _TEXT.fullmatch(str(self)):
+            raise ValueError(f"an attention of one's own must be FILE.py, FILE.py:CLASS or FILE.py:CLASS@SUM, not {self}")
+
+    def __str__(self) -> str:
+        name = f":{self.class_name}" if self.class_name else ""
+        return f"{self.path}{name}" + (f"@{self.sum}" if self.sum else "")
+
+    @classmethod
+    def parse(cls, text: object) -> "OwnAttention | None":
+        """The attention that a text names; None for anything that is no such text."""
+        parts = _TEXT.fullmatch(text) if isinstance(text, str) else None
+        return cls(**parts.groupdict()) if parts else None
+
+    @property
+    def short_name(self) -> str:
+        """What to call it in a folder's name or a table: its class if named, else its file."""
+        return self.class_name or Path(self.path).stem
+
+    def with_sum(self) -> "OwnAttention":
+        """The same with its file's check sum; one that has a sum stays as it is. ValueError if the file is not there."""
+        if self.sum:
+            return self
+        path, here = _existing(self.path), Path.cwd()
+        if path.resolve().is_relative_to(here):     # one spelling, and no folder of this machine
+            path = path.resolve().relative_to(here)
+        return replace(self, path=path.as_posix(), sum=_read(path)[1])
+
+    def load(self, run_dir: str | Path | None = None) -> Callable[[int], nn.Module]:
+        """A callable channels -> module, made by this version of the file, or of its copy in a run's folder.
+
+        Raises ValueError if neither is there or the file does not run, and, when called, if its class is not built so.
+        """
+        wanted = self.with_sum()
+        path = Path(wanted.path)
+        key = path.resolve(), wanted.sum
+        if key not in _VERSIONS:        # what this process has loaded is at hand, whatever the file is now
+            found = {place: _read(place) for place in wanted._places(run_dir) if place.is_file()}
+            place = next((place for place, (_, now) in found.items() if now == wanted.sum), None)
+            if place is None:
+                now = next((now for _, now in found.values()), None)
+                state = f"was changed since (its sum is {now} now)" if now else f"is not there ({path.absolute()})"
+                raise ValueError(f"{wanted} is wanted, but {path} {state}: train anew, or bring that version back")
+            _VERSIONS[key] = _run(place, found[place][0])
+        attention = _class_of(_VERSIONS[key], path, wanted.class_name)
+        return lambda channels: build(attention, channels, path)
+
+    def keep_copy(self, run_dir: str | Path) -> None:
+        """Put the version of the file that is trained into its run's folder, whole, where `load` looks too."""
+        source, now = _read(_existing(self.path))
+        if now == self.sum:     # if not, it was changed this moment: the process has what it loaded, and there is no copy
+            replace_file(self._places(run_dir)[-1], lambda file: file.write(source))
+
+    def _places(self, run_dir):
+        path = Path(self.path)
+        return [path] if run_dir is None else [path, Path(run_dir) / path.name]
 
 
-def keep_copy(name, run_dir):
-    """Put the version of the file that is trained into its run's folder, whole, where `load_attention` looks too."""
-    parts = _NAME.fullmatch(name)
-    source, now = _read(_existing(parts["file"]))
-    if now == parts["sum"]:     # if not, it was changed this moment: the process has what it loaded, and there is no copy
-        replace_file(_places(parts["file"], run_dir)[-1], lambda file: file.write(source))
+def build(attention: type[nn.Module], channels: int, path: str | Path) -> nn.Module:
+    """attention(channels), a class of the file `path`. ValueError, with the line, if it is not built so."""
+    try:
+        return attention(channels)
+    except (Exception, SystemExit) as error:
+        name = attention.__name__
+        raise ValueError(f"{path}: {name} must be built as {name}(channels), further arguments with defaults; "
+                         f"with {channels} channels that raises {where(error, attention)}") from error
 
 
-def _places(path, run_dir):
-    return [Path(path), *([] if run_dir is None else [Path(run_dir) / Path(path).name])]
+# What a file makes
 
-
-def load_class(path, class_name=None):
-    """The nn.Module class of a Python file.
+def load_class(path: str | Path, class_name: str | None = None) -> type[nn.Module]:
+    """The nn.Module class of a Python file, which is run anew.
 
     Raises ValueError if the file is not there or does not run, or if it is not clear which class is meant.
     """
     path = _existing(path)
-    return _class_of(_run(path, *_read(path)), path, class_name)
+    return _class_of(_run(path, _read(path)[0]), path, class_name)
 
 
-def load_one(path, kind):
+def load_one(path: str | Path, kind: type[T]) -> T:
     """The one object of a class that a Python file makes. ValueError as `load_class`, or unless it is exactly one."""
     path = _existing(path)
-    found = {id(value): value for value in vars(_run(path, *_read(path))).values() if isinstance(value, kind)}
+    made = vars(_run(path, _read(path)[0])).values()
+    found = {id(value): value for value in made if isinstance(value, kind)}
     if len(found) != 1:
         raise ValueError(f"{path} must make one {kind.__name__}, not {len(found)}")
     return found.popitem()[1]
-
-
-def first_line(error):
-    """An exception on one line, its type first."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def where(error, module=None):
-    """An exception on one line, with the line of the own file (any, if `module` is None) that it comes from."""
-    files = {own.__file__ for own in ([module] if module else _MODULES.values())}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    return first_line(error) + (f" ({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else "")
 
 
 def _existing(path):
@@ -132,37 +147,112 @@ def _read(path):
     return source, hashlib.sha256(source).hexdigest()[:12]
 
 
-def _run(path, source, check_sum):
-    """The module that a file makes. It stays importable by its name, which torch.compile asks for."""
-    key = path.resolve(), check_sum
-    if key in _MODULES:
-        return _MODULES[key]
-    module = types.ModuleType(f"own_{path.stem}_{hashlib.sha256(str(key).encode()).hexdigest()[:12]}")
+def _class_of(module, path, class_name):
+    there = {name: value for name, value in vars(module).items()
+             if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__}
+    if class_name in there:
+        return there[class_name]
+    different = set(there.values())     # a class under a second name counts once
+    listed = ", ".join(dict.fromkeys(kind.__name__ for kind in there.values())) or "none"
+    if class_name is not None:
+        raise ValueError(f"{path}:{class_name} must name an nn.Module class of that file ({listed})")
+    if len(different) != 1:
+        raise ValueError(f"{path} must hold one nn.Module class, or one must be named ({path}:CLASS); "
+                         f"its classes: {listed}")
+    return different.pop()
+
+
+# Running a file
+
+def _run(path, source):
+    """The module that a file makes, importable by its own name: torch.compile and pickle ask for it."""
+    module = types.ModuleType(f"own_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{next(_NUMBERS)}")
     module.__file__ = str(path)
-    folder = str(key[0].parent)
-    sys.path.insert(0, folder)      # what lies beside the file may be imported, as if it were run
+    _FILES.add(str(path))
     sys.modules[module.__name__] = module
     try:
-        exec(compile(source, str(path), "exec"), vars(module))      # by hand: a cached .pyc may be of a version a second older
+        with torch.random.fork_rng(devices=[]), _torch_defaults_kept(), _own_imports(path.resolve().parent, module.__name__):
+            exec(compile(source, str(path), "exec"), vars(module))      # by hand: a cached .pyc may be a second older
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        raise ValueError(f"{path} does not run: {first_line(error)}") from error
-    finally:
-        sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)     # for what it imports later
-    _MODULES[key] = module
+        raise ValueError(f"{path} does not run: {where(error)}") from error
     return module
 
 
-def _class_of(module, path, class_name):
-    there = {key: value for key, value in vars(module).items()
-             if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__}
-    if class_name is None and len(there) == 1:
-        return next(iter(there.values()))
-    if class_name in there:
-        return there[class_name]
-    listed = ", ".join(there) or "none"
-    if class_name is None:
-        raise ValueError(f"{path} must hold one nn.Module class, or one must be named ({path}:CLASS); its classes: {listed}")
-    raise ValueError(f"{path}:{class_name} must name an nn.Module class of that file ({listed})")
+@contextmanager
+def _torch_defaults_kept() -> Iterator[None]:
+    """Afterwards new tensors have the type and the device that they had before."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+
+
+@contextmanager
+def _own_imports(folder: Path, prefix: str) -> Iterator[None]:
+    """Within it, an import takes what lies in `folder` first, and runs it anew.
+
+    Two files may each have a helper.py beside them, and neither may get the other's. So what came from the folder is
+    known as PREFIX.helper afterwards, and `helper` is again what it was before, if anything.
+    """
+    beside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    beside -= {"__init__", "__main__", "mrla_minimal", *sys.stdlib_module_names}
+    aside = {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in beside}
+    known, no_bytecode = set(sys.modules), sys.dont_write_bytecode
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True      # a helper that is edited within the second would be taken from its .pyc
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = no_bytecode
+        with suppress(ValueError):      # the file may have changed the path itself
+            sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name not in known and _lies_in(folder, sys.modules.get(_top(name)))]:
+            _rename(name, f"{prefix}.{name}")
+        sys.modules.update(aside)
+
+
+def _top(name):
+    return name.partition(".")[0]
+
+
+def _lies_in(folder, module):
+    """Whether a module is folder/NAME.py or a package folder/NAME."""
+    places = list(getattr(module, "__path__", None) or [getattr(module, "__file__", None) or ""])
+    return any(Path(place).resolve().parent == folder for place in places)
+
+
+def _rename(name, new):
+    """Let an imported module, its classes and its functions be found under another name."""
+    module = sys.modules[new] = sys.modules.pop(name)
+    module.__name__ = new
+    _FILES.add(getattr(module, "__file__", None))
+    for value in vars(module).values():
+        if isinstance(value, (type, types.FunctionType)) and value.__module__ == name:
+            value.__module__ = new
+
+
+# Telling where it went wrong
+
+def first_line(error: BaseException) -> str:
+    """An exception on one line, its type first."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def where(error: BaseException, attention: type[nn.Module] | None = None) -> str:
+    """An exception on one line, with the last line of your own code that it went through.
+
+    If it went through none, as where a call does not fit the class, then with the line where `attention` begins.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _FILES]
+    if frames:
+        return f"{first_line(error)} ({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})"
+    with suppress(OSError, TypeError):      # a class without a source: it was made in an interpreter
+        if attention is not None:
+            file, line = inspect.getsourcefile(attention), inspect.getsourcelines(attention)[1]
+            return f"{first_line(error)} ({file}, line {line}, class {attention.__name__})"
+    return first_line(error)

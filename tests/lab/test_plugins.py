@@ -1,19 +1,24 @@
 """Code of one's own in a file: named in a configuration, trained, resumed, compared; and refused once it was changed."""
 
+import pickle
 import re
 import sys
 import textwrap
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_cifar
 
+from mrla_minimal import MRLALight, cifar_resnet
 from mrla_minimal.lab import cli, cost_tables, data, evidence, plugins
 from mrla_minimal.lab.engine import TrainConfig, build_model, run
 from mrla_minimal.lab.evidence import running
 from mrla_minimal.lab.evidence.records import load_interventions
 from mrla_minimal.lab.files import read_records
+from mrla_minimal.lab.plugins import OwnAttention
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TINY = ["--depth", "8", "--width", "4", "--batch-size", "16", "--steps", "3", "--device", "cpu"]
@@ -43,7 +48,7 @@ def change(folder, source="\n# another version\n"):
 @pytest.fixture
 def fresh_process(monkeypatch):
     """What a new process would know of the files: nothing."""
-    return lambda: monkeypatch.setattr(plugins, "_MODULES", {})
+    return lambda: monkeypatch.setattr(plugins, "_VERSIONS", {})
 
 
 @pytest.mark.parametrize("name, own_one", [
@@ -51,14 +56,15 @@ def fresh_process(monkeypatch):
     ("mrla-light", False), ("mine.py:", False), ("mine.py@123", False), (None, False), ("minepy", False),
 ])
 def test_which_names_are_of_files(name, own_one):
-    assert plugins.is_own(name) is own_one
+    assert (OwnAttention.parse(name) is not None) is own_one
+    assert not own_one or str(OwnAttention.parse(name)) == name
 
 
 def test_a_configuration_names_the_version_of_the_file(folder, fresh_process):
     config = TrainConfig(layer_attention="my_attention.py:LastTwo")
     name = config.layer_attention
     assert re.fullmatch(r"my_attention\.py:LastTwo@[0-9a-f]{12}", name)
-    assert TrainConfig(layer_attention=name).layer_attention == name and plugins.short_name(name) == "LastTwo"
+    assert TrainConfig(layer_attention=name).layer_attention == name and OwnAttention.parse(name).short_name == "LastTwo"
     change(folder)
     assert TrainConfig(layer_attention="my_attention.py:LastTwo").layer_attention != name
     fresh_process()
@@ -182,15 +188,15 @@ def test_what_runs_is_what_was_summed(folder, monkeypatch):
     for number in (1, 2, 3):
         source = f"from torch import nn\nclass K(nn.Module):\n    number = {number}\n    def __init__(self, c): super().__init__()\n"
         (folder / "k.py").write_text(source, encoding="utf-8")
-        assert plugins.load_attention(plugins.with_sum("k.py"))(4).number == number
+        assert OwnAttention("k.py").load()(4).number == number
 
 
 def test_line_ends_and_ways_of_naming_a_file_make_no_other_version(folder):
-    name = plugins.with_sum("my_attention.py")
-    assert plugins.with_sum("./my_attention.py") == name
+    name = OwnAttention("my_attention.py").with_sum()
+    assert OwnAttention("./my_attention.py").with_sum() == name
     content = (folder / "my_attention.py").read_bytes()
     (folder / "my_attention.py").write_bytes(content.replace(b"\n", b"\r\n"))
-    assert plugins.with_sum("my_attention.py") == name and plugins.load_attention(name)(8) is not None
+    assert OwnAttention("my_attention.py").with_sum() == name and name.load()(8) is not None
 
 
 def test_a_file_that_is_edited_while_its_run_trains_still_gets_its_record(folder, monkeypatch):
@@ -288,15 +294,94 @@ def test_one_suite_under_two_names_is_one(folder):
     assert plugins.load_one("twice.py", evidence.Suite).name == "s"
 
 
-def test_a_file_imports_what_lies_beside_it_first(folder, monkeypatch):
-    (folder / "v").mkdir()
-    for place, number in ((folder, 1), (folder / "v", 2)):
-        (place / "beside_the_file.py").write_text(f"NUMBER = {number}\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])      # as `python -m` puts the working directory first
-    source = "from torch import nn\nfrom beside_the_file import NUMBER\nclass K(nn.Module):\n    number = NUMBER\n"
-    (folder / "v" / "k.py").write_text(source, encoding="utf-8")
-    assert plugins.load_class("v/k.py").number == 2
-    assert sys.path[0] == str(folder) and sys.path[-1] == str(folder / "v")
+K = """
+from torch import nn
+from beside import NUMBER, double
+class K(nn.Module):
+    number = NUMBER
+    def __init__(self, channels):
+        super().__init__()
+    def forward(self, x, memory=None):
+        return double(x), x
+"""
+BESIDE = "import torch\nNUMBER = {number}\ndef double(x):\n    return NUMBER * torch.relu(x)\n"
+
+
+def two_folders(folder):
+    """a/k.py and b/k.py, the same file with another beside.py next to each."""
+    for number, place in ((1, folder / "a"), (2, folder / "b")):
+        place.mkdir()
+        (place / "beside.py").write_text(BESIDE.format(number=number), encoding="utf-8")
+        (place / "k.py").write_text(K, encoding="utf-8")
+
+
+def test_each_file_gets_what_lies_beside_it_and_leaves_nothing_behind(folder, monkeypatch):
+    two_folders(folder)
+    beside = types.ModuleType("beside")             # the host program's own file of that name
+    monkeypatch.setitem(sys.modules, "beside", beside)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)      # a .pyc of the same second could not tell versions apart
+    path = list(sys.path)
+    first, second = plugins.load_class("a/k.py"), OwnAttention("b/k.py").load()(8)
+    assert (first.number, second.number) == (1, 2)
+    assert sys.modules["beside"] is beside and sys.path == path
+    (folder / "a" / "beside.py").write_text(BESIDE.format(number=4), encoding="utf-8")
+    assert plugins.load_class("a/k.py").number == 4 and first.number == 1
+
+
+def test_a_package_beside_the_file_is_its_own_too_and_one_that_fails_leaves_nothing(folder):
+    for place in (folder / "parts", folder / "loose"):      # a package, and a folder without __init__.py
+        place.mkdir()
+        (place / "width.py").write_text("WIDTH = 3\n", encoding="utf-8")
+    (folder / "parts" / "__init__.py").write_text("from parts.width import WIDTH\n", encoding="utf-8")
+    change(folder, "\nfrom parts import WIDTH\nfrom loose.width import WIDTH as again\n")
+    for ends in ("", "\nraise RuntimeError\n"):
+        before = set(sys.modules)
+        change(folder, ends)
+        with pytest.raises(ValueError, match=r"RuntimeError \(my_attention.py, line \d+, in <module>\)") if ends else nullcontext():
+            plugins.load_class("my_attention.py")
+        assert not {"parts", "parts.width", "loose", "loose.width"} & set(sys.modules)
+        assert {name.split(".")[0].split("_")[0] for name in set(sys.modules) - before} <= {"own"}
+
+
+def test_what_a_file_makes_is_found_by_pickle_and_by_the_compiler(folder):
+    two_folders(folder)
+    for number, place in ((1, "a"), (2, "b")):
+        module = plugins.load_class(f"{place}/k.py")(8)
+        x = torch.ones(1, 8, 2, 2)
+        assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(x)[0], number * x)
+        assert torch.equal(pickle.loads(pickle.dumps(module))(x)[0], number * x)
+        assert pickle.loads(pickle.dumps(sys.modules[type(module).__module__].double)) is not None
+
+
+def test_what_a_file_sets_for_the_whole_process_is_put_back(folder):
+    (folder / "k.py").write_text(
+        "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_default_device('meta')\ntorch.manual_seed(5)\n"
+        "class K(torch.nn.Module):\n    pass\n", encoding="utf-8")
+    state = torch.get_rng_state()
+    plugins.load_class("k.py")
+    assert torch.zeros(1).dtype == torch.float32 and torch.zeros(1).device.type == "cpu"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_class_with_a_second_name_counts_once(folder):
+    change(folder, "\nAlias = LastTwo\n")
+    assert plugins.load_class("my_attention.py").__name__ == "LastTwo"
+    assert plugins.load_class("my_attention.py", "Alias").__name__ == "LastTwo"
+    change(folder, "\nclass Second(LastTwo):\n    pass\n")
+    with pytest.raises(ValueError, match="its classes: LastTwo, Second$"):
+        plugins.load_class("my_attention.py")
+
+
+@pytest.mark.parametrize("arguments", [("k.txt",), ("k.py", "not a name"), ("k.py", None, "123")])
+def test_a_value_that_has_no_text_is_refused(arguments):
+    with pytest.raises(ValueError, match="must be FILE.py, FILE.py:CLASS or FILE.py:CLASS@SUM"):
+        OwnAttention(*arguments)
+
+
+def test_an_instance_in_place_of_a_class_is_told():
+    for instance in (MRLALight(8), plugins.nn.Identity()):
+        with pytest.raises(ValueError, match="not one module: every block needs its own"):
+            cifar_resnet(8, width=8, layer_attention=instance)
 
 
 def test_what_is_imported_counts_neither_as_the_files_class_nor_against_it(folder):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from mrla_minimal.lab.device import DEVICES
-from mrla_minimal.lab.plugins import is_own, with_sum
+from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.layer_attention import MRLALight
 from mrla_minimal.resnet import BLOCKS, CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, SHORTCUTS
 
@@ -75,8 +75,9 @@ class TrainConfig:
         for entry in dataclasses.fields(self):
             value, choices, more = getattr(self, entry.name), entry.metadata["choices"], ""
             if entry.name == "layer_attention":
-                if is_own(value):       # which version of the file is meant is settled here, once
-                    object.__setattr__(self, entry.name, with_sum(value))
+                own = OwnAttention.parse(value)
+                if own:         # which version of the file is meant is settled here, once
+                    object.__setattr__(self, entry.name, str(own.with_sum()))
                     continue
                 choices, more = (*choices, *FURTHER_ATTENTIONS), ", or FILE.py or FILE.py:CLASS for one of your own"
             if choices is not None and value not in choices:

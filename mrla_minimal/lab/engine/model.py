@@ -5,7 +5,7 @@ import math
 import torch
 
 from mrla_minimal.lab.engine.config import FURTHER_ATTENTIONS
-from mrla_minimal.lab.plugins import is_own, load_attention, where
+from mrla_minimal.lab.plugins import OwnAttention, where
 from mrla_minimal.resnet import cifar_resnet
 
 MOMENTUM = 0.9
@@ -18,7 +18,8 @@ def build_model(config, num_classes, run_dir=None, in_channels=3):
     """
     channels = {} if in_channels == 3 else {"in_channels": in_channels}
     name = config.layer_attention
-    attention = load_attention(name, run_dir) if is_own(name) else FURTHER_ATTENTIONS.get(name, name)
+    own = OwnAttention.parse(name)
+    attention = own.load(run_dir) if own else FURTHER_ATTENTIONS.get(name, name)
     torch.manual_seed(config.seed)
     return cifar_resnet(config.depth, block=config.block, num_classes=num_classes, layer_attention=attention,
                         channel_attention=config.channel_attention, head_dim=config.head_dim,
@@ -28,7 +29,7 @@ def build_model(config, num_classes, run_dir=None, in_channels=3):
 def try_model(config, run_dir=None):
     """Build the model once, and let an attention of one's own see an image, so that what cannot work is told at once, as a ValueError."""
     model = build_model(config, 10, run_dir).eval()
-    if is_own(config.layer_attention):
+    if OwnAttention.parse(config.layer_attention):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model(torch.zeros(2, 3, 32, 32))

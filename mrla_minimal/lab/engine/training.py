@@ -22,7 +22,7 @@ from mrla_minimal.lab.engine.checkpoint import TrainingDiverged, read_checkpoint
 from mrla_minimal.lab.engine.config import differing_fields
 from mrla_minimal.lab.engine.run import Run
 from mrla_minimal.lab.files import append_record, replace_file, to_line, write_json
-from mrla_minimal.lab.plugins import is_own, keep_copy, short_name
+from mrla_minimal.lab.plugins import OwnAttention
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def new_run_dir(config, runs="runs", source=None):
     NAME says the model, its attentions, the data (`source`, of images of one's own) and the seed. The folder is made
     here, which only one of several processes can do: two that start together get two folders.
     """
-    layer_attention = short_name(config.layer_attention) if is_own(config.layer_attention) else config.layer_attention
+    own = OwnAttention.parse(config.layer_attention)
+    layer_attention = own.short_name if own else config.layer_attention
     attention = "-".join(filter(None, (layer_attention, config.channel_attention))) or "plain"
     data = source or ("synthetic" if config.source == "synthetic" else config.dataset)
     name = f"resnet{config.depth}-{attention}-{data}-seed{config.seed}"
@@ -93,8 +94,9 @@ def _prepare_folder(config, run_dir, resume):
         if stored.exists():
             raise ValueError(f"{run_dir} holds a run already; resume it, or choose another name")
         write_json(stored, dataclasses.asdict(config))
-        if is_own(config.layer_attention):
-            keep_copy(config.layer_attention, run_dir)
+        own = OwnAttention.parse(config.layer_attention)
+        if own:
+            own.keep_copy(run_dir)
         return None
     if not stored.is_file():
         raise ValueError(f"{run_dir} is not a run folder: it has no config.json")

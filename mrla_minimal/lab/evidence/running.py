@@ -29,7 +29,7 @@ from mrla_minimal.lab.evidence.records import (
     whole_interventions,
 )
 from mrla_minimal.lab.evidence.suites import NOT_RECIPE
-from mrla_minimal.lab.plugins import first_line, is_own
+from mrla_minimal.lab.plugins import OwnAttention, first_line
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _look_inside(suite, job, records_path, runs, data, progress):
     try:
         found = intervene(model, data)
     except Exception as error:
-        if not is_own(job.config.layer_attention):
+        if OwnAttention.parse(job.config.layer_attention) is None:
             raise
         print(f"note: {job.variant}: its weights cannot be frozen ({first_line(error)}); the suite goes on without")
         return
