@@ -149,7 +149,7 @@ def run_check(arguments):
     file, class_name = (named.path, named.class_name) if named else (arguments.file, None)
     results = grade(file, arguments.class_name or class_name)
     print(report(results))
-    return 1 if any(result["passed"] is False for result in results) else 0
+    return 1 if any(passed is False for passed, _ in results) else 0
 
 
 def run_bench(arguments):
