@@ -4,6 +4,15 @@
     model = cifar_resnet(20, layer_attention="mrla-light")
 """
 
+import os
+import sys
+
+# `python -m mrla_minimal` puts the working directory first on the path, where a random.py would stand in for Python's
+# own. It is taken off here, before torch is imported; while a package is imported for -m, its argv[0] is "-m".
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    if os.path.isdir(sys.path[0]) and os.path.samefile(sys.path[0], os.curdir):
+        del sys.path[0]
+
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import (
