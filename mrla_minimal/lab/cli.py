@@ -1,191 +1,94 @@
 """The command line. Each subcommand is a few lines over a function of the lab.
 
-Wrong input is one line on stderr and exit status 2; a failed check, a diverged run, a machine too small for it 1; Ctrl-C 130.
+Wrong input is one line on stderr and exit status 2; a failed check, a diverged run, a machine too small for it 1; Ctrl-C
+130, SIGTERM 143; a reader that went away (mrla ... | head) 141.
 """
 
 import argparse
 import dataclasses
+import json
 import os
+import signal
 import sys
-import types
-from pathlib import Path
+from contextlib import redirect_stdout, suppress
 
 import torch
 
 from mrla_minimal import __version__
 from mrla_minimal.lab import engine
+from mrla_minimal.lab.cli_parser import Parser, add_command, hushed, json_option, positive, quiet_option, whole
+from mrla_minimal.lab.cli_runs import add_run_commands
 from mrla_minimal.lab.cli_suite import run_compare
-from mrla_minimal.lab.engine import PRESETS, TrainConfig
+from mrla_minimal.lab.cli_train import add_train_command
 from mrla_minimal.lab.engine.config import DATASETS
 from mrla_minimal.lab.plugins import OwnAttention
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with its error on one line."""
-
-    def error(self, message):
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _or_none(kind):
-    def convert(text):
-        return None if text == "none" else kind(text)
-
-    convert.__name__ = f"{kind.__name__} or none"
-    return convert
-
-
-def _positive(kind):
-    def convert(text):
-        number = kind(text)
-        if not 0 < number < float("inf"):
-            raise ValueError
-        return number
-
-    convert.__name__ = f"positive {kind.__name__}"
-    return convert
-
-
-def _add_config_options(parser):
-    """One option a field of TrainConfig; what is not given stays out of the result, so that presets and --resume can tell."""
-    for entry in dataclasses.fields(TrainConfig):
-        flag = "--" + entry.name.replace("_", "-")
-        shown = "none" if entry.default is None else entry.default
-        options = {"dest": entry.name, "default": argparse.SUPPRESS, "help": f"{entry.metadata['help']} (default: {shown})"}
-        if entry.type is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-            continue
-        kind = entry.type
-        if isinstance(kind, types.UnionType):
-            kind = _or_none(next(part for part in kind.__args__ if part is not types.NoneType))
-        if entry.metadata["choices"]:
-            options["metavar"] = "{" + ",".join("none" if c is None else c for c in entry.metadata["choices"]) + "}"
-        parser.add_argument(flag, type=kind, **options)
-
-
-def _config_of(arguments, base=None):
-    """(TrainConfig, its fields that were given on the command line)."""
-    names = {entry.name for entry in dataclasses.fields(TrainConfig)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
-    base = base or TrainConfig(**PRESETS[arguments.preset or "quick"])
-    return dataclasses.replace(base, **given), given
-
-
-def run_train(arguments):
-    if arguments.resume is not None:
-        if arguments.name or arguments.preset:
-            raise ValueError("--resume continues a run as it was begun: it takes no --name and no --preset")
-        if not arguments.resume:
-            raise ValueError("--resume must name a run folder, not be empty")
-        run_dir = Path(arguments.resume)
-        config, _ = _config_of(arguments, engine.read_config(run_dir))
-    else:
-        config, _ = _config_of(arguments)
-        name = arguments.name
-        if name is not None and (not name or Path(name).is_absolute() or ".." in Path(name).parts):
-            raise ValueError(f"--name must be a name below runs/, not {name!r}")
-        run_dir = None if name is None else Path("runs") / name
-    result = engine.train(config, run_dir, resume=arguments.resume is not None, checkpoint_seconds=arguments.checkpoint_seconds)
-    if os.environ.get("RANK", "0") != "0":
-        return 0
-    if result.source == "synthetic":
-        print("trained and tested on the synthetic images: this is no CIFAR accuracy")
-    print(f"run folder {result.run_dir}: config.json, metrics.jsonl, timing.jsonl, checkpoint.pt, curves.png")
-    print(f"test accuracy {100 * result.test_accuracy:.2f} %")
-    return 0
-
-
-def run_evaluate(arguments):
-    from mrla_minimal.lab.data import hold_out, load_cifar
-
-    model, state = engine.load_model(arguments.run, arguments.device)
-    config = state["config"]
-    source = "synthetic" if state["source"] == "synthetic" else "real"
-    data = load_cifar(config["dataset"], arguments.data_root or config["data_root"], source)
-    if data.fingerprint != state["fingerprint"]:
-        raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
-    trained_on, held_out = hold_out(data.train, seed=0) if config["validation"] else (data.train, None)
-    split = {"test": data.test, "train": trained_on, "validation": held_out}[arguments.split]
-    if split is None:
-        raise ValueError(f"--split validation: {arguments.run} was trained on all training images, none was held out")
-    device = next(model.parameters()).device
-    loss, accuracy = engine.evaluate(model, split.to(device))
-    attention = config["layer_attention"] or "none"
-    print(f"{arguments.run}: ResNet-{config['depth']}, layer attention {attention}, {data.source}, {len(split)} images")
-    print(f"{arguments.split} loss {loss:.4f}")
-    print(f"{arguments.split} accuracy {100 * accuracy:.2f} %")
-    return 0
-
-
-def run_fetch(arguments):
+def run_fetch(arguments: argparse.Namespace) -> int:
     from mrla_minimal.lab.data import fetch_cifar
 
-    print(f"{arguments.dataset}: {fetch_cifar(arguments.dataset, arguments.data_root)}")
+    with hushed(arguments.quiet):
+        found = fetch_cifar(arguments.dataset, arguments.data_root)
+    print(f"{arguments.dataset}: {found}")
     return 0
 
 
-def run_doctor(arguments):
-    from mrla_minimal.lab.doctor import run_doctor
+def run_doctor(arguments: argparse.Namespace) -> int | tuple[int, dict]:
+    from mrla_minimal.lab import doctor
 
-    return run_doctor()
+    if not arguments.json:
+        return doctor.run_doctor()
+    checks = doctor.examine()
+    ready = all(status != "FAIL" for status, _ in checks)
+    return 0 if ready else 1, {"ready": ready, "checks": [{"status": status, "text": text} for status, text in checks]}
 
 
-def run_cost(arguments):
+def run_cost(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     from mrla_minimal.lab import cost_tables
 
-    if arguments.paper:
-        print(cost_tables.paper_text())
-    else:
-        print(cost_tables.cost_text(arguments.layer_attention, depth=arguments.depth, block=arguments.block,
-                                    width=arguments.width, measure=arguments.measure))
+    net = {"depth": arguments.depth, "block": arguments.block, "width": arguments.width, "measure": arguments.measure}
+    if arguments.json:
+        rows = cost_tables.paper_table() if arguments.paper else cost_tables.cost_rows(arguments.layer_attention, **net)
+        return 0, {"models": [dataclasses.asdict(row) for row in rows]}
+    print(cost_tables.paper_text() if arguments.paper else cost_tables.cost_text(arguments.layer_attention, **net))
     return 0
 
 
-def run_check(arguments):
+def run_check(arguments: argparse.Namespace) -> tuple[int, dict]:
     from mrla_minimal.course.checks.coursework import grade, report
 
     named = OwnAttention.parse(arguments.file)
     file, class_name = (named.path, named.class_name) if named else (arguments.file, None)
     results = grade(file, arguments.class_name or class_name)
     print(report(results))
-    return 1 if any(passed is False for passed, _ in results) else 0
+    failed = any(passed is False for passed, _ in results)
+    return int(failed), {"file": file, "passed": not failed,
+                         "checks": [{"passed": passed, "text": text} for passed, text in results]}
 
 
-def run_bench(arguments):
+def run_bench(arguments: argparse.Namespace) -> int:
     from mrla_minimal.lab import bench
 
     bench.BENCHMARKS[arguments.what]()
     return 0
 
 
-def build_parser():
-    parser = Parser(prog="mrla", description="Attention across layers: train, evaluate and measure it.")
+def build_parser() -> Parser:
+    parser = Parser(prog="mrla", description="Attention across layers: train, evaluate and measure it.",
+                    epilog="mrla COMMAND --help tells each command's options, with examples.")
     parser.add_argument("--version", action="version", version=f"mrla-minimal {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    add_train_command(commands)
+    add_run_commands(commands)
 
-    train = commands.add_parser("train", help="train one model", description="Train one model; the folder runs/NAME keeps it.")
-    train.add_argument("--preset", choices=list(PRESETS), help="where the defaults come from (default: quick)")
-    train.add_argument("--name", help="the run's folder under runs/ (default: made from the model, the data and the seed)")
-    train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
-    train.add_argument("--checkpoint-seconds", type=_positive(float), default=60.0, help="write a checkpoint this often (default: 60)")
-    _add_config_options(train)
-    train.set_defaults(function=run_train)
-
-    evaluate = commands.add_parser("evaluate", help="accuracy of a run or a checkpoint")
-    evaluate.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
-    evaluate.add_argument("--split", choices=["test", "validation", "train"], default="test")
-    evaluate.add_argument("--device", default="cpu", help="auto, cuda, mps or cpu (default: cpu)")
-    evaluate.add_argument("--data-root", help="folder of the data files")
-    evaluate.set_defaults(function=run_evaluate)
-
-    fetch = commands.add_parser("fetch", help="download a data set")
+    fetch = add_command(commands, "fetch", "download a data set", run_fetch,
+                        ("mrla fetch cifar10", "mrla fetch cifar100 --data-root data"))
     fetch.add_argument("dataset", choices=DATASETS)
     fetch.add_argument("--data-root", help="folder to keep it in")
-    fetch.set_defaults(function=run_fetch)
+    quiet_option(fetch)
 
-    doctor = commands.add_parser("doctor", help="check this machine")
-    doctor.set_defaults(function=run_doctor)
+    doctor = add_command(commands, "doctor", "check this machine", run_doctor, ("mrla doctor", "mrla doctor --json"))
+    json_option(doctor)
 
     compare = commands.add_parser("compare", help="run a suite of variants and seeds, and compare them")
     compare.add_argument("--suite", default="smoke", help="which suite, or FILE.py that makes one (default: smoke, a few steps)")
@@ -195,65 +98,115 @@ def build_parser():
     compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl; "
                          "of a suite in FILE.py: runs/SUITE/records.jsonl)")
     compare.add_argument("--variants", nargs="+", help="only these variants")
-    compare.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the suite's")
-    compare.add_argument("--jobs", type=_positive(int), default=1, help="processes side by side (default: 1)")
+    compare.add_argument("--seeds", nargs="+", type=whole, help="these seeds instead of the suite's")
+    compare.add_argument("--jobs", type=positive(whole), default=1, help="processes side by side (default: 1)")
     compare.add_argument("--quiet", action="store_true", help="run, and print neither progress nor table")
-    compare.add_argument("--steps", type=int, help="try the suite with this many steps a run; recorded apart")
+    compare.add_argument("--steps", type=whole, help="try the suite with this many steps a run; recorded apart")
     compare.add_argument("--device", help="where to train")
     compare.add_argument("--data-root", help="folder of the data files")
     compare.add_argument("--merge", nargs="+", metavar="FILE", help="write the records of these files to --records")
     compare.set_defaults(function=run_compare)
 
-    cost = commands.add_parser("cost", help="parameters, multiply-adds, activations")
+    cost = add_command(commands, "cost", "parameters, multiply-adds, activations", run_cost,
+                       ("mrla cost --layer-attention mrla-base mrla-light --measure", "mrla cost --paper"))
     cost.add_argument("--paper", action="store_true", help="the ResNet-50 and ResNet-101 rows beside the paper's claim")
     cost.add_argument("--layer-attention", nargs="*", help="which attentions (default: all)")
-    cost.add_argument("--depth", type=int, default=20)
+    cost.add_argument("--depth", type=whole, default=20)
     cost.add_argument("--block", default="basic")
-    cost.add_argument("--width", type=int, default=16)
+    cost.add_argument("--width", type=whole, default=16)
     cost.add_argument("--measure", action="store_true", help="time a step too, as a ratio to the plain net")
-    cost.set_defaults(function=run_cost)
+    json_option(cost)
 
-    check = commands.add_parser("check", help="grade a layer attention of your own")
-    check.add_argument("file", metavar="FILE", help="a Python file with an nn.Module class built as Class(channels); or FILE:CLASS")
+    check = add_command(commands, "check", "grade a layer attention of your own", run_check,
+                        ("mrla check my_attention.py", "mrla check my_attention.py:LastTwo --json"),
+                        "Grade a layer attention of your own. The file's code is run: of a stranger, only in a sandbox.")
+    check.add_argument("file", metavar="FILE",
+                       help="a Python file with an nn.Module class built as Class(channels); or FILE:CLASS")
     check.add_argument("--class", dest="class_name", metavar="NAME", help="which class, if the file holds several")
-    check.set_defaults(function=run_check)
+    json_option(check)
 
-    bench = commands.add_parser("bench", help="ratios measured on this machine")
+    bench = add_command(commands, "bench", "ratios measured on this machine", run_bench,
+                        ("mrla bench attention", "mrla bench engine"))
     bench.add_argument("what", choices=["data", "attention", "engine"])
-    bench.set_defaults(function=run_bench)
     return parser
 
 
-def _what_this_machine_lacks(error):
-    """One line for an error of torch that its user can do something about; None for any other, whose traceback is wanted."""
+def _what_this_machine_lacks(error: Exception) -> str | None:
+    """One line for an error that its user can do something about; None for any other, whose traceback is wanted."""
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return f"{first} A smaller batch or width needs less memory."
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    torch_says = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "out of memory")
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(text in first for text in torch_says):
+        return f"out of memory ({first}). A smaller batch, width or depth needs less"
+    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    if compiler or "torch.compile" in first or "Dynamo is not supported" in first:
         return f"torch.compile failed ({first}); leave --compile out, or see that a C++ compiler is installed"
+    if "home directory" in first:
+        return f"{first.rstrip('.')}: write the folder's path without ~, or set HOME"
     return None
 
 
-def main(arguments=None):
-    """Run one command; returns the exit status."""
+def _run(arguments: argparse.Namespace) -> int:
+    """Run a command; with --json, what it prints goes to stderr, and its record alone to stdout."""
+    if not getattr(arguments, "json", False):
+        outcome = arguments.function(arguments)
+        return outcome[0] if isinstance(outcome, tuple) else outcome
+    with redirect_stdout(sys.stderr):
+        outcome = arguments.function(arguments)
+    if isinstance(outcome, tuple):      # of several processes, the first alone has a record
+        print(json.dumps(outcome[1], allow_nan=False))
+        return outcome[0]
+    return outcome
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _status_of(arguments: list[str] | None) -> int:
+    """The exit status of one command, its errors told on stderr."""
+    def tell(text: object, status: int) -> int:
+        print(f"mrla: {text}", file=sys.stderr)
+        return status
+
     try:
-        arguments = build_parser().parse_args(arguments)
-        return arguments.function(arguments)
+        os.getcwd()
+    except OSError:
+        return tell("the working directory is gone: change to one that exists", 2)
+    try:
+        return _run(build_parser().parse_args(arguments))
+    except SystemExit as stop:      # argparse: --help, --version, or an error that it has told
+        return stop.code
     except engine.TrainingInterrupted as interrupt:
-        print(f"mrla: {interrupt}", file=sys.stderr)
-        return 130
+        return tell(interrupt, 128 + getattr(interrupt, "signal", signal.SIGINT))
     except KeyboardInterrupt:
-        print("mrla: interrupted", file=sys.stderr)
-        return 130
+        return tell("interrupted", 128 + signal.SIGINT)
     except engine.TrainingDiverged as error:
-        print(f"mrla: {error}", file=sys.stderr)
-        return 1
+        return tell(error, 1)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
-        print(f"mrla: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
+        return tell(_one_line(error), 2)
+    except (RuntimeError, MemoryError) as error:
         text = _what_this_machine_lacks(error)
         if text is None:
             raise
-        print(f"mrla: {text}", file=sys.stderr)
-        return 1
+        return tell(text, 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")      # a letter that the terminal lacks must not cost the result
+    try:
+        status = _status_of(arguments)
+        for stream in streams:
+            stream.flush()
+        return status
+    except BrokenPipeError:         # nobody reads on: the same status as a program that SIGPIPE ends
+        for stream in streams:
+            with suppress(OSError):
+                stream.close()      # what is left in it has nowhere to go
+        return 128 + 13

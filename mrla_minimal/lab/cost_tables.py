@@ -61,12 +61,12 @@ def format_table(rows, unit="M"):
     return "\n".join("  ".join(line) for line in zip(*aligned, strict=True))
 
 
-def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, measure=False):
-    """What `mrla cost` prints: CIFAR ResNets with each of `variants`, below the plain net.
+def cost_rows(variants=None, depth=20, block="basic", width=16, image_size=32, measure=False) -> list[CostRow]:
+    """CIFAR ResNets with each of `variants`, below the plain net.
 
-    A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or of a channel
-    attention ("se", "eca"); None stands for all that the library has.
-    With `measure` step times are taken too, which needs some seconds. Raises ValueError for a name that is none.
+    A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or of a
+    channel attention ("se", "eca"); None stands for all that the library has. With `measure` step times are taken too,
+    which needs some seconds. Raises ValueError for a name that is none.
     """
     places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention") | dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
     models = {"plain": cifar_resnet(depth, block=block, width=width)}
@@ -77,13 +77,21 @@ def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, m
             models[label] = cifar_resnet(depth, block=block, width=width, layer_attention=own.load())
             continue
         if name not in places:
-            raise ValueError(f"a variant must be one of {', '.join(map(repr, places))}, or FILE.py or FILE.py:CLASS, not {name!r}")
+            allowed = ", ".join(map(repr, places))
+            raise ValueError(f"a variant must be one of {allowed}, or FILE.py or FILE.py:CLASS, not {name!r}")
         models[name] = cifar_resnet(depth, block=block, width=width, **{places[name]: name})
     images = torch.randn(BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    return cost_table(models, image_size, images, measure)
+
+
+def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, measure=False) -> str:
+    """What `mrla cost` prints: the rows of `cost_rows` as a table, and what its columns count."""
+    rows = cost_rows(variants, depth, block, width, image_size, measure)
     lines = [f"ResNet-{depth} for {image_size} x {image_size} images, {block} blocks, width {width}, 10 classes", "",
-             format_table(cost_table(models, image_size, images, measure)), "",
+             format_table(rows), "",
              f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images.",
-             "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper counts that one."]
+             "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper "
+             "counts that one."]
     if any(map(OwnAttention.parse, variants or ())):
         lines.append("MACs of your own attention: its convolutions and linear maps, not what it multiplies map by map.")
     if measure:

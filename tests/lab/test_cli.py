@@ -10,6 +10,7 @@ import torch
 from tiny import tiny_cifar
 
 from mrla_minimal.lab import cli, data, engine, evidence
+from mrla_minimal.lab.cli_train import config_of
 from mrla_minimal.lab.engine import PRESETS, TrainConfig, read_checkpoint
 from mrla_minimal.lab.engine import run as engine_run
 
@@ -27,7 +28,7 @@ def tiny_data(monkeypatch, tmp_path):
 
 
 def parse(*options):
-    return cli._config_of(cli.build_parser().parse_args(["train", *options]))[0]
+    return config_of(cli.build_parser().parse_args(["train", *options]))
 
 
 def test_every_field_is_an_option_and_the_presets_give_defaults():
@@ -161,7 +162,7 @@ class NoCompiler(RuntimeError):
 
 
 @pytest.mark.parametrize("error, words", [
-    (torch.cuda.OutOfMemoryError("CUDA out of memory.\nMore about it."), "CUDA out of memory. A smaller batch or width"),
+    (torch.cuda.OutOfMemoryError("CUDA out of memory.\nMore about it."), "CUDA out of memory.). A smaller batch, width or depth"),
     (NoCompiler("no compiler\nand more"), "torch.compile failed (no compiler); leave --compile out"),
 ])
 def test_what_the_machine_lacks_is_one_line_and_status_1(tiny_data, capsys, monkeypatch, error, words):

@@ -1,0 +1,108 @@
+"""`mrla train`: every field of TrainConfig is an option, and a run goes on where it was interrupted."""
+
+import argparse
+import dataclasses
+import math
+import os
+import types
+from pathlib import Path
+
+from mrla_minimal.lab import engine
+from mrla_minimal.lab.cli_parser import (
+    add_command,
+    folder_name,
+    hushed,
+    json_option,
+    or_none,
+    positive,
+    quiet_option,
+    whole,
+)
+from mrla_minimal.lab.engine import PRESETS, TrainConfig
+
+EXAMPLES = (
+    "mrla train --layer-attention mrla-base --epochs 3 --name base",
+    "mrla train --resume runs/base",
+)
+
+
+def add_train_command(commands: argparse._SubParsersAction) -> None:
+    train = add_command(commands, "train", "train one model", run_train, EXAMPLES,
+                        "Train one model; the folder runs/NAME keeps it.")
+    train.add_argument("--preset", choices=list(PRESETS), help="where the defaults come from (default: quick)")
+    train.add_argument("--name", type=folder_name,
+                       help="the run's folder under runs/ (default: made from the model, the data and the seed)")
+    train.add_argument("--out", metavar="FOLDER", help="the run's folder, anywhere, in place of runs/NAME")
+    train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    train.add_argument("--checkpoint-seconds", type=positive(float), default=60.0,
+                       help="write a checkpoint this often (default: 60)")
+    json_option(train)
+    quiet_option(train)
+    add_config_options(train)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """One option a field of TrainConfig.
+
+    What is not given stays out of the result, so that presets and --resume can tell.
+    """
+    for entry in dataclasses.fields(TrainConfig):
+        flag = "--" + entry.name.replace("_", "-")
+        shown = "none" if entry.default is None else entry.default
+        options = {"dest": entry.name, "default": argparse.SUPPRESS,
+                   "help": f"{entry.metadata['help']} (default: {shown})"}
+        if entry.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            continue
+        kind, allows_none = entry.type, isinstance(entry.type, types.UnionType)
+        if allows_none:
+            kind = next(part for part in kind.__args__ if part is not types.NoneType)
+        kind = whole if kind is int else kind
+        if entry.metadata["choices"]:
+            names = ("none" if choice is None else choice for choice in entry.metadata["choices"])
+            options["metavar"] = "{" + ",".join(names) + "}"
+        parser.add_argument(flag, type=or_none(kind) if allows_none else kind, **options)
+
+
+def config_of(arguments: argparse.Namespace, base: TrainConfig | None = None) -> TrainConfig:
+    """`base`, or else the preset, with what was given on the command line in place of its own."""
+    names = {entry.name for entry in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    base = base or TrainConfig(**PRESETS[arguments.preset or "quick"])
+    return dataclasses.replace(base, **given)
+
+
+def _run_dir(arguments: argparse.Namespace) -> Path | None:
+    """The folder asked for; None for one that is named after the model."""
+    given = {flag: getattr(arguments, flag) for flag in ("out", "resume") if getattr(arguments, flag) is not None}
+    for flag, folder in given.items():
+        if not folder:
+            raise ValueError(f"--{flag} must name a run folder, not be empty")
+    if arguments.resume is not None and (arguments.name or arguments.preset or arguments.out):
+        raise ValueError("--resume continues a run as it was begun: it takes no --name, no --out and no --preset")
+    if arguments.out is not None and arguments.name:
+        raise ValueError("--out is the whole path of the run's folder: it takes no --name")
+    if given:
+        return Path(*given.values())
+    return Path("runs") / arguments.name if arguments.name else None
+
+
+def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
+    run_dir, resuming = _run_dir(arguments), arguments.resume is not None
+    config = config_of(arguments, engine.read_config(run_dir) if resuming else None)
+    with hushed(arguments.quiet):
+        result = engine.train(config, run_dir, resume=resuming, progress=not arguments.quiet,
+                              checkpoint_seconds=arguments.checkpoint_seconds)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    if result.source == "synthetic":
+        print("trained and tested on the synthetic images: this is no CIFAR accuracy")
+    if not arguments.quiet:
+        print(f"run folder {result.run_dir}: config.json, metrics.jsonl, timing.jsonl, checkpoint.pt, curves.png")
+    print(f"test accuracy {100 * result.test_accuracy:.2f} %")
+    last = result.metrics[-1]
+    speed = result.images_per_second
+    return 0, {"run": str(result.run_dir), "test_accuracy": result.test_accuracy, "test_loss": last["test_loss"],
+               "source": result.source, "epoch": last["epoch"], "step": last["step"],
+               "parameters": result.parameters, "training_seconds": result.seconds,
+               "images_per_second": speed if math.isfinite(speed) else None}

@@ -1,0 +1,44 @@
+"""What a trained model says about pictures of your own: files read, cut and shrunk to the model's images, classified."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mrla_minimal.lab.data import normalise
+
+SIZE = 32                       # pixels a side: the images that CIFAR nets are trained on
+FORMATS = ("PNG", "JPEG")
+
+
+def read_image(path: str | Path) -> torch.Tensor:
+    """The picture in a PNG or JPEG file, uint8 (3, 32, 32): its largest square about the centre, shrunk by area.
+
+    By area means that each pixel is the mean of those it stands for. A smaller picture is enlarged by repeating pixels;
+    grey becomes colour, and what is transparent is put on white. Raises ValueError naming the file if it is none.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            image = ImageOps.exif_transpose(file)       # a phone's picture lies on its side, with a note how to turn it
+            if image.mode.startswith("I"):              # 16 bits a pixel, which PIL would cut off at 255
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path}: {error.strerror}; expected a PNG or JPEG file") from None
+    except Exception as error:      # bytes that are no picture make a decoder raise anything at all
+        raise ValueError(f"{path} is no PNG or JPEG picture, or is damaged ({type(error).__name__})") from None
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    small = image.resize((SIZE, SIZE), Image.Resampling.BOX, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Class probabilities (b, classes), on the CPU, of images uint8 (b, 3, height, width) by a model in evaluation mode."""
+    device = next(model.parameters()).device
+    return torch.cat([model(normalise(batch.to(device))).softmax(dim=1).cpu() for batch in images.split(100)])
