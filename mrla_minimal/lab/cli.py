@@ -171,11 +171,9 @@ def _status_of(arguments: list[str] | None) -> int:
         return status
 
     try:
-        os.getcwd()
-    except OSError:
-        return tell("the working directory is gone: change to one that exists", 2)
-    try:
-        return _run(build_parser().parse_args(arguments))
+        status = _run(build_parser().parse_args(arguments))
+        print(end="", flush=True)       # a full disk is told here, not in the interpreter's last moments
+        return status
     except SystemExit as stop:      # argparse: --help, --version, or an error that it has told
         return stop.code
     except engine.TrainingInterrupted as interrupt:
