@@ -1,7 +1,7 @@
 """The command line. Each subcommand is a few lines over a function of the lab.
 
-Wrong input is one line on stderr and exit status 2; a failed check, a diverged run, a machine too small for it 1; Ctrl-C
-130, SIGTERM 143; a reader that went away (mrla ... | head) 141.
+Wrong input is one line on stderr and exit status 2. The status is 1 for a failed check, a diverged run or a
+machine too small, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader went away (mrla ... | head).
 """
 
 import argparse
@@ -16,7 +16,15 @@ import torch
 
 from mrla_minimal import __version__
 from mrla_minimal.lab import engine
-from mrla_minimal.lab.cli_parser import Parser, add_command, hushed, json_option, positive, quiet_option, whole
+from mrla_minimal.lab.cli_parser import (
+    Parser,
+    add_command,
+    hushed,
+    json_option,
+    positive,
+    quiet_option,
+    whole,
+)
 from mrla_minimal.lab.cli_runs import add_run_commands
 from mrla_minimal.lab.cli_suite import run_compare
 from mrla_minimal.lab.cli_train import add_train_command
@@ -40,17 +48,22 @@ def run_doctor(arguments: argparse.Namespace) -> int | tuple[int, dict]:
         return doctor.run_doctor()
     checks = doctor.examine()
     ready = all(status != "FAIL" for status, _ in checks)
-    return 0 if ready else 1, {"ready": ready, "checks": [{"status": status, "text": text} for status, text in checks]}
+    record = {"ready": ready, "checks": [{"status": status, "text": text} for status, text in checks]}
+    return 0 if ready else 1, record
 
 
 def run_cost(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     from mrla_minimal.lab import cost_tables
 
-    net = {"depth": arguments.depth, "block": arguments.block, "width": arguments.width, "measure": arguments.measure}
+    if arguments.paper:
+        table, text, options = cost_tables.paper_table, cost_tables.paper_text, {}
+    else:
+        table, text = cost_tables.cost_rows, cost_tables.cost_text
+        options = {"variants": arguments.layer_attention, "depth": arguments.depth, "block": arguments.block,
+                   "width": arguments.width, "measure": arguments.measure}
     if arguments.json:
-        rows = cost_tables.paper_table() if arguments.paper else cost_tables.cost_rows(arguments.layer_attention, **net)
-        return 0, {"models": [dataclasses.asdict(row) for row in rows]}
-    print(cost_tables.paper_text() if arguments.paper else cost_tables.cost_text(arguments.layer_attention, **net))
+        return 0, {"models": [dataclasses.asdict(row) for row in table(**options)]}
+    print(text(**options))
     return 0
 
 
@@ -87,29 +100,39 @@ def build_parser() -> Parser:
     fetch.add_argument("--data-root", help="folder to keep it in")
     quiet_option(fetch)
 
-    doctor = add_command(commands, "doctor", "check this machine", run_doctor, ("mrla doctor", "mrla doctor --json"))
+    doctor = add_command(commands, "doctor", "check this machine", run_doctor,
+                         ("mrla doctor", "mrla doctor --json"))
     json_option(doctor)
 
     compare = commands.add_parser("compare", help="run a suite of variants and seeds, and compare them")
-    compare.add_argument("--suite", default="smoke", help="which suite, or FILE.py that makes one (default: smoke, a few steps)")
-    compare.add_argument("--plan", action="store_true", help="only time a few steps of each variant, and say how long the suite would take")
-    compare.add_argument("--report", action="store_true", help="run nothing: the table and the figure of the records there are")
-    compare.add_argument("--export", action="store_true", help="run nothing: write a small checkpoint a variant to data/checkpoints/")
-    compare.add_argument("--records", metavar="FILE", help="the JSON-lines file of records (default: data/results/SUITE.jsonl; "
+    compare.add_argument("--suite", default="smoke",
+                         help="which suite, or FILE.py that makes one (default: smoke, a few steps)")
+    compare.add_argument("--plan", action="store_true",
+                         help="only time a few steps of each variant, and say how long the suite would take")
+    compare.add_argument("--report", action="store_true",
+                         help="run nothing: the table and the figure of the records there are")
+    compare.add_argument("--export", action="store_true",
+                         help="run nothing: write a small checkpoint a variant to data/checkpoints/")
+    compare.add_argument("--records", metavar="FILE",
+                         help="the JSON-lines file of records (default: data/results/SUITE.jsonl; "
                          "of a suite in FILE.py: runs/SUITE/records.jsonl)")
     compare.add_argument("--variants", nargs="+", help="only these variants")
     compare.add_argument("--seeds", nargs="+", type=whole, help="these seeds instead of the suite's")
-    compare.add_argument("--jobs", type=positive(whole), default=1, help="processes side by side (default: 1)")
+    compare.add_argument("--jobs", type=positive(whole), default=1,
+                         help="processes side by side (default: 1)")
     compare.add_argument("--quiet", action="store_true", help="run, and print neither progress nor table")
-    compare.add_argument("--steps", type=whole, help="try the suite with this many steps a run; recorded apart")
+    compare.add_argument("--steps", type=whole,
+                         help="try the suite with this many steps a run; recorded apart")
     compare.add_argument("--device", help="where to train")
     compare.add_argument("--data-root", help="folder of the data files")
-    compare.add_argument("--merge", nargs="+", metavar="FILE", help="write the records of these files to --records")
+    compare.add_argument("--merge", nargs="+", metavar="FILE",
+                         help="write the records of these files to --records")
     compare.set_defaults(function=run_compare)
 
     cost = add_command(commands, "cost", "parameters, multiply-adds, activations", run_cost,
                        ("mrla cost --layer-attention mrla-base mrla-light --measure", "mrla cost --paper"))
-    cost.add_argument("--paper", action="store_true", help="the ResNet-50 and ResNet-101 rows beside the paper's claim")
+    cost.add_argument("--paper", action="store_true",
+                      help="the ResNet-50 and ResNet-101 rows beside the paper's claim")
     cost.add_argument("--layer-attention", nargs="*", help="which attentions (default: all)")
     cost.add_argument("--depth", type=whole, default=20)
     cost.add_argument("--block", default="basic")
@@ -119,10 +142,12 @@ def build_parser() -> Parser:
 
     check = add_command(commands, "check", "grade a layer attention of your own", run_check,
                         ("mrla check my_attention.py", "mrla check my_attention.py:LastTwo --json"),
-                        "Grade a layer attention of your own. The file's code is run: of a stranger, only in a sandbox.")
+                        "Grade a layer attention of your own. The file's code is run: "
+                        "a stranger's, only in a sandbox.")
     check.add_argument("file", metavar="FILE",
                        help="a Python file with an nn.Module class built as Class(channels); or FILE:CLASS")
-    check.add_argument("--class", dest="class_name", metavar="NAME", help="which class, if the file holds several")
+    check.add_argument("--class", dest="class_name", metavar="NAME",
+                       help="which class, if the file holds several")
     json_option(check)
 
     bench = add_command(commands, "bench", "ratios measured on this machine", run_bench,
@@ -131,11 +156,16 @@ def build_parser() -> Parser:
     return parser
 
 
+# How torch's RuntimeErrors say it, on a CPU, on Windows, of a size beyond counting, and on an Apple GPU.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed",
+             "out of memory")
+
+
 def _what_this_machine_lacks(error: Exception) -> str | None:
-    """One line for an error that its user can do something about; None for any other, whose traceback is wanted."""
+    """One line for an error that its user can mend; None for any other, whose traceback is wanted."""
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    torch_says = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "out of memory")
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(text in first for text in torch_says):
+    no_memory = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+    if no_memory or any(text in first for text in NO_MEMORY):
         return f"out of memory ({first}). A smaller batch, width or depth needs less"
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     if compiler or "torch.compile" in first or "Dynamo is not supported" in first:
@@ -197,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     for stream in streams:
-        stream.reconfigure(errors="backslashreplace")      # a letter that the terminal lacks must not cost the result
+        stream.reconfigure(errors="backslashreplace")       # a letter that the terminal lacks costs no result
     try:
         status = _status_of(arguments)
         for stream in streams:

@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose errors are one line, commands with their examples, and kinds of values."""
+"""What the commands share: a parser with errors on one line, commands with examples, and kinds of values."""
 
 import argparse
 import os
@@ -48,7 +48,7 @@ def quiet_option(command: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def hushed(quiet: bool) -> Iterator[None]:
-    """Within it, if `quiet`, nothing is printed; an exception that leaves it is told by main() all the same."""
+    """Within it, if `quiet`, nothing is printed. An exception passes, and main() tells it all the same."""
     if not quiet:
         yield
         return

@@ -14,7 +14,8 @@ DEVICES = "auto, cuda, cuda:1, mps or cpu (default: cpu)"
 
 def add_run_commands(commands: argparse._SubParsersAction) -> None:
     evaluate = add_command(commands, "evaluate", "accuracy of a run or a checkpoint", run_evaluate,
-                           ("mrla evaluate runs/base", "mrla evaluate runs/base --split train --device auto --json"))
+                           ("mrla evaluate runs/base",
+                            "mrla evaluate runs/base --split train --device auto --json"))
     evaluate.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
     evaluate.add_argument("--split", choices=["test", "validation", "train"], default="test")
     evaluate.add_argument("--device", default="cpu", help=DEVICES)
@@ -25,16 +26,19 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     predict = add_command(
         commands, "predict", "what a trained model sees in pictures of your own", run_predict,
         ("mrla predict runs/base cat.jpg", "mrla predict runs/base holiday/*.png --top 1 --json"),
-        "The three likeliest classes of each picture, with their probabilities. The largest square about a picture's "
-        "centre\nis shrunk to 32 x 32 pixels by area (each pixel the mean of those it stands for), as the model knows them.")
+        "The three likeliest classes of each picture, with their probabilities. The largest square about\n"
+        "the picture's centre is shrunk to 32 x 32 pixels by area: each the mean of those it stands for.")
     predict.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="a PNG or JPEG file")
-    predict.add_argument("--top", type=positive(whole), default=3, help="how many classes a picture (default: 3)")
+    predict.add_argument("--top", type=positive(whole), default=3,
+                         help="how many classes a picture (default: 3)")
     predict.add_argument("--device", default="cpu", help=DEVICES)
     json_option(predict)
 
-    runs = add_command(commands, "runs", "list the runs in a folder", run_runs, ("mrla runs", "mrla runs runs/smoke --json"))
-    runs.add_argument("folder", metavar="FOLDER", nargs="?", help="where to look, in its folders too (default: runs)")
+    runs = add_command(commands, "runs", "list the runs in a folder", run_runs,
+                       ("mrla runs", "mrla runs results --json"))
+    runs.add_argument("folder", metavar="FOLDER", nargs="?",
+                      help="where to look, in its folders too (default: runs)")
     json_option(runs)
 
 
@@ -56,8 +60,8 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
     model, state = engine.load_model(arguments.run, arguments.device)
     config = state["config"]
     if state["source"] not in (config["dataset"], "synthetic"):
-        raise ValueError(f"{arguments.run} was trained on images of your own ({state['source']}), which only Python can "
-                         "pass on: engine.evaluate(engine.load_model(RUN)[0], split)")
+        raise ValueError(f"{arguments.run} was trained on images of your own ({state['source']}), which "
+                         "the command does not know; in Python: engine.evaluate(engine.load_model(RUN)[0], split)")
     source = "synthetic" if state["source"] == "synthetic" else "real"
     with hushed(arguments.quiet):
         data = load_cifar(config["dataset"], arguments.data_root or config["data_root"], source)
@@ -66,15 +70,16 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
     trained_on, held_out = hold_out(data.train, seed=0) if config["validation"] else (data.train, None)
     split = {"test": data.test, "train": trained_on, "validation": held_out}[arguments.split]
     if split is None:
-        raise ValueError(f"--split validation: {arguments.run} was trained on all training images, none was held out")
+        raise ValueError(f"--split validation: {arguments.run} was trained on all training images, "
+                         "none was held out")
     device = next(model.parameters()).device
     loss, accuracy = engine.evaluate(model, split.to(device))
     if not arguments.quiet:
         print(f"{arguments.run}: {_model_of(state)}, {data.source}, {len(split)} images")
         print(f"{arguments.split} loss {loss:.4f}")
     print(f"{arguments.split} accuracy {100 * accuracy:.2f} %")
-    return 0, {"run": arguments.run, "model": _model_of(state), "source": data.source, "split": arguments.split,
-               "images": len(split), "loss": loss, "accuracy": accuracy}
+    return 0, {"run": arguments.run, "model": _model_of(state), "source": data.source,
+               "split": arguments.split, "images": len(split), "loss": loss, "accuracy": accuracy}
 
 
 def run_predict(arguments: argparse.Namespace) -> tuple[int, dict]:
@@ -82,18 +87,20 @@ def run_predict(arguments: argparse.Namespace) -> tuple[int, dict]:
 
     from mrla_minimal.lab.predict import probabilities, read_image
 
-    images = torch.stack([read_image(path) for path in arguments.images])       # bad files are told before the model is
+    images = torch.stack([read_image(path) for path in arguments.images])
     model, state = engine.load_model(arguments.run, arguments.device)
     if state.get("in_channels", 3) != 3:
-        raise ValueError(f"{arguments.run} was trained on images of {state['in_channels']} channels, not on colour pictures")
+        raise ValueError(f"{arguments.run} was trained on images of {state['in_channels']} channels, "
+                         "not on colour pictures")
     best = probabilities(model, images).topk(min(arguments.top, len(state["classes"])))
     if state["source"] == "synthetic":
-        print("this model was trained on the synthetic images: it knows their shapes and stripes, and no real pictures")
+        print("this model knows the shapes and stripes of the synthetic images, and no real pictures")
     answers = []
-    for path, values, indices in zip(arguments.images, best.values.tolist(), best.indices.tolist(), strict=True):
-        ranked = [(state["classes"][index], value) for index, value in zip(indices, values, strict=True)]
-        print(f"{path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in ranked))
-        answers.append({"file": path, "classes": [{"class": name, "probability": value} for name, value in ranked]})
+    for path, values, indices in zip(arguments.images, *map(torch.Tensor.tolist, best), strict=True):
+        ranked = [{"class": state["classes"][index], "probability": value}
+                  for index, value in zip(indices, values, strict=True)]
+        print(f"{path}: " + ", ".join(f"{one['class']} {100 * one['probability']:.1f} %" for one in ranked))
+        answers.append({"file": path, "classes": ranked})
     return 0, {"run": arguments.run, "model": _model_of(state), "source": state["source"], "images": answers}
 
 
@@ -107,7 +114,10 @@ def run_runs(arguments: argparse.Namespace) -> tuple[int, dict]:
 
 
 def describe_run(run_dir: Path, folder: Path) -> dict:
-    """A run as --json shows it, from its config.json and metrics.jsonl; one that cannot be read has a "problem"."""
+    """A run as --json shows it, from its config.json and metrics.jsonl.
+
+    One that cannot be read has its name and a "problem" alone.
+    """
     name = run_dir.relative_to(folder).as_posix()
     try:
         config = engine.read_config(run_dir)
@@ -140,5 +150,5 @@ def runs_text(runs: list[dict]) -> str:
                       *("-" if value is None else f"{100 * value:.2f} %" for value in accuracies),
                       "finished" if run["finished"] else "not finished"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     return "\n".join([*table, *(f"{run['run']}: {run['problem']}" for run in runs if "problem" in run)])

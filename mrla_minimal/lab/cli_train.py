@@ -29,9 +29,10 @@ EXAMPLES = (
 def add_train_command(commands: argparse._SubParsersAction) -> None:
     train = add_command(commands, "train", "train one model", run_train, EXAMPLES,
                         "Train one model; the folder runs/NAME keeps it.")
-    train.add_argument("--preset", choices=list(PRESETS), help="where the defaults come from (default: quick)")
+    train.add_argument("--preset", choices=list(PRESETS),
+                       help="where the defaults come from (default: quick)")
     train.add_argument("--name", type=folder_name,
-                       help="the run's folder under runs/ (default: made from the model, the data and the seed)")
+                       help="the run's folder under runs/ (default: after the model, the data and the seed)")
     train.add_argument("--out", metavar="FOLDER", help="the run's folder, anywhere, in place of runs/NAME")
     train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     train.add_argument("--checkpoint-seconds", type=positive(float), default=60.0,
@@ -74,17 +75,17 @@ def config_of(arguments: argparse.Namespace, base: TrainConfig | None = None) ->
 
 def _run_dir(arguments: argparse.Namespace) -> Path | None:
     """The folder asked for; None for one that is named after the model."""
-    given = {flag: getattr(arguments, flag) for flag in ("out", "resume") if getattr(arguments, flag) is not None}
-    for flag, folder in given.items():
-        if not folder:
+    for flag in ("out", "resume"):
+        if getattr(arguments, flag) == "":
             raise ValueError(f"--{flag} must name a run folder, not be empty")
     if arguments.resume is not None and (arguments.name or arguments.preset or arguments.out):
-        raise ValueError("--resume continues a run as it was begun: it takes no --name, no --out and no --preset")
+        raise ValueError("--resume continues a run as it was begun: it takes no --name, --out or --preset")
     if arguments.out is not None and arguments.name:
         raise ValueError("--out is the whole path of the run's folder: it takes no --name")
-    if given:
-        return Path(*given.values())
-    return Path("runs") / arguments.name if arguments.name else None
+    if arguments.name:
+        return Path("runs") / arguments.name
+    folder = arguments.resume or arguments.out
+    return Path(folder) if folder else None
 
 
 def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
@@ -98,11 +99,13 @@ def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     if result.source == "synthetic":
         print("trained and tested on the synthetic images: this is no CIFAR accuracy")
     if not arguments.quiet:
-        print(f"run folder {result.run_dir}: config.json, metrics.jsonl, timing.jsonl, checkpoint.pt, curves.png")
+        print(f"run folder {result.run_dir}: "
+              "config.json, metrics.jsonl, timing.jsonl, checkpoint.pt, curves.png")
     print(f"test accuracy {100 * result.test_accuracy:.2f} %")
     last = result.metrics[-1]
     speed = result.images_per_second
-    return 0, {"run": str(result.run_dir), "test_accuracy": result.test_accuracy, "test_loss": last["test_loss"],
-               "source": result.source, "epoch": last["epoch"], "step": last["step"],
+    return 0, {"run": str(result.run_dir), "source": result.source,
+               "test_accuracy": result.test_accuracy, "test_loss": last["test_loss"],
+               "epoch": last["epoch"], "step": last["step"],
                "parameters": result.parameters, "training_seconds": result.seconds,
                "images_per_second": speed if math.isfinite(speed) else None}

@@ -1,4 +1,4 @@
-"""What a trained model says about pictures of your own: files read, cut and shrunk to the model's images, classified."""
+"""What a trained model says about pictures of your own: files are read, cut, shrunk and classified."""
 
 from pathlib import Path
 
@@ -13,16 +13,17 @@ FORMATS = ("PNG", "JPEG")
 
 
 def read_image(path: str | Path) -> torch.Tensor:
-    """The picture in a PNG or JPEG file, uint8 (3, 32, 32): its largest square about the centre, shrunk by area.
+    """The picture in a PNG or JPEG file, uint8 (3, 32, 32): its largest central square, shrunk by area.
 
-    By area means that each pixel is the mean of those it stands for. A smaller picture is enlarged by repeating pixels;
-    grey becomes colour, and what is transparent is put on white. Raises ValueError naming the file if it is none.
+    By area means that each pixel is the mean of those it stands for. A smaller picture is enlarged by
+    repeating pixels; grey becomes colour, and what is transparent is put on white. Raises ValueError
+    naming the file if it is none.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path, formats=FORMATS) as file:
-            image = ImageOps.exif_transpose(file)       # a phone's picture lies on its side, with a note how to turn it
+            image = ImageOps.exif_transpose(file)        # a phone's picture may lie on its side
             if image.mode.startswith("I"):              # 16 bits a pixel, which PIL would cut off at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("RGBA")
@@ -30,7 +31,8 @@ def read_image(path: str | Path) -> torch.Tensor:
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ValueError(f"{path}: {error.strerror}; expected a PNG or JPEG file") from None
     except Exception as error:      # bytes that are no picture make a decoder raise anything at all
-        raise ValueError(f"{path} is no PNG or JPEG picture, or is damaged ({type(error).__name__})") from None
+        reason = type(error).__name__
+        raise ValueError(f"{path} is no PNG or JPEG picture, or is damaged ({reason})") from None
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     small = image.resize((SIZE, SIZE), Image.Resampling.BOX, box=(left, top, left + side, top + side))
@@ -39,6 +41,9 @@ def read_image(path: str | Path) -> torch.Tensor:
 
 @torch.no_grad()
 def probabilities(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Class probabilities (b, classes), on the CPU, of images uint8 (b, 3, height, width) by a model in evaluation mode."""
+    """Class probabilities (b, classes), on the CPU, of images uint8 (b, 3, height, width).
+
+    The model is one in evaluation mode, on any device.
+    """
     device = next(model.parameters()).device
     return torch.cat([model(normalise(batch.to(device))).softmax(dim=1).cpu() for batch in images.split(100)])
