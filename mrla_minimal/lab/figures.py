@@ -44,7 +44,7 @@ MARKERS = {
 LABELS = {
     "plain": "plain",
     "mrla-light": "MRLA-light",
-    "mrla-light-released": "MRLA-light, released wiring",
+    "mrla-light-released": "MRLA-light, released",
     "mrla-light-lambda0": "MRLA-light, lambda from 0",
     "mrla-light-lambda1": "MRLA-light, lambda from 1",
     "mrla-base": "MRLA-base",
@@ -53,7 +53,7 @@ LABELS = {
     "depthwise": "depthwise",
     "depthwise-gated": "depthwise, gated",
     "depthwise-carry": "depthwise + carry",
-    "depthwise-carry-released": "depthwise + carry, released wiring",
+    "depthwise-carry-released": "depthwise + carry, released",
     "se": "SE",
     "eca": "ECA",
 }
