@@ -1,4 +1,4 @@
-"""The house rules: which room imports from which, how long a module may be, and what `import mrla_minimal` loads."""
+"""The house rules: which room imports from which, and what `import mrla_minimal` loads."""
 
 import ast
 import subprocess
@@ -11,9 +11,9 @@ import mrla_minimal
 
 PACKAGE = Path(mrla_minimal.__file__).parent
 TESTS = Path(__file__).parent
-FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2, "resnet": 3,
-          "looking": 4}
-# The two doors of the package stand on top: one names the subject's public names, the other leads into the lab.
+FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2,
+          "resnet": 3, "looking": 4}
+# The package's two doors stand on top: one names the subject's public names, the other leads into the lab.
 DOORS = {"__init__", "__main__"}
 
 
@@ -34,8 +34,9 @@ def test_the_subject_is_the_modules_of_the_table():
 
 @pytest.mark.parametrize("name", FLOORS)
 def test_a_module_imports_only_from_floors_below(name):
-    own = [module for module in imported_names(PACKAGE / f"{name}.py") if module.startswith((".", "mrla_minimal"))]
-    for module in own:
+    for module in imported_names(PACKAGE / f"{name}.py"):
+        if not module.startswith((".", "mrla_minimal")):
+            continue
         package, _, imported = module.partition(".")
         assert package == "mrla_minimal" and imported in FLOORS, f"{name}.py imports {module}"
         assert FLOORS[imported] < FLOORS[name], f"{name}.py imports {imported}.py, which is no lower"
@@ -45,7 +46,8 @@ def test_a_module_imports_only_from_floors_below(name):
 def test_a_module_of_the_subject_needs_torch_and_einops_alone(name):
     for module in imported_names(PACKAGE / f"{name}.py"):
         top = module.partition(".")[0]
-        assert top in {"torch", "einops", "mrla_minimal"} | sys.stdlib_module_names, f"{name}.py imports {module}"
+        allowed = {"torch", "einops", "mrla_minimal"} | sys.stdlib_module_names
+        assert top in allowed, f"{name}.py imports {module}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lab").rglob("*.py")), ids=lambda path: path.stem)
@@ -55,14 +57,16 @@ def test_the_lab_does_not_import_the_course(path):
     own = [name for name in imported_names(path) if name.startswith((".", "mrla_minimal.course"))]
     if path.name == "cli.py":
         at_its_top = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
-        own = [name for name in own if name in at_its_top or not name.startswith("mrla_minimal.course.checks")]
+        check = "mrla_minimal.course.checks"
+        own = [name for name in own if name in at_its_top or not name.startswith(check)]
     assert own == []
 
 
 def test_tests_stand_in_folders_like_the_librarys():
     rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
     for path in TESTS.rglob("test_*.py"):
-        assert path.parent.relative_to(TESTS) in rooms, f"{path.relative_to(TESTS)} stands in no room of the library"
+        path = path.relative_to(TESTS)
+        assert path.parent in rooms, f"{path} stands in no room of the library"
 
 
 def test_importing_the_package_loads_neither_the_lab_nor_a_library_of_the_lab():
@@ -75,13 +79,14 @@ def test_importing_the_package_loads_neither_the_lab_nor_a_library_of_the_lab():
     assert run.returncode == 0, run.stderr
     loaded = run.stdout.split()
     assert "mrla_minimal.resnet" in loaded
-    for name in ("matplotlib", "scipy", "pooch", "PIL", "tqdm", "requests", "filelock", "mrla_minimal.lab"):
+    for name in ("matplotlib", "scipy", "PIL", "tqdm", "requests", "filelock", "platformdirs",
+                 "mrla_minimal.lab"):
         assert not [module for module in loaded if module == name or module.startswith(f"{name}.")]
 
 
 def test_public_names_are_importable_from_the_package():
     assert set(mrla_minimal.__all__) >= {
-        "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight", "MRLALightReleased",
-        "SqueezeExcitation", "EfficientChannelAttention", "cifar_resnet", "imagenet_resnet", "record_attention",
-        "freeze_attention", "eca_kernel_size"}
+        "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight",
+        "MRLALightReleased", "SqueezeExcitation", "EfficientChannelAttention", "cifar_resnet",
+        "imagenet_resnet", "record_attention", "freeze_attention", "eca_kernel_size"}
     assert all(hasattr(mrla_minimal, name) for name in mrla_minimal.__all__)

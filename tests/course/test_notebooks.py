@@ -29,7 +29,7 @@ SETUP = """\
 import sys
 if "google.colab" in sys.modules:      # on Colab only: fetch the course, leave its torch as it is
     ![ -d ~/mrla-minimal ] || git clone --quiet --depth 1 ADDRESS ~/mrla-minimal
-    %pip install --quiet --no-deps einops pooch ~/mrla-minimal
+    %pip install --quiet --no-deps einops ~/mrla-minimal
     %cd -q ~/mrla-minimal/notebooks"""
 IGNORED = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 

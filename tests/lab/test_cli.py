@@ -216,6 +216,6 @@ def test_the_module_and_the_script_are_one_program(tmp_path):
 def test_a_bare_machine_can_train(tmp_path):
     """torch, numpy, einops, tqdm (and filelock, which torch itself needs) are enough: nothing else is imported before the end."""
     script = "import sys; import mrla_minimal.lab.engine.training, mrla_minimal.lab.cli; " \
-             "print([m for m in ('matplotlib', 'scipy', 'pooch', 'PIL', 'requests', 'pandas') if m in sys.modules])"
+             "print([m for m in ('matplotlib', 'scipy', 'PIL', 'requests', 'platformdirs', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""A small data set in both published packagings, to stand in for CIFAR-10 in the tests of reading and fetching."""
+"""A small data set in both published packagings, to stand in for CIFAR-10 in the tests."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ def png(image):
 
 
 class LittleCifar:
-    """60 training and 18 test images of 3 classes, drawn at random, as pickles in a tar.gz and as PNG files in a tgz."""
+    """60 training and 18 test images of 3 classes, random: pickles in a tar.gz, and PNG files in a tgz."""
 
     def __init__(self):
         random = np.random.default_rng(0)
@@ -48,9 +48,10 @@ class LittleCifar:
         self.files = {
             "part_1": self.batch(slice(0, 40)), "part_2": self.batch(slice(40, TRAIN)),
             "test": self.batch(slice(TRAIN, None)),
-            "meta": pickle.dumps({b"fine_names": [name.encode() for name in NAMES], b"coarse_names": [b"x"]}, 4),
+            "meta": pickle.dumps({b"fine_names": [name.encode() for name in NAMES], b"coarse_names": []}, 4),
         }
-        self.tar = tar_of({f"little/{name}": content for name, content in [*self.files.items(), ("readme", b"hi")]})
+        files = {**self.files, "readme": b"hi"}
+        self.tar = tar_of({f"little/{name}": content for name, content in files.items()})
         pictures = {}
         for place in random.permutation(TRAIN + TEST):
             split, name = "train" if place < TRAIN else "test", NAMES[self.labels[place]]
@@ -59,7 +60,8 @@ class LittleCifar:
 
     def batch(self, places):
         rows = self.images[places].reshape(-1, 3072)
-        return pickle.dumps({b"data": rows, b"fine": self.labels[places].tolist(), b"coarse": [0] * len(rows)}, 4)
+        labels = self.labels[places].tolist()
+        return pickle.dumps({b"data": rows, b"fine": labels, b"coarse": [0] * len(rows)}, 4)
 
     def facts(self, site=None):
         url = site.url("/") if site else "http://127.0.0.1:9/"

@@ -17,6 +17,7 @@ class Page:
     breaks: list = field(default_factory=list)  # bytes after which the connection is dropped, one for each request
     stalls_after: int | None = None
     announced: int | None = None  # Content-Length, if not the truth; -1: not sent
+    kind: str = "application/octet-stream"  # Content-Type
 
 
 class Site:
@@ -43,6 +44,7 @@ class Handler(BaseHTTPRequestHandler):
             status, start = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
         body = page.content[start:] if status in (200, 206) else b""
         self.send_response(status)
+        self.send_header("Content-Type", page.kind)
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{len(page.content) - 1}/{len(page.content)}")
         if page.announced != -1:

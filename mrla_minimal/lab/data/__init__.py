@@ -3,5 +3,5 @@
 from mrla_minimal.lab.data.cifar_files import data_roots, fetch_cifar, find_cifar, load_cifar
 from mrla_minimal.lab.data.images import Cifar, EpochPlan, Split, hold_out, normalise, plan_epoch, take_batch
 
-__all__ = ["Cifar", "EpochPlan", "Split", "data_roots", "fetch_cifar", "find_cifar", "hold_out", "load_cifar", "normalise",
-           "plan_epoch", "take_batch"]
+__all__ = ["Cifar", "EpochPlan", "Split", "data_roots", "fetch_cifar", "find_cifar", "hold_out", "load_cifar",
+           "normalise", "plan_epoch", "take_batch"]

@@ -5,21 +5,22 @@
 
 import importlib.util
 import os
-import warnings
 from pathlib import Path
 
+from mrla_minimal.lab.data.archives import unpack
 from mrla_minimal.lab.data.download import DownloadError, fetch, is_offline
-from mrla_minimal.lab.data.published import AlteredFile, facts_of, finish, read, unpack, verify
+from mrla_minimal.lab.data.images import Cifar
+from mrla_minimal.lab.data.published import FACTS, AlteredFile, Facts, facts_of, finish, read, verify
 from mrla_minimal.lab.data.synthetic import CLASSES, synthetic_images
 from mrla_minimal.lab.files import repository_root
 
 
-def load_cifar(name="cifar10", root=None, source="auto"):
-    """Load "cifar10" or "cifar100" (its 100 fine labels) from the files of `data_roots(root)`, else by a download.
+def load_cifar(name: str = "cifar10", root: str | Path | None = None, source: str = "auto") -> Cifar:
+    """Load "cifar10" or "cifar100" (its 100 fine labels) from files in `data_roots(root)`, or download it.
 
-    source "real": an error where the data cannot be had. "auto": where no download source gave it, the built-in set
-    of synthetic.py (10 classes) instead, loudly announced. "synthetic": that set at once.
-    Raises ValueError for an unknown name or source and for files that are altered; DownloadError, StorageError.
+    source "real": an error where the data cannot be had. "auto": where no download source gave it, the
+    built-in set of synthetic.py (10 classes) instead, loudly announced. "synthetic": that set at once.
+    Raises ValueError for an unknown name or source and for altered files; DownloadError, StorageError.
     """
     facts = facts_of(name)
     if source not in ("auto", "real", "synthetic"):
@@ -36,10 +37,11 @@ def load_cifar(name="cifar10", root=None, source="auto"):
     return read(unpack(found, facts, name), facts, name)
 
 
-def find_cifar(name="cifar10", root=None):
-    """The path where complete and unaltered data lies (a folder, an archive or an .npz), or None. No download.
+def find_cifar(name: str = "cifar10", root: str | Path | None = None) -> Path | None:
+    """The path where complete and unaltered data lies (a folder, an archive or an .npz), or None.
 
-    Raises AlteredFile (a ValueError) for files that are there but altered, ValueError for an unknown name.
+    It downloads nothing. Raises AlteredFile (a ValueError) for files that are there but altered, and
+    ValueError for an unknown name.
     """
     facts = facts_of(name)
     found = _locate(facts, name, root)
@@ -48,10 +50,11 @@ def find_cifar(name="cifar10", root=None):
     return found
 
 
-def fetch_cifar(name="cifar10", root=None):
-    """Make sure that the real data is there, unpacked; return its path. Altered files are replaced by good ones.
+def fetch_cifar(name: str = "cifar10", root: str | Path | None = None) -> Path:
+    """Make sure that the real data is there, unpacked; return its path.
 
-    Raises DownloadError, StorageError, and ValueError for an unknown name. What lies there stays until good data does.
+    Altered files are replaced by good ones, and stay until those are there.
+    Raises DownloadError, StorageError, and ValueError for an unknown name.
     """
     facts = facts_of(name)
     try:
@@ -67,65 +70,92 @@ def fetch_cifar(name="cifar10", root=None):
             error.path.unlink()
 
 
-def data_roots(root=None):
-    """The folders where data is looked for, in this order; a download goes to the first of them. Returns Paths.
+def data_roots(root: str | Path | None = None) -> list[Path]:
+    """The folders where data is looked for, in this order; a download goes to the first of them.
 
-    `root` alone if it is given; else $MRLA_DATA if set, data/ of the repository that the working directory lies in
-    if any, and the user's cache folder.
+    `root` alone if it is given; else $MRLA_DATA if set, data/ of the repository that the working directory
+    lies in if any, and the user's cache folder; if there is none of these, data/ of the working directory.
+    Who names the unpacked folder itself (.../cifar-10-batches-py) means the one that holds it.
+    Raises ValueError for a path in the home folder (~) of a user without one.
     """
     if root is not None:
-        return [Path(root).expanduser()]
-    roots = [Path(os.environ["MRLA_DATA"]).expanduser()] if os.environ.get("MRLA_DATA") else []
+        return [_holder(root)]
+    roots = [_holder(os.environ["MRLA_DATA"])] if os.environ.get("MRLA_DATA") else []
     repository = repository_root()
     roots += [repository / "data"] if repository else []
-    if importlib.util.find_spec("pooch"):
-        with warnings.catch_warnings():     # in a notebook, its progress bar complains of missing widgets that nobody asked for
-            warnings.filterwarnings("ignore", message="IProgress not found")
-            import pooch
+    if importlib.util.find_spec("platformdirs"):
+        import platformdirs
 
-        roots.append(Path(pooch.os_cache("mrla-minimal")))
+        try:
+            cache = Path(platformdirs.user_cache_dir("mrla-minimal"))
+        except RuntimeError:        # a user without a home folder, as in many containers
+            cache = Path()
+        roots += [cache] if cache.is_absolute() else []
     return roots or [Path.cwd() / "data"]
 
 
-def _locate(facts, name, root):
-    """The first packaging that lies in one of the roots with all its files, unverified; None if there is none."""
+def _holder(root: str | Path) -> Path:
+    try:
+        folder = Path(root).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{root}: there is no home folder here; write the whole path") from error
+    return folder.parent if folder.name in {facts.folder for facts in FACTS.values()} else folder
+
+
+def _locate(facts: Facts, name: str, root: str | Path | None) -> Path | None:
+    """The first packaging that lies in one of the roots, unverified; None if there is none."""
     for folder in data_roots(root):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder: the data's place must be one")
-        missing = [file for file in facts.files if not (folder / facts.folder / file).is_file()]
-        if not missing:
-            return folder / facts.folder
-        if len(missing) < len(facts.files):
-            print(f"note: {folder / facts.folder} lacks {', '.join(missing)}, and is left out")
-        for file in (f"{name}.npz", facts.pickles.name, facts.pngs.name):
-            if (folder / file).is_file():
-                return folder / file
+        try:
+            found = _look_in(folder, facts, name)
+        except PermissionError:
+            print(f"note: {folder} is not yours to read, and is left out")
+            continue
+        if found:
+            return found
     return None
 
 
-def _download(facts, name, root):
+def _look_in(folder: Path, facts: Facts, name: str) -> Path | None:
+    """The first packaging that lies in one folder with all its files; None if there is none."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: the data's place must be one")
+    missing = [file for file in facts.files if not (folder / facts.folder / file).is_file()]
+    if not missing:
+        return folder / facts.folder
+    if len(missing) < len(facts.files):
+        print(f"note: {folder / facts.folder} lacks {', '.join(missing)}, and is left out")
+    files = (folder / file for file in (f"{name}.npz", facts.pickles.name, facts.pngs.name))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _download(facts: Facts, name: str, root: str | Path | None) -> Path:
     """The archive, downloaded to the first root. Raises DownloadError with what to do, StorageError."""
     roots = data_roots(root)
     places = ", ".join(map(str, roots))
     if not is_offline():
-        print(f"No good {name} files in {places}: getting about {facts.pickles.size / 1e6:.0f} MB for {roots[0]}.")
+        size = f"{facts.pickles.size / 1e6:.0f} MB"
+        print(f"No good {name} files in {places}: getting about {size} for {roots[0]}.")
     # Without Pillow an archive of PNG files would be of no use.
     sources = [facts.pickles, facts.pngs] if importlib.util.find_spec("PIL") else [facts.pickles]
     try:
         return fetch(sources, roots[0])[0]
     except DownloadError as error:
-        how = "unset MRLA_OFFLINE" if is_offline() else f"run `mrla fetch {name}`" + (f" --data-root {root}" if root else "")
+        command = f"mrla fetch {name}" + (f" --data-root {root}" if root else "")
+        how = "unset MRLA_OFFLINE" if is_offline() else f"run `{command}`"
         raise DownloadError(f"no good {name} files in {places}, and {error}. To get them {how}, or put "
                             f"{facts.pickles.name} ({facts.pickles.url}) into {roots[0]}") from error
 
 
-def _built_in():
-    parts = [[array.numpy() for array in synthetic_images(count, seed)] for count, seed in ((10_000, 0), (2_000, 1))]
+def _built_in() -> Cifar:
+    """10,000 training and 2,000 test images of the built-in set, the same on every machine."""
+    parts = [[array.numpy() for array in synthetic_images(count, seed)]
+             for count, seed in ((10_000, 0), (2_000, 1))]
     return finish(parts, CLASSES, "synthetic")
 
 
-def _announce_built_in(name, error):
+def _announce_built_in(name: str, error: Exception) -> None:
     line = "!" * 100
-    print(line, f"SYNTHETIC IMAGES INSTEAD OF {name.upper()}. Why: {error}.",
-          f"The built-in set stands in. No accuracy, figure or record made on it says anything about {name.upper()}.",
+    what = name.upper()
+    print(line, f"SYNTHETIC IMAGES INSTEAD OF {what}. Why: {error}.",
+          f"The built-in set stands in. No accuracy, figure or record made on it says anything about {what}.",
           line, sep="\n")

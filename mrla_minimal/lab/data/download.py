@@ -1,21 +1,27 @@
-"""One file from several sources: checked before it is used, resumed when it breaks off, never waited for in silence.
+"""One file from several sources: checked before it is used, resumed when it breaks off, and never silent.
 
     path, source = fetch([Source(url, md5, size), Source(another_url, ...)], folder)
 
-The sources are tried in their order. What has arrived stands in NAME.part beside the final file, stays there between
-calls and between processes, and becomes NAME only when its length and md5 are right. A source that is slow keeps its
-part and the next one gets its turn; if every source is slow or broken, the fastest of the slow ones finishes the job.
+The sources are tried in their order. What has arrived stands in NAME.part beside the final file, stays there
+between calls and between processes, and becomes NAME only when its length and md5 are right. A source that is
+slow keeps its part and the next one gets its turn; if every source is slow or broken, the fastest of the slow
+ones finishes the job.
 """
 
+import errno
 import hashlib
 import os
-import tarfile
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
+
+from mrla_minimal.lab.files import exclusive
 
 CHUNK = 1 << 18  # bytes read at most at once
 STALLED = 1_000  # bytes/s: below this even the last resort counts as standing still
@@ -35,7 +41,9 @@ class SourceFailed(Exception):
 
 
 class SlowSource(SourceFailed):
-    def __init__(self, rate):
+    """One source is slower than patience allows; rate in bytes/s."""
+
+    def __init__(self, rate: float):
         super().__init__(f"slow, {rate / 1e3:.1f} kB/s")
         self.rate = rate
 
@@ -49,7 +57,7 @@ class Source:
     size: int
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -66,7 +74,9 @@ class Patience:
 PATIENCE = Patience()
 
 
-def fetch(sources, folder, patience=PATIENCE):
+def fetch(
+    sources: Sequence[Source], folder: str | Path, patience: Patience = PATIENCE,
+) -> tuple[Path, Source]:
     """Make sure that `folder` holds the file of one of `sources`; return (its path, that source).
 
     A good file that is there already is returned as it is. With MRLA_OFFLINE=1 nothing is downloaded.
@@ -83,61 +93,38 @@ def fetch(sources, folder, patience=PATIENCE):
     return folder / source.name, source
 
 
-def is_offline():
+def is_offline() -> bool:
     """Whether the environment forbids downloads: MRLA_OFFLINE set to anything but 0."""
     return os.environ.get("MRLA_OFFLINE", "") not in ("", "0")
 
 
-def file_md5(path):
-    """The md5 of a file's content, as hex; a check against damage, so the hash need not be a secure one."""
+def file_md5(path: str | Path) -> str:
+    """The md5 of a file's content, as hex. It checks against damage, so the hash need not be a secure one."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def files_in(archive):
-    """Go through a tar archive's files: yields (path within it, content as bytes), writes nothing.
-
-    Raises ValueError, naming the member, at the first that could reach outside: absolute, "..", link, device.
-    """
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            path = PureWindowsPath(member.name)  # knows both kinds of slashes, and drives
-            if path.anchor or ".." in path.parts or not (member.isfile() or member.isdir()):
-                raise ValueError(f"{archive} is refused: its member {member.name!r} is no plain file within it")
-            if member.isfile():
-                yield path, tar.extractfile(member).read()
-
-
 @contextmanager
-def writing_to(folder, size):
-    """Make `folder`; turn what the file system refuses within the block into a StorageError. size: bytes needed."""
+def writing_to(folder: Path, size: float) -> Iterator[None]:
+    """Make `folder`, and turn what the file system refuses within the block into a StorageError.
+
+    size: how many bytes the block needs, for the message.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(f"cannot write to {folder} ({reason}): it must be a folder you may write to, "
-                           f"with about {size / 1e6:.0f} MB free") from error
+        place, reason = error.filename or folder, error.strerror or error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "make room there, or set MRLA_DATA to another folder"
+        else:
+            remedy = "set MRLA_DATA to a folder that you may write to"
+        remedy += f", with about {size / 1e6:.0f} MB free"
+        raise StorageError(f"cannot write to {place} ({reason}); nothing that was there is lost: "
+                           f"{remedy}") from error
 
 
-@contextmanager
-def exclusive(path):
-    """Let one process at a time into the block; the others say that they wait. path: the lock's file."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Another process is writing to {path.parent}; waiting for it ({path.name}).")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _already_there(sources, folder):
+def _already_there(sources: Sequence[Source], folder: Path) -> Source | None:
     for source in sources:
         path = folder / source.name
         if path.is_file() and file_md5(path) == source.md5:
@@ -145,7 +132,7 @@ def _already_there(sources, folder):
     return None
 
 
-def _download_any(sources, folder, patience):
+def _download_any(sources: Sequence[Source], folder: Path, patience: Patience) -> Source:
     """The source that gave its file: the first quick one, else the fastest of the slow ones."""
     reasons, rates = {}, {}
     for source in sources:
@@ -157,16 +144,18 @@ def _download_any(sources, folder, patience):
             if isinstance(failure, SlowSource):
                 rates[source] = failure.rate
     for source in sorted(rates, key=rates.get, reverse=True):
-        print(f"No source is quick: finishing from {source.url}, at {rates[source] / 1e3:.1f} kB/s until now.")
+        rate = f"{rates[source] / 1e3:.1f} kB/s"
+        print(f"No source is quick: finishing from {source.url}, at {rate} until now.")
         try:
             return _download(source, folder, replace(patience, least_rate=STALLED))
         except SourceFailed as failure:
             print(f"{source.url}: {failure}.")
             reasons[source] = failure
-    raise DownloadError("no source gave the file: " + "; ".join(f"{s.url}: {r}" for s, r in reasons.items()))
+    told = "; ".join(f"{source.url}: {reason}" for source, reason in reasons.items())
+    raise DownloadError(f"no source gave the file: {told}")
 
 
-def _download(source, folder, patience):
+def _download(source: Source, folder: Path, patience: Patience) -> Source:
     """Bring source's file into folder, over several connections if need be; return the source."""
     part = folder / f"{source.name}.part"
     for _ in range(TRIES):
@@ -175,7 +164,8 @@ def _download(source, folder, patience):
         if broke_off:
             if _length(part) <= begun:
                 raise SourceFailed(broke_off)
-            print(f"{source.url}: {broke_off} after {_length(part):,} of {source.size:,} bytes; resuming.")
+            have = f"{_length(part):,} of {source.size:,} bytes"
+            print(f"{source.url}: {broke_off} after {have}; resuming.")
         elif file_md5(part) == source.md5:
             os.replace(part, folder / source.name)
             return source
@@ -183,12 +173,13 @@ def _download(source, folder, patience):
             part.unlink()
             if not begun:
                 raise SourceFailed("its content is not the published one (wrong md5)")
-            print(f"{source.url}: what was resumed has a wrong md5 and is thrown away; once more from the start.")
+            print(f"{source.url}: what was resumed has a wrong md5 and is thrown away; "
+                  "once more from the start.")
     raise SourceFailed(f"broke off {TRIES} times, the last time with: {broke_off or 'wrong md5'}")
 
 
-def _receive(source, part, patience):
-    """Let `part` grow to source.size over one connection; return None, or the reason why it broke off before."""
+def _receive(source: Source, part: Path, patience: Patience) -> str | None:
+    """Let `part` grow to source.size over one connection; return None, or why it broke off before."""
     requests, urllib3 = _http()
     if _length(part) > source.size:
         part.unlink()
@@ -202,37 +193,55 @@ def _receive(source, part, patience):
     except (requests.Timeout, urllib3.exceptions.TimeoutError):
         return f"no answer for {patience.read:g} s"
     except requests.exceptions.SSLError:
-        return "its certificate was not accepted"
-    except (requests.RequestException, urllib3.exceptions.HTTPError):  # the body's errors come from urllib3 itself
-        return "no connection" if have == _length(part) else "the connection broke"
+        return f"its certificate was not accepted{_trusted()}"
+    except requests.exceptions.ProxyError:
+        return "no connection by way of the proxy that the environment names"
+    except requests.RequestException:
+        return "no connection"
+    except urllib3.exceptions.HTTPError:        # what happens to an answer's body comes from urllib3 itself
+        return "the connection broke"
     return None if have == source.size else "the connection ended"
 
 
-def _http():
+def _http() -> tuple[ModuleType, ModuleType]:
     try:
         import requests
         import urllib3
     except ImportError as error:
-        raise DownloadError(f"downloads need the package {error.name} (pip install pooch brings it)") from error
+        raise DownloadError(f"downloads need a package: pip install {error.name}") from error
     return requests, urllib3
 
 
-def _open(requests, source, have, patience):
+def _open(requests: ModuleType, source: Source, have: int, patience: Patience) -> Any:
+    """The answer to a request for the file from byte `have` on, its body unread."""
     # A compressed answer would make lengths and ranges count something other than the file's bytes.
     plain = {"Accept-Encoding": "identity"}
     options = {"stream": True, "timeout": (patience.connect, patience.read)}
     ranged = {"Range": f"bytes={have}-"} if have else {}
-    response = requests.get(source.url, headers=plain | ranged, **options)
-    if response.status_code == 416:  # the server has no byte `have`: not the file that the part is from
-        response.close()
-        response = requests.get(source.url, headers=plain, **options)
+    try:
+        response = requests.get(source.url, headers=plain | ranged, **options)
+        if response.status_code == 416:  # the server has no byte `have`: not the file that the part is from
+            response.close()
+            response = requests.get(source.url, headers=plain, **options)
+    except requests.RequestException:
+        raise
+    except OSError as error:        # a file of certificates that is not there: no fault of the data's disk
+        raise SourceFailed(f"no connection can be made: {error}{_trusted()}") from error
     return response
 
 
-def _check_answer(response, have, size):
+def _trusted() -> str:
+    """Where the certificates come from, if the environment chooses them: for a message."""
+    named = [name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)]
+    return f" ({named[0]} is {os.environ[named[0]]})" if named else ""
+
+
+def _check_answer(response: Any, have: int, size: int) -> int:
     """Where the answer's bytes begin in the file: at `have`, or at 0 if the server ignores ranges."""
     if response.status_code not in (200, 206):
         raise SourceFailed(f"HTTP {response.status_code}")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise SourceFailed("answers with a web page, not the file (does this network want a log-in first?)")
     start = have if response.status_code == 206 else 0
     if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
         raise SourceFailed("answered with another range than the one asked for")
@@ -242,27 +251,45 @@ def _check_answer(response, have, size):
     return start
 
 
-def _append(stream, part, start, source, patience):
-    """Write what arrives to `part` from byte `start` on; return its length. Raises SlowSource."""
+def _append(stream: Any, part: Path, start: int, source: Source, patience: Patience) -> int:
+    """Write what arrives to `part` from byte `start` on; return how far it came.
+
+    An answer that begins anew goes to a second file, which takes the part's place only if it grows longer:
+    what an answer does not continue, it must not shorten. Raises SourceFailed.
+    """
+    begun = _length(part)
+    target = part if start == begun else part.with_name(f"{source.name}.again.part")
+    try:
+        with (
+            open(target, "ab" if start else "wb") as file,
+            tqdm(desc=source.name, total=source.size, initial=start, unit="B", unit_scale=True) as bar,
+        ):
+            return _copy(stream, file, start, source, patience, bar)
+    finally:
+        if target != part and _length(target) > begun:
+            os.replace(target, part)
+        elif target != part or _length(part) == 0:
+            target.unlink(missing_ok=True)
+
+
+def _copy(stream: Any, file: BinaryIO, start: int, source: Source, patience: Patience, bar: tqdm) -> int:
+    """Write what arrives to `file`, as bytes `start` and on of the whole; return how far it came."""
     have, mark, mark_time, least_rate = start, start, time.monotonic(), patience.least_rate
-    with (
-        open(part, "ab" if start else "wb") as file,
-        tqdm(desc=source.name, total=source.size, initial=start, unit="B", unit_scale=True) as bar,
-    ):
-        while have < source.size and (chunk := stream.read1(CHUNK)):  # read1: a trickle must not look like silence
-            file.write(chunk)
-            have += len(chunk)
-            bar.update(len(chunk))
-            elapsed = time.monotonic() - mark_time
-            if elapsed >= patience.window and have < source.size:
-                if (have - mark) / elapsed < least_rate:
-                    raise SlowSource((have - mark) / elapsed)
-                mark, mark_time, least_rate = have, time.monotonic(), STALLED
+    # read1, not read: a trickle must not look like silence
+    while have < source.size and (chunk := stream.read1(CHUNK)):
+        file.write(chunk)
+        have += len(chunk)
+        bar.update(len(chunk))
+        elapsed = time.monotonic() - mark_time
+        if elapsed >= patience.window and have < source.size:
+            if (have - mark) / elapsed < least_rate:
+                raise SlowSource((have - mark) / elapsed)
+            mark, mark_time, least_rate = have, time.monotonic(), STALLED
     if have > source.size:
-        part.unlink()
+        file.truncate(start)        # not the file's bytes: back to what was there before
         raise SourceFailed(f"sends more than the file's {source.size:,} bytes")
     return have
 
 
-def _length(path):
+def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0

@@ -1,26 +1,26 @@
 """The published files of CIFAR-10 and CIFAR-100: what is known of them, and how each packaging is read.
 
-The images come packed in three ways: the published Python pickles (as a folder or still in their archive), fast.ai's
-archive of PNG files, or the .npz that is made of that archive once. They hold the same images in different orders, so
-each split is sorted by a hash of its pixels after loading, and one fingerprint proves that all came out alike. Nothing
-is opened before its md5 is right.
+The images come packed in three ways: the published Python pickles (as a folder or still in their archive),
+fast.ai's archive of PNG files, or the .npz that is made of that archive once (archives.py). They hold the
+same images in different orders, so each split is sorted by a hash of its pixels after loading, and one
+fingerprint proves that all came out alike. Nothing is unpickled before its md5 is right.
 """
 
 import hashlib
 import io
-import os
 import pickle
-import shutil
-import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from mrla_minimal.lab.data.download import Source, exclusive, file_md5, files_in, writing_to
+from mrla_minimal.lab.data.download import Source, file_md5
 from mrla_minimal.lab.data.images import Cifar, Split
-from mrla_minimal.lab.files import replace_file
+
+Parts = list[tuple[np.ndarray, np.ndarray]]     # (images, labels) of train and of test
 
 # sha256 of the whole content in canonical order (see `finish`).
 FINGERPRINTS = {
@@ -34,17 +34,17 @@ class Facts:
     """What is published about a data set. train, test, meta: file name -> md5 of the pickles."""
 
     folder: str
-    train: dict
-    test: dict
-    meta: dict
+    train: dict[str, str]
+    test: dict[str, str]
+    meta: dict[str, str]
     labels_key: bytes
     names_key: bytes
-    sizes: dict  # images in each split
+    sizes: dict[str, int]  # images in each split
     pickles: Source
     pngs: Source
 
     @property
-    def files(self):
+    def files(self) -> dict[str, str]:
         return self.train | self.test | self.meta
 
 
@@ -87,51 +87,55 @@ FACTS = {
 class AlteredFile(ValueError):
     """A data file that is there but does not hold what was published; .path is the file."""
 
-    def __init__(self, path, problem):
+    def __init__(self, path: Path, problem: str):
         super().__init__(f"{path} {problem}: delete it, or let `mrla fetch cifar10` (or cifar100) replace it")
         self.path = path
 
 
-def facts_of(name):
+def facts_of(name: str) -> Facts:
+    """What is published about the set of that name. Raises ValueError for an unknown name."""
     if name not in FACTS:
         raise ValueError(f"name must be one of {', '.join(FACTS)}; got {name!r}")
     return FACTS[name]
 
 
-def verify(path, facts, name):
+def verify(path: Path, facts: Facts, name: str) -> None:
     """Raise AlteredFile unless the packaging at `path` holds what was published."""
     if path.suffix == ".npz":
         read(path, facts, name)
     elif path.is_dir():
         for file in facts.files:
-            _check_md5(path / file, facts)
+            check_md5(path / file, facts)
     else:
-        _check_md5(path, facts)
+        check_md5(path, facts)
 
 
-def _check_md5(path, facts):
+def check_md5(path: Path, facts: Facts) -> None:
+    """Raise AlteredFile unless a published file holds what was published under its name."""
     published = facts.files | {source.name: source.md5 for source in (facts.pickles, facts.pngs)}
     if file_md5(path) != published[path.name]:
         raise AlteredFile(path, "is altered or incomplete (wrong md5)")
 
 
-def read(path, facts, name):
-    """Read a pickle folder or an .npz to a Cifar; raises AlteredFile unless its content is the published one."""
-    parts, classes = _read_npz(path) if path.suffix == ".npz" else _read_pickles(path, facts)
-    return _proven(finish(parts, classes, name), path)
+def read(path: Path, facts: Facts, name: str) -> Cifar:
+    """Read a pickle folder or an .npz; raises AlteredFile unless its content is the published one."""
+    parts, classes = _read_npz(path, facts) if path.suffix == ".npz" else _read_pickles(path, facts)
+    return proven(finish(parts, classes, name), path)
 
 
-def _proven(cifar, path):
+def proven(cifar: Cifar, path: Path) -> Cifar:
+    """The same Cifar; raises AlteredFile, naming `path`, unless its content is the published one."""
     if cifar.fingerprint != FINGERPRINTS[cifar.source]:
         raise AlteredFile(path, f"does not hold the images of {cifar.source} (wrong fingerprint)")
     return cifar
 
 
-def finish(parts, classes, source):
+def finish(parts: Parts, classes: Sequence[str], source: str) -> Cifar:
     """Cifar in canonical order from [(images, labels) of train, of test], arrays as in Split.
 
-    The order is that of each image's blake2b hash, then of the label. The fingerprint is the sha256 of: training
-    images and labels (int64, little-endian), the same of the test split, class names joined by newlines.
+    The order is that of each image's blake2b hash, then of the label. The fingerprint is the sha256 of the
+    training images and labels (int64, little-endian), the same of the test split, and the class names joined
+    by newlines.
     """
     digest, splits = hashlib.sha256(), []
     for images, labels in parts:
@@ -146,24 +150,29 @@ def finish(parts, classes, source):
     return Cifar(*splits, tuple(classes), source, digest.hexdigest())
 
 
-# A pickle can name any function and have it called. These are all that arrays need, so nothing is ever imported.
+def _dtype(kind: str, align: int = 0, copy: int = 0) -> np.dtype:
+    """np.dtype with the old pickles' integers as the booleans that today's numpy warns to want."""
+    return np.dtype(kind, bool(align), bool(copy))
+
+
+# A pickle can name any function and have it called. These are all that arrays need; nothing is ever imported.
 _RECONSTRUCT = np.zeros(0, np.uint8).__reduce__()[0]
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _dtype,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise ValueError(f"it asks for {module}.{name}, which no array needs")
         return _ALLOWED[module, name]
 
 
-def _unpickle(path):
+def _unpickle(path: Path) -> dict[bytes, Any]:
     with open(path, "rb") as file:
         try:
             return _ArraysOnly(file, encoding="bytes").load()
@@ -171,9 +180,9 @@ def _unpickle(path):
             raise ValueError(f"{path} is refused: {error}") from error
 
 
-def _read_pickles(folder, facts):
+def _read_pickles(folder: Path, facts: Facts) -> tuple[Parts, list[str]]:
     for file in facts.files:
-        _check_md5(folder / file, facts)
+        check_md5(folder / file, facts)
     parts = []
     for files in (facts.train, facts.test):
         batches = [_unpickle(folder / file) for file in files]
@@ -183,80 +192,19 @@ def _read_pickles(folder, facts):
     return parts, [name.decode() for name in _unpickle(folder / meta)[facts.names_key]]
 
 
-def _read_npz(path):
+def _read_npz(path: Path, facts: Facts) -> tuple[Parts, list[str]]:
+    content = io.BytesIO(path.read_bytes())     # apart: a failing disk is not to be taken for altered content
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            parts = [(saved[f"{split}_images"], saved[f"{split}_labels"]) for split in ("train", "test")]
-            return parts, saved["classes"].tolist()
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        with np.load(content, allow_pickle=False) as saved:
+            parts = [(saved[f"{split}_images"], saved[f"{split}_labels"]) for split in facts.sizes]
+            classes = saved["classes"]
+    except Exception as error:      # zipfile, zlib and numpy's parser of headers have errors of their own
         raise AlteredFile(path, f"cannot be read ({type(error).__name__})") from error
-
-
-def unpack(path, facts, name):
-    """Turn an archive, beside itself, into a folder of pickles or an .npz; return its path. Leave those as they are."""
-    if path.is_dir() or path.suffix == ".npz":
-        return path
-    is_pickles = path.name == facts.pickles.name
-    target = path.with_name(facts.folder if is_pickles else f"{name}.npz")
-    with writing_to(path.parent, 3_100 * sum(facts.sizes.values())), exclusive(path.with_name(f"{path.name}.lock")):
-        _check_md5(path, facts)
-        try:
-            verify(target, facts, name)  # another process may have unpacked it meanwhile
-        except (FileNotFoundError, AlteredFile):
-            if is_pickles:
-                _extract_pickles(path, target, facts)
-            else:
-                _convert_pngs(path, target, facts, name)
-    return target
-
-
-def _extract_pickles(archive, target, facts):
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        for path, content in files_in(archive):
-            if path.parent.name == facts.folder and path.name in facts.files:
-                (part / path.name).write_bytes(content)  # a name from the table: the archive chooses no path
-        for file in facts.files:
-            _check_md5(part / file, facts)
-        target.mkdir(exist_ok=True)
-        for file in facts.files:
-            os.replace(part / file, target / file)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _convert_pngs(archive, target, facts, name):
-    cifar = _proven(finish(*_decode_pngs(archive, facts), name), archive)
-    arrays = {f"{split}_{field}": getattr(getattr(cifar, split), field).numpy()
-              for split in ("train", "test") for field in ("images", "labels")}
-    replace_file(target, lambda file: np.savez(file, **arrays, classes=np.array(cifar.classes)))
-
-
-def _decode_pngs(archive, facts):
-    """Parts and class names from .../train/.../CLASS/*.png and .../test/.../CLASS/*.png, decoded within the archive.
-
-    A label is the class's place among the sorted names, which is the official order of both CIFAR sets.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError(f"{archive} holds PNG files: reading them needs Pillow (pip install pillow)") from error
-    images, names = {"train": [], "test": []}, {"train": [], "test": []}
-    with tqdm(desc=f"decoding {archive.name}", total=sum(facts.sizes.values()), unit=" images") as progress:
-        for path, content in files_in(archive):
-            # The two last parts are left out: CIFAR-100 has a class of the name "train".
-            split = next((folder for folder in path.parts[:-2] if folder in images), None)
-            if split is None or path.suffix != ".png" or path.name.startswith("._"):
-                continue
-            with Image.open(io.BytesIO(content)) as image:
-                if image.size != (32, 32) or image.mode != "RGB":
-                    raise ValueError(f"{archive}: {path} is {image.size} {image.mode}, not (32, 32) RGB")
-                images[split].append(np.asarray(image).transpose(2, 0, 1))
-            names[split].append(path.parent.name)
-            progress.update()
-    if (counts := {split: len(images[split]) for split in images}) != facts.sizes:
-        raise ValueError(f"{archive} holds {counts} images instead of {facts.sizes}")
-    classes = sorted(set(names["train"]))
-    return [(np.stack(images[split]), np.searchsorted(classes, names[split])) for split in images], classes
+    for (images, labels), size in zip(parts, facts.sizes.values(), strict=True):
+        for array, dtype, shape in ((images, np.uint8, (size, 3, 32, 32)), (labels, np.int64, (size,))):
+            if array.dtype != dtype or array.shape != shape:
+                what = f"{array.dtype} {array.shape} where {np.dtype(dtype)} {shape} belongs"
+                raise AlteredFile(path, f"is not what was written ({what})")
+    if classes.ndim != 1 or classes.dtype.kind != "U":
+        raise AlteredFile(path, f"is not what was written (class names as {classes.dtype} {classes.shape})")
+    return parts, classes.tolist()

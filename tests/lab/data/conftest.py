@@ -10,17 +10,18 @@ from mrla_minimal.lab.data.synthetic import synthetic_images
 @pytest.fixture(scope="session")
 def little():
     stand_in = LittleCifar()
-    parts = [(stand_in.images[:TRAIN], stand_in.labels[:TRAIN]), (stand_in.images[TRAIN:], stand_in.labels[TRAIN:])]
+    parts = [(stand_in.images[part], stand_in.labels[part]) for part in (slice(TRAIN), slice(TRAIN, None))]
     stand_in.fingerprint = published.finish(parts, NAMES, "cifar10").fingerprint
     return stand_in
 
 
 @pytest.fixture
 def small_world(little, monkeypatch, tmp_path):
-    """The stand-in takes the place of CIFAR-10, nothing of this machine is looked at, downloads may be tried."""
+    """The stand-in takes CIFAR-10's place, nothing of this machine is looked at, downloads may be tried."""
     monkeypatch.setitem(published.FACTS, "cifar10", little.facts())
     monkeypatch.setitem(published.FINGERPRINTS, "cifar10", little.fingerprint)
-    monkeypatch.setattr(cifar_files, "synthetic_images", lambda count, seed: synthetic_images(count // 200, seed))
+    monkeypatch.setattr(cifar_files, "synthetic_images",
+                        lambda count, seed: synthetic_images(count // 200, seed))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("MRLA_OFFLINE", raising=False)
     monkeypatch.delenv("MRLA_DATA", raising=False)

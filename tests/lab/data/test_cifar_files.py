@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from little_cifar import names, same
 from loopback import Page, serve
 
 import mrla_minimal
-from mrla_minimal.lab.data import data_roots, fetch_cifar, find_cifar, load_cifar, published
+from mrla_minimal.lab.data import cifar_files, data_roots, fetch_cifar, find_cifar, load_cifar, published
 from mrla_minimal.lab.data.download import DownloadError, StorageError
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -63,7 +64,8 @@ def test_when_every_source_fails_the_built_in_set_is_announced(little, tmp_path,
     for text in (printed, str(caught.value)):
         assert "little.tar.gz: HTTP 404" in text and "little.tgz: HTTP 503" in text and str(tmp_path) in text
     assert "SYNTHETIC IMAGES INSTEAD OF CIFAR10" in printed
-    assert cifar.source == "synthetic" and len(cifar.classes) == 10 and (len(cifar.train), len(cifar.test)) == (50, 10)
+    assert cifar.source == "synthetic" and len(cifar.classes) == 10
+    assert (len(cifar.train), len(cifar.test)) == (50, 10)
     assert cifar.fingerprint != little.fingerprint
     assert same(cifar, load_cifar("cifar100", source="synthetic")) and capsys.readouterr().out == ""
 
@@ -136,11 +138,68 @@ def test_where_data_is_looked_for(little, tmp_path, monkeypatch):
     assert data_roots() == roots[2:]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the cache folder has other names elsewhere")
+def test_the_cache_folder_is_where_it_always_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert data_roots() == [tmp_path / "home" / ".cache" / "mrla-minimal"]
+
+
+@pytest.mark.parametrize("how", ["MRLA_DATA", "root"])
+@pytest.mark.parametrize("form", ["{}", "{}/", "~/data/little"])
+def test_the_unpacked_folder_itself_may_be_named(little, tmp_path, monkeypatch, how, form):
+    place = tmp_path / "home" / "data"
+    folder = little.write_folder(place)
+    monkeypatch.setitem(published.FACTS, "cifar100", replace(little.facts(), folder="other"))
+    named = form.format(folder)
+    if how == "MRLA_DATA":
+        monkeypatch.setenv("MRLA_DATA", named)
+    root = named if how == "root" else None
+    assert find_cifar("cifar10", root) == folder and data_roots(root)[0] == place
+    assert load_cifar("cifar10", root, "real").fingerprint == little.fingerprint
+    folder.rename(place / "other")      # the other set, beside the one that is named
+    assert find_cifar("cifar100", root) == place / "other"
+
+
+def test_without_a_home_folder_data_stands_beside_the_work(little, tmp_path, monkeypatch):
+    def nobody(*_):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_cache_dir", nobody)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)        # what it does where there is no home
+    monkeypatch.chdir(tmp_path)
+    assert data_roots() == [tmp_path / "data"]
+    folder = little.write_folder(tmp_path / "data")
+    assert find_cifar("cifar10") == folder
+    with pytest.raises(ValueError, match="~/data: there is no home folder here; write the whole path"):
+        find_cifar("cifar10", "~/data")
+    # An older platformdirs leaves the tilde in.
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: f"~/.cache/{name}")
+    assert data_roots() == [tmp_path / "data"]
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_left_out(little, tmp_path, monkeypatch, capsys):
+    closed = tmp_path / "closed"
+    is_file = Path.is_file
+
+    def refuse(path):
+        if closed in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(cifar_files, "repository_root", lambda: tmp_path / "here")
+    monkeypatch.setenv("MRLA_DATA", str(closed))
+    folder = little.write_folder(tmp_path / "here" / "data")
+    assert find_cifar("cifar10") == folder
+    assert capsys.readouterr().out == f"note: {closed} is not yours to read, and is left out\n"
+
+
 def test_a_bare_machine_can_load(little, tmp_path):
-    """pooch, requests and Pillow are needed for downloads and PNG files only."""
+    """requests and Pillow are needed for downloads and PNG files only."""
     script = """if True:
         import sys
-        for name in ("pooch", "requests", "urllib3", "PIL", "matplotlib", "scipy"):
+        for name in ("platformdirs", "requests", "urllib3", "PIL", "matplotlib", "scipy"):
             sys.modules[name] = None
         import torch
         from mrla_minimal.lab.data import cifar_files
@@ -148,16 +207,8 @@ def test_a_bare_machine_can_load(little, tmp_path):
         cifar_files.synthetic_images = lambda count, seed: synthetic_images(20, seed)
         assert cifar_files.load_cifar("cifar10").source == "synthetic"
     """
-    environment = {key: value for key, value in os.environ.items() if key not in ("MRLA_DATA", "MRLA_OFFLINE")}
-    environment["PYTHONPATH"] = str(Path(mrla_minimal.__file__).parents[1])
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(mrla_minimal.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment,
+                         capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "downloads need the package requests" in run.stdout
-
-
-def test_looking_for_data_in_a_notebook_says_nothing():
-    """Where ipykernel runs without ipywidgets, pooch's import of tqdm.auto warns; a student would see it in red."""
-    code = ("import sys, types, IPython; sys.modules['ipykernel.zmqshell'] = types.ModuleType('zmqshell'); "
-            "sys.modules['ipywidgets'] = None; from mrla_minimal.lab.data import data_roots; data_roots()")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0 and "IProgress" not in run.stderr, run.stderr
+    assert "downloads need a package: pip install requests" in run.stdout

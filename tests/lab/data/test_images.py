@@ -3,6 +3,7 @@ import torch
 
 from mrla_minimal.lab.data import Split, hold_out, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.data.images import MEAN, STD
+from mrla_minimal.lab.data.synthetic import synthetic_images
 
 
 def numbered(labels):
@@ -31,7 +32,8 @@ def test_hold_out_takes_each_classs_share(labels, size, expected):
     assert counts == expected or (size == 29 and sorted(counts, reverse=True) == expected)
     assert sorted(places(rest) + places(taken)) == list(range(len(labels)))
     for part in (rest, taken):
-        assert places(part) == sorted(places(part)) and part.labels.tolist() == [labels[i] for i in places(part)]
+        assert places(part) == sorted(places(part))
+        assert part.labels.tolist() == [labels[place] for place in places(part)]
 
 
 def test_hold_out_is_a_draw_from_the_seed():
@@ -39,7 +41,7 @@ def test_hold_out_is_a_draw_from_the_seed():
     taken = [places(hold_out(split, 53, seed)[1]) for seed in (0, 0, 1, 2, 3, 4, 5, 6)]
     assert taken[0] == taken[1] and len({tuple(t) for t in taken}) == 7
     assert all(set(hold_out(split, 53, seed)[1].labels.bincount().tolist()) == {5, 6} for seed in range(3))
-    # What does not divide evenly goes to drawn classes, not always to the first ones; and no place is favoured.
+    # What does not divide evenly goes to drawn classes, not always to the first ones. No place is favoured.
     extra = {hold_out(split, 51, seed)[1].labels.bincount().argmax().item() for seed in range(20)}
     assert len(extra) > 4
     assert len({place for seed in range(60) for place in places(hold_out(split, 50, seed)[1])}) > 480
@@ -122,6 +124,57 @@ def test_normalise_gives_mean_0_and_deviation_1_and_leaves_its_input():
 
 def test_splits_and_plans_move_together():
     split, plan = numbered([0, 1, 2]).to("meta"), plan_epoch(3, 0, 0).to("meta")
-    assert {t.device.type for t in (split.images, split.labels, plan.order, plan.shift, plan.flip)} == {"meta"}
-    images, labels = take_batch(split, plan, 0, 2)  # looks at no values: on a GPU that would make the host wait
+    tensors = (split.images, split.labels, plan.order, plan.shift, plan.flip)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    # It looks at no values: on a GPU that would make the host wait.
+    images, labels = take_batch(split, plan, 0, 2)
     assert images.shape == (2, 3, 32, 32) and labels.shape == (2,) and images.device.type == "meta"
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 48), (4, 9, 11)])
+def test_images_of_another_size_or_number_of_channels_are_cropped_and_normalised_alike(shape):
+    split = Split(torch.randint(0, 256, (20, *shape), dtype=torch.uint8), torch.arange(20))
+    plan = plan_epoch(20, 1, 2)
+    images, _ = take_batch(split, plan, 3, 17)
+    assert images.shape == (14, *shape) and images.dtype == torch.float32
+    height, width = shape[1:]
+    for place in range(3, 17):
+        padded = torch.nn.functional.pad(split.images[plan.order[place]], (4,) * 4)
+        down, right = plan.shift[place]
+        crop = padded[:, down:down + height, right:right + width]
+        crop = crop.flip(2) if plan.flip[place] else crop
+        assert torch.equal(images[place - 3], normalise(crop[None])[0])
+
+
+def test_grey_images_are_normalised_by_the_average_of_the_colours_constants():
+    black, white = normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)).flatten().tolist()
+    assert black == pytest.approx(-sum(MEAN) / sum(STD), rel=1e-5)
+    assert white - black == pytest.approx(3 / sum(STD), rel=1e-5)
+
+
+@pytest.fixture
+def odd_defaults():
+    """float64 as torch's default type and "meta", which holds no values, as its default device."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+def pictures():
+    images, labels = synthetic_images(60, 3)
+    split = Split(images, labels)
+    rest, taken = hold_out(split, 12)
+    plans = [plan_epoch(48, 1, 2), plan_epoch(48, 1, 2, augment=False)]
+    batches = [tensor for plan in plans for tensor in take_batch(rest, plan, 5, 40)]
+    return [images, labels, taken.images, taken.labels, *batches]
+
+
+def test_torchs_defaults_change_no_image(request):
+    expected = pictures()
+    request.getfixturevalue("odd_defaults")
+    found = pictures()
+    assert [tensor.dtype for tensor in found[-2:]] == [torch.float32, torch.int64]
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype and one.device.type == "cpu" and torch.equal(one, other)

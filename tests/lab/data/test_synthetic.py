@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mrla_minimal.lab.data.synthetic import CLASSES, SHAPES, TEXTURES, _texture_mask, class_of, paint, synthetic_images
+from mrla_minimal.lab.data.synthetic import (
+    CLASSES,
+    SHAPES,
+    TEXTURES,
+    _texture_mask,
+    class_of,
+    paint,
+    synthetic_images,
+)
 
 
 def generator(seed=0):
@@ -36,7 +44,7 @@ def test_neither_factor_alone_tells_the_class():
     for label in range(10):
         makers = [pair for pair in pairs if class_of(*pair) == label]
         assert len(makers) == 2 and all(a != b for a, b in zip(*makers, strict=True))
-    # With all pairs equally frequent, the best guess from one factor is right as often as its commonest class occurs.
+    # All pairs are equally frequent: who guesses from one factor is right as often as its commonest class.
     for shape in range(len(SHAPES)):
         assert len({class_of(shape, texture) for texture in range(len(TEXTURES))}) == 4
     for texture in range(len(TEXTURES)):
@@ -55,7 +63,7 @@ def nearest_mean(train, train_kind, test, kinds):
 
 
 def test_blurring_removes_the_texture_and_leaves_the_shape():
-    """Under a 4 x 4 blur all textures of one shape look alike; the contrast of neighbours tells them apart."""
+    """Under a 4 x 4 blur all textures look alike; the contrast of neighbours tells them apart."""
     texture = torch.arange(len(TEXTURES)).repeat(500)
     pictures = paint(torch.zeros_like(texture), texture, generator()).float()
     grey = pictures[..., 8:24, 8:24].mean(1)  # the disc's middle
@@ -66,7 +74,8 @@ def test_blurring_removes_the_texture_and_leaves_the_shape():
     train, test = slice(0, 1_000), slice(1_000, None)
 
     def accuracy(features):
-        return (nearest_mean(features[train], texture[train], features[test], 4) == texture[test]).float().mean()
+        guess = nearest_mean(features[train], texture[train], features[test], 4)
+        return (guess == texture[test]).float().mean()
 
     assert accuracy(fine) > 0.5
     assert accuracy(blurred) < 0.35  # chance is 0.25
@@ -80,10 +89,11 @@ def test_textures_are_light_over_exactly_half_of_any_4_by_4_pixels():
 
 
 def test_a_mirror_changes_no_class():
-    """In a mirror every shape and texture is one of its own kind: the features of both sides have equal means."""
+    """In a mirror every shape and texture is one of its own kind: both sides' features have equal means."""
     for shape, texture in itertools.product(range(len(SHAPES)), range(len(TEXTURES))):
         count = 300
-        pictures = paint(torch.full((count,), shape), torch.full((count,), texture), generator(1)).float().mean(1)
+        pictures = paint(torch.full((count,), shape), torch.full((count,), texture), generator(1))
+        pictures = pictures.float().mean(1)
         slant = (pictures[:, 1:, 1:] - pictures[:, :-1, :-1]).abs().mean((1, 2)) - (
             pictures[:, 1:, :-1] - pictures[:, :-1, 1:]).abs().mean((1, 2))
         assert slant.mean().abs() < 4 * slant.std() / count**0.5
