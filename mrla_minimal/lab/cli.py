@@ -46,7 +46,7 @@ def run_doctor(arguments: argparse.Namespace) -> int | tuple[int, dict]:
 
     if not arguments.json:
         return doctor.run_doctor()
-    checks = doctor.examine()
+    checks = list(doctor.examine())
     ready = all(status != "FAIL" for status, _ in checks)
     record = {"ready": ready, "checks": [{"status": status, "text": text} for status, text in checks]}
     return 0 if ready else 1, record

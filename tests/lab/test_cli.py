@@ -1,21 +1,16 @@
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_cifar
 
-from mrla_minimal.lab import cli, data, engine, evidence
+from mrla_minimal.lab import cli, data, evidence
 from mrla_minimal.lab.cli_train import config_of
 from mrla_minimal.lab.engine import PRESETS, TrainConfig, read_checkpoint
 from mrla_minimal.lab.engine import run as engine_run
 
-PATHS = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
 TINY = ["--depth", "8", "--width", "4", "--steps", "3", "--batch-size", "16", "--device", "cpu"]
 
 
@@ -31,6 +26,10 @@ def parse(*options):
     return config_of(cli.build_parser().parse_args(["train", *options]))
 
 
+def last_record(run_dir):
+    return json.loads(Path(run_dir, "metrics.jsonl").read_text().splitlines()[-1])
+
+
 def test_every_field_is_an_option_and_the_presets_give_defaults():
     assert parse() == TrainConfig() and parse("--preset", "standard") == TrainConfig(**PRESETS["standard"])
     assert parse("--preset", "standard", "--epochs", "3").epochs == 3
@@ -38,28 +37,30 @@ def test_every_field_is_an_option_and_the_presets_give_defaults():
     for field in dataclasses.fields(TrainConfig):
         flag = "--" + field.name.replace("_", "-")
         if field.type is bool:
-            assert getattr(parse(flag), field.name) is True and getattr(parse("--no-" + flag[2:]), field.name) is False
+            assert getattr(parse(flag), field.name) is True
+            assert getattr(parse("--no-" + flag[2:]), field.name) is False
             continue
         choices = [choice for choice in field.metadata["choices"] or () if choice is not None]
         if field.name == "device":
             choices = ["cpu"]
         text = choices[-1] if choices else values[field.type]
-        expected = text if choices or field.type in (str, str | None) else float(text) if field.type is float else int(text)
-        assert getattr(parse(flag, text), field.name) == expected, field.name
-    assert parse("--layer-attention", "none").layer_attention is None and parse("--head-dim", "none").head_dim is None
+        kind = next((kind for kind in (float, int) if field.type in (kind, kind | None)), str)
+        assert getattr(parse(flag, text), field.name) == kind(text), field.name
+    assert parse("--layer-attention", "none").layer_attention is None
+    assert parse("--head-dim", "none").head_dim is None
 
 
 def test_the_standard_preset_is_the_usual_recipe():
     config = TrainConfig(**PRESETS["standard"])
-    assert (config.epochs, config.batch_size, config.learning_rate, config.weight_decay, config.warmup_epochs, config.schedule) == \
-        (200, 128, 0.1, 5e-4, 5.0, "cosine")
+    assert (config.epochs, config.batch_size, config.learning_rate) == (200, 128, 0.1)
+    assert (config.weight_decay, config.warmup_epochs, config.schedule) == (5e-4, 5.0, "cosine")
 
 
 def test_train_evaluate_and_resume(tiny_data, capsys):
     assert cli.main(["train", *TINY, "--name", "first"]) == 0
     output = capsys.readouterr().out
     last = output.strip().splitlines()[-1]
-    accuracy = json.loads((tiny_data / "runs" / "first" / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
+    accuracy = last_record("runs/first")["test_accuracy"]
     assert last == f"test accuracy {100 * accuracy:.2f} %" and "images/s" in output and "synthetic" in output
     assert cli.main(["evaluate", "runs/first"]) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == last
@@ -68,7 +69,8 @@ def test_train_evaluate_and_resume(tiny_data, capsys):
 
 
 def test_the_word_synthetic_is_for_that_set_alone(tiny_data, capsys, monkeypatch):
-    monkeypatch.setattr(engine_run, "load_cifar", lambda *args: dataclasses.replace(tiny_cifar(), source="cifar10"))
+    real = dataclasses.replace(tiny_cifar(), source="cifar10")
+    monkeypatch.setattr(engine_run, "load_cifar", lambda *args: real)
     assert cli.main(["train", *TINY]) == 0
     captured = capsys.readouterr()
     assert "synthetic" not in (captured.out + captured.err).lower()
@@ -80,25 +82,35 @@ def test_names_that_are_not_given_do_not_collide(tiny_data, capsys):
         assert (tiny_data / "runs" / name / "checkpoint.pt").exists()
 
 
+def test_a_run_folder_can_lie_anywhere(tiny_data, capsys):
+    assert cli.main(["train", *TINY, "--out", "far/away"]) == 0
+    assert (tiny_data / "far" / "away" / "checkpoint.pt").exists() and not (tiny_data / "runs").exists()
+    assert cli.main(["train", *TINY, "--out", "far/away"]) == 2
+    assert "far/away holds a run already" in capsys.readouterr().err.replace("\\", "/")
+    assert cli.main(["train", "--resume", "far/away"]) == 0
+
+
 @pytest.mark.parametrize("options, words", [
     (["--depth", "21"], ["depth", "6n + 2", "21"]), (["--batch-size", "0"], ["batch_size", "0", "positive"]),
-    (["--dataset", "mnist"], ["dataset", "mnist", "cifar10"]), (["--layer-attention", "mrla"], ["layer_attention", "mrla-light", "'mrla'"]),
-    (["--colour", "red"], ["--colour"]), (["--epochs", "two"], ["epochs", "two"]), (["--preset", "slow"], ["quick", "slow"]),
-    (["--resume", "runs/none"], ["runs/none", "config.json"]), (["--resume", "x", "--name", "y"], ["--resume", "--name"]),
-    (["--shortcut", "zero"], ["shortcut", "'pad'", "zero"]), (["--resume", ""], ["--resume", "empty"]),
-    (["--name", "../out"], ["--name", "../out"]), (["--name", ""], ["--name", "''"]),
-    (["--checkpoint-seconds", "nan"], ["positive", "nan"]),
+    (["--dataset", "mnist"], ["dataset", "mnist", "cifar10"]),
+    (["--layer-attention", "mrla"], ["layer_attention", "mrla-light", "'mrla'"]),
+    (["--colour", "red"], ["--colour"]), (["--epochs", "two"], ["epochs", "two"]),
+    (["--preset", "slow"], ["quick", "slow"]), (["--checkpoint-seconds", "nan"], ["positive", "nan"]),
+    (["--resume", "runs/none"], ["runs/none", "config.json"]), (["--resume", ""], ["--resume", "empty"]),
+    (["--resume", "x", "--name", "y"], ["--resume", "--name"]), (["--resume", "x", "--out", "y"], ["--out"]),
+    (["--out", "x", "--name", "y"], ["--out", "--name"]), (["--out", ""], ["--out", "empty"]),
+    (["--shortcut", "zero"], ["shortcut", "'pad'", "zero"]), (["--seed", "-1"], ["seed", "0 to", "-1"]),
+    *[(["--name", name], ["--name", "one folder"])
+      for name in ("", ".", "..", "../out", "a/b", "a\\b", "a\0b", "a\nb")],
+    *[([flag, "9" * digits], [flag, "999"]) for flag in ("--steps", "--seed") for digits in (400, 5000)],
 ])
 def test_bad_input_is_one_line_and_status_2(tiny_data, capsys, options, words):
-    try:
-        status = cli.main(["train", *options])
-    except SystemExit as stop:
-        status = stop.code
+    status = cli.main(["train", *options])
     captured = capsys.readouterr()
-    assert status == 2 and captured.out == "" and len(captured.err.strip().splitlines()) == 1
+    assert status == 2 and captured.out == "" and captured.err.count("\n") == 1 and len(captured.err) < 500
     for word in words:
         assert word in captured.err.replace("\\", "/")
-    assert not list(tiny_data.rglob("*.lock")) and not list(tiny_data.glob("runs/*"))       # nothing is left behind
+    assert not list(tiny_data.rglob("*.lock")) and not list(tiny_data.glob("runs/*"))   # nothing stays behind
 
 
 def test_resuming_with_other_options_names_what_differs(tiny_data, capsys):
@@ -144,10 +156,10 @@ def test_evaluate_of_a_checkpoint_of_another_model(tiny_data, capsys):
 
 def test_evaluate_on_the_held_out_split(tiny_data, capsys):
     assert cli.main(["train", *TINY, "--name", "first", "--validation"]) == 0
-    record = json.loads((tiny_data / "runs" / "first" / "metrics.jsonl").read_text().splitlines()[-1])
+    accuracy = last_record("runs/first")["validation_accuracy"]
     capsys.readouterr()
     assert cli.main(["evaluate", "runs/first", "--split", "validation"]) == 0
-    assert capsys.readouterr().out.strip().endswith(f"validation accuracy {100 * record['validation_accuracy']:.2f} %")
+    assert capsys.readouterr().out.strip().endswith(f"validation accuracy {100 * accuracy:.2f} %")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tiny_data, capsys):
@@ -157,36 +169,10 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_data, capsys):
     assert "runs" in error and len(error.strip().splitlines()) == 1
 
 
-class NoCompiler(RuntimeError):
-    __module__ = "torch._inductor.exc"
-
-
-@pytest.mark.parametrize("error, words", [
-    (torch.cuda.OutOfMemoryError("CUDA out of memory.\nMore about it."), "CUDA out of memory.). A smaller batch, width or depth"),
-    (NoCompiler("no compiler\nand more"), "torch.compile failed (no compiler); leave --compile out"),
-])
-def test_what_the_machine_lacks_is_one_line_and_status_1(tiny_data, capsys, monkeypatch, error, words):
-    def lacking(config, *_, **__):
-        raise error
-
-    monkeypatch.setattr(engine, "train", lacking)
-    assert cli.main(["train"]) == 1
-    captured = capsys.readouterr()
-    assert words in captured.err and captured.err.count("\n") == 1
-
-
-def test_a_bug_keeps_its_traceback(tiny_data, monkeypatch):
-    def wrong(config, *_, **__):
-        raise RuntimeError("shapes do not match")
-
-    monkeypatch.setattr(engine, "train", wrong)
-    with pytest.raises(RuntimeError, match="shapes"):
-        cli.main(["train"])
-
-
 def test_a_plan_on_the_command_line(tiny_data, capsys, monkeypatch):
-    monkeypatch.setitem(evidence.SUITES, "tiny", evidence.Suite(
-        "tiny", {"plain": {"layer_attention": None}}, {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}))
+    recipe = {"depth": 8, "width": 4, "batch_size": 16, "steps": 3, "device": "cpu"}
+    tiny = evidence.Suite("tiny", {"plain": {"layer_attention": None}}, recipe)
+    monkeypatch.setitem(evidence.SUITES, "tiny", tiny)
     assert cli.main(["compare", "--suite", "tiny", "--plan", "--seeds", "0", "1", "--quiet"]) == 0
     assert "2 runs left" in capsys.readouterr().out
     assert cli.main(["compare", "--suite", "tiny", "--plan", "--report"]) == 2
@@ -205,17 +191,3 @@ def test_fetch_offline_says_how_to_get_the_data(tmp_path, capsys, monkeypatch):
     assert cli.main(["fetch", "cifar10", "--data-root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "MRLA_OFFLINE" in error and len(error.strip().splitlines()) == 1
-
-
-def test_the_module_and_the_script_are_one_program(tmp_path):
-    command = [sys.executable, "-m", "mrla_minimal", "--version"]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("mrla-minimal ")
-
-
-def test_a_bare_machine_can_train(tmp_path):
-    """torch, numpy, einops, tqdm (and filelock, which torch itself needs) are enough: nothing else is imported before the end."""
-    script = "import sys; import mrla_minimal.lab.engine.training, mrla_minimal.lab.cli; " \
-             "print([m for m in ('matplotlib', 'scipy', 'PIL', 'requests', 'platformdirs', 'pandas') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
