@@ -17,7 +17,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 
 
-def run(path):
+def run(path: Path) -> None:
     """Execute one notebook with its folder's lessons as the working directory, and write it back whole."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
@@ -28,10 +28,15 @@ def run(path):
     os.replace(part, path)
 
 
-def main(arguments):
-    # One thread: what the committed outputs were made with. The inline figures: an Agg set elsewhere would show none.
-    os.environ |= {"OMP_NUM_THREADS": "1", "MRLA_OFFLINE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    paths = [Path(name) for name in arguments] or [*sorted(HERE.glob("*.ipynb")), *sorted(HERE.glob("solutions/*.ipynb"))]
+def main(arguments: list[str]) -> int:
+    # One thread: what the committed outputs were made with. An Agg set elsewhere would show no figure inline.
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "MRLA_OFFLINE": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    everything = [*sorted(HERE.glob("*.ipynb")), *sorted(HERE.glob("solutions/*.ipynb"))]
+    paths = [Path(name) for name in arguments] or everything
     failed = 0
     for path in tqdm(paths, unit="notebook"):
         try:

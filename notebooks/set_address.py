@@ -2,8 +2,8 @@
 
     python notebooks/set_address.py https://github.com/NAME/REPOSITORY
 
-The address in pyproject.toml is the source: this changes it there, and with it every Colab badge and set-up cell of the
-notebooks, and every link of README.md.
+The address in pyproject.toml is the source: this changes it there, and with it every Colab badge and set-up
+cell of the notebooks, and every link of README.md.
 """
 
 import os
@@ -16,21 +16,25 @@ ROOT = Path(__file__).parent.parent
 ADDRESS = re.compile(r"https://github\.com/([A-Za-z0-9-]+/[A-Za-z0-9_.-]+?)(?:\.git)?/?")
 
 
-def address_of(root=ROOT):
+def address_of(root: str | Path = ROOT) -> str:
     """The project URL in pyproject.toml."""
-    return tomllib.loads((Path(root) / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    project = tomllib.loads((Path(root) / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["urls"]["Repository"]
 
 
-def files_that_name_it(root=ROOT):
+def files_that_name_it(root: str | Path = ROOT) -> list[Path]:
     root = Path(root)
     named = [root / "README.md", root / "CITATION.cff"]
     named += sorted(root.glob("notebooks/*.ipynb")) + sorted(root.glob("notebooks/solutions/*.ipynb"))
-    named.append(root / "pyproject.toml")       # last: until then it still tells a second try what to look for
+    named.append(root / "pyproject.toml")   # last: until then it still tells a second try what to look for
     return [path for path in named if path.exists()]
 
 
-def set_address(address, root=ROOT):
-    """Replace the old address by `address`; returns what changed. ValueError if it is no repository on GitHub."""
+def set_address(address: str, root: str | Path = ROOT) -> list[Path]:
+    """Replace the old address by `address`; returns what changed.
+
+    Raises ValueError if it is no repository on GitHub.
+    """
     match = ADDRESS.fullmatch(address)
     if match is None:
         raise ValueError(f"the address must be https://github.com/NAME/REPOSITORY, not {address!r}")
@@ -49,7 +53,7 @@ def set_address(address, root=ROOT):
     return changed
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python notebooks/set_address.py https://github.com/NAME/REPOSITORY", file=sys.stderr)
         return 2
@@ -58,7 +62,8 @@ def main(arguments):
     except ValueError as error:
         print(f"set_address: {error}", file=sys.stderr)
         return 2
-    print(f"{len(changed)} files changed; run the tests of the notebooks: python -m pytest tests/course/test_notebooks.py")
+    tests = "python -m pytest tests/course/test_notebooks.py"
+    print(f"{len(changed)} files changed; run the tests of the notebooks: {tests}")
     return 0
 
 

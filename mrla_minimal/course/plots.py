@@ -1,33 +1,80 @@
 """Every figure that more than one notebook draws, in the colours and markers of `lab/figures.py`."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from mrla_minimal.lab import figures
 from mrla_minimal.lab.figures import mark_source, plot_contrasts, plot_curves, plot_suite, save_figure
 
-__all__ = ["COLOURS", "HATCHES", "LABELS", "MARKERS", "attention_map", "draw_four_memories", "mark_source", "plot_contrasts",
-           "plot_curves", "plot_suite", "quiz_bars", "save_figure"]
+__all__ = [
+    "COLOURS",
+    "HATCHES",
+    "LABELS",
+    "MARKERS",
+    "attention_map",
+    "draw_four_memories",
+    "mark_source",
+    "plot_contrasts",
+    "plot_curves",
+    "plot_suite",
+    "quiz_bars",
+    "save_figure",
+]
 
-# The corridor quiz's methods, by their names there, look like their kin on images; "last" and "state" have none.
-_KIN = {"residual": "plain", "mean": "uniform", "base": "mrla-base", "light": "mrla-light",
-        "layer-tagged": "layer", "layer, tagged": "layer"}
-COLOURS = {**figures.COLOURS, **{method: figures.COLOURS[kin] for method, kin in _KIN.items()},
-           "last": "#BBBBBB", "state": "#F0E442"}
-MARKERS = {**figures.MARKERS, **{method: figures.MARKERS[kin] for method, kin in _KIN.items()},
-           "last": "d", "state": "*", "layer-tagged": "1", "layer, tagged": "1"}
-LABELS = {**figures.LABELS, "last": "last alone", "residual": "residual sum", "mean": "mean of v",
-          "base": "MRLA-base (Eq. 6)", "light": "MRLA-light (Eq. 8)", "state": "running state",
-          "layer-tagged": "Eq. 4, layers tagged", "layer, tagged": "Eq. 4, layers tagged"}
-HATCHES = {"mean": "//", "layer": "xx", "base": "\\\\", "light": "..", "layer-tagged": "--", "layer, tagged": "--"}
+# The corridor quiz's methods look like their kin on images; "last" and "state" have none.
+_KIN = {
+    "residual": "plain",
+    "mean": "uniform",
+    "base": "mrla-base",
+    "light": "mrla-light",
+    "layer-tagged": "layer",
+    "layer, tagged": "layer",
+}
+COLOURS = {
+    **figures.COLOURS,
+    **{method: figures.COLOURS[kin] for method, kin in _KIN.items()},
+    "last": "#BBBBBB",
+    "state": "#F0E442",
+}
+MARKERS = {
+    **figures.MARKERS,
+    **{method: figures.MARKERS[kin] for method, kin in _KIN.items()},
+    "last": "d",
+    "state": "*",
+    "layer-tagged": "1",
+    "layer, tagged": "1",
+}
+LABELS = {
+    **figures.LABELS,
+    "last": "last alone",
+    "residual": "residual sum",
+    "mean": "mean of v",
+    "base": "MRLA-base (Eq. 6)",
+    "light": "MRLA-light (Eq. 8)",
+    "state": "running state",
+    "layer-tagged": "Eq. 4, layers tagged",
+    "layer, tagged": "Eq. 4, layers tagged",
+}
+HATCHES = {
+    "mean": "//",
+    "layer": "xx",
+    "base": "\\\\",
+    "light": "..",
+    "layer-tagged": "--",
+    "layer, tagged": "--",
+}
 
 
-def quiz_bars(accuracies, chance=1 / 8):
-    """The corridor quiz: a panel a question, a bar a method. `accuracies` is {title: {method: accuracy from 0 to 1}}.
+def quiz_bars(accuracies: Mapping[str, Mapping[str, float]], chance: float = 1 / 8) -> Figure:
+    """The corridor quiz: a panel a question, a bar a method.
 
-    A bar above 0.95 is called solved, one below 0.6 not solved. Returns the figure.
+    accuracies: {title: {method: accuracy from 0 to 1}}. A bar above 0.95 is called solved, one below 0.6 not
+    solved. Returns the figure.
     """
     most = max(map(len, accuracies.values()))
     size = (7 if len(accuracies) == 1 else 9, 1.2 + 0.4 * most)
@@ -45,11 +92,19 @@ def quiz_bars(accuracies, chance=1 / 8):
     return figure
 
 
-def attention_map(rows, axis=None, xlabel="layer s that is read", ylabel="layer t that asks", title="",
-                  show_numbers=False, label="weight"):
-    """Who reads whom: a row for each layer that asks. Rows may differ in length; what is missing gets a cross.
+def attention_map(
+    rows: Sequence[Sequence[float]],
+    axis: Axes | None = None,
+    xlabel: str = "layer s that is read",
+    ylabel: str = "layer t that asks",
+    title: str = "",
+    show_numbers: bool = False,
+    label: str = "weight",
+) -> Axes:
+    """Who reads whom: a row for each layer that asks.
 
-    rows: weights (or gates: then say so with `label`) from 0 to 1, as lists or arrays.
+    Rows may differ in length; what is missing gets a cross.
+    rows: weights (or gates: then say so with `label`) from 0 to 1, as lists, arrays or tensors.
     Draws into `axis`, or into a figure of its own; returns the axis.
     """
     rows = [[float(weight) for weight in row] for row in rows]
@@ -71,7 +126,9 @@ def attention_map(rows, axis=None, xlabel="layer s that is read", ylabel="layer 
     return axis
 
 
-def _sheet(axis, x, y, text, colour, width=0.62, newest=False):
+def _sheet(
+    axis: Axes, x: float, y: float, text: str, colour: str, width: float = 0.62, newest: bool = False
+) -> None:
     """One kept map: a box with its name; the newest has a thick edge."""
     face = (*to_rgb(colour), 0.35)
     edge = 1.8 if newest else 0.6
@@ -80,7 +137,7 @@ def _sheet(axis, x, y, text, colour, width=0.62, newest=False):
     axis.text(x + width / 2, y + 0.25, text, ha="center", va="center", fontsize=9)
 
 
-def _draw_memory(axis, kind, layer):
+def _draw_memory(axis: Axes, kind: str, layer: int) -> None:
     """What layer `layer` hands on, drawn as a column at x = layer."""
     left = layer - 0.31
     if kind == "layer":
@@ -89,7 +146,7 @@ def _draw_memory(axis, kind, layer):
     elif kind == "mrla-base":
         for s in range(1, layer + 1):
             _sheet(axis, left, 0.62 * (s - 1), f"$k^{s}$", "white", width=0.3, newest=s == layer)
-            _sheet(axis, left + 0.3, 0.62 * (s - 1), f"$v^{s}$", COLOURS[kind], width=0.42, newest=s == layer)
+            _sheet(axis, left + 0.3, 0.62 * (s - 1), f"$v^{s}$", COLOURS[kind], 0.42, newest=s == layer)
     elif kind == "state":
         for behind in (3, 2, 1):
             _sheet(axis, left + 0.06 * behind, 0.09 * behind, "", COLOURS[kind], width=0.5)
@@ -98,17 +155,36 @@ def _draw_memory(axis, kind, layer):
         _sheet(axis, left, 0, f"$O^{layer}$", COLOURS[kind], newest=True)
 
 
-def draw_four_memories(layers=4):
-    """Four answers to "what does a layer carry forward?", side by side: what each of `layers` layers hands to the next.
+def draw_four_memories(layers: int = 4) -> Figure:
+    """Four answers to "what does a layer carry forward?": what each of `layers` layers hands to the next.
 
     Returns the figure.
     """
     panels = {
-        "layer": ("layer attention, Eq. 4", "every feature map", "projected again by each layer",
-                  "T(T+1)/2 projections"),
-        "mrla-base": ("MRLA-base, Eq. 6", "every key and value", "read by each later layer", "T projections"),
-        "state": ("running state", "one sum of key-value products", "d maps, exact without softmax", "T projections"),
-        "mrla-light": ("MRLA-light, Eq. 8", "one running output", "gated when it is written", "T projections"),
+        "layer": (
+            "layer attention, Eq. 4",
+            "every feature map",
+            "projected again by each layer",
+            "T(T+1)/2 projections",
+        ),
+        "mrla-base": (
+            "MRLA-base, Eq. 6",
+            "every key and value",
+            "read by each later layer",
+            "T projections",
+        ),
+        "state": (
+            "running state",
+            "one sum of key-value products",
+            "d maps, exact without softmax",
+            "T projections",
+        ),
+        "mrla-light": (
+            "MRLA-light, Eq. 8",
+            "one running output",
+            "gated when it is written",
+            "T projections",
+        ),
     }
     figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained", sharey=True)
     for axis, (kind, (title, kept, how, cost)) in zip(axes, panels.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The notebooks as files: what holds for every one of them, whatever it teaches. That they run is nbval's to say."""
+"""The notebooks as files: what holds for each, whatever it teaches. That they run is nbval's to say."""
 
 import ast
 import copy
@@ -22,7 +22,12 @@ COURSE = [
     "04_recurrent_layer_attention", "05_mrla_on_feature_maps", "06_mrla_light", "07_training_a_small_resnet",
     "08_does_layer_attention_help", "09_which_part_matters", "10_looking_inside", "11_what_it_costs",
 ]
-TAUGHT_IN = {"attention": ("01",), "layer_attention": ("05", "06"), "channel_attention": ("08",), "controls": ("08",)}
+TAUGHT_IN = {
+    "attention": ("01",),
+    "layer_attention": ("05", "06"),
+    "channel_attention": ("08",),
+    "controls": ("08",),
+}
 LESSONS = sorted(ROOT.glob("notebooks/*.ipynb"))
 SOLUTIONS = sorted(ROOT.glob("notebooks/solutions/*.ipynb"))
 SETUP = """\
@@ -32,6 +37,9 @@ if "google.colab" in sys.modules:      # on Colab only: fetch the course, leave 
     %pip install --quiet --no-deps einops ~/mrla-minimal
     %cd -q ~/mrla-minimal/notebooks"""
 IGNORED = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
+MACHINE_FOLDER = re.compile(
+    r"(?<![\w.~])/(?:tmp|home|root|work|Users|content|mnt|opt|usr|var)/\S*|\b[A-Z]:\\\S*"
+)
 
 lessons = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 solutions = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
@@ -70,8 +78,14 @@ def tagged(notebook, tag):
 
 def printed(cell):
     """All text that a cell has put out."""
-    texts = [output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    texts = [
+        output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs
+    ]
     return "\n".join(texts)
+
+
+def has_figure(cell):
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
 def compared(notebook, strict):
@@ -102,7 +116,9 @@ def library(module):
     return definitions(ast.parse((ROOT / "mrla_minimal" / f"{module}.py").read_text(encoding="utf-8")))
 
 
-SHIPPED = {name: code for module in ("shapes", *TAUGHT_IN, "course/quiz") for name, code in library(module).items()}
+SHIPPED = {}
+for module in ("shapes", *TAUGHT_IN, "course/quiz"):
+    SHIPPED |= library(module)
 SHIPPED["ResidualBlock"] = library("resnet")["ResidualBlock"]
 
 
@@ -125,7 +141,8 @@ def assert_enough_is_compared(notebook, strict):
     texts = [printed(cell) for cell in compared(notebook, strict)]
     assert len(texts) >= (3 if strict else 5), f"{len(texts)} cells with output that is compared"
     if strict:
-        assert any(re.search(r"\d\.\d{4}\b", text) for text in texts), "no compared cell prints numbers to 4 decimals"
+        exact = any(re.search(r"\d\.\d{4}\b", text) for text in texts)
+        assert exact, "no compared cell prints numbers to 4 decimals"
 
 
 @every_notebook
@@ -134,7 +151,8 @@ def test_was_executed_in_order(path):
     nbformat.validate(notebook)
     assert_executed(notebook)
     assert not any("execution" in cell.metadata for cell in notebook.cells), "execution times are committed"
-    ids = [cell["id"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]     # nbformat mends doubles
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]       # nbformat would mend doubles
+    ids = [cell["id"] for cell in cells]
     assert len(set(ids)) == len(ids)
 
 
@@ -162,22 +180,25 @@ def test_outputs_are_text_and_png_without_errors_or_warnings(path):
         for output in cell.outputs:
             assert output.output_type != "error", f"{cell.id} raises {output.get('ename')}"
             assert output.get("name") != "stderr", f"{cell.id} writes to stderr: {output.get('text')}"
-            assert set(output.get("data", {})) <= {"text/plain", "image/png"}, f"{cell.id} puts out {set(output.data)}"
+            kinds = set(output.get("data", {}))
+            assert kinds <= {"text/plain", "image/png"}, f"{cell.id} puts out {kinds}"
         text = printed(cell)
-        folder = re.search(r"(?<![\w.~])/(?:tmp|home|root|work|Users|content|mnt|opt|usr|var)/\S*|\b[A-Z]:\\\S*", text)
+        folder = MACHINE_FOLDER.search(text)
         assert folder is None, f"{cell.id} prints a folder of the machine it ran on: {folder.group()}"
         assert "Warning" not in text, f"{cell.id} prints a warning"
         if "plt.show()" in cell.source and cell.outputs:
-            assert any("image/png" in output.get("data", {}) for output in cell.outputs), f"{cell.id} shows no figure"
+            assert has_figure(cell), f"{cell.id} shows no figure"
 
 
 @lessons
 def test_a_figure_is_shown_and_no_object_shows_itself(path):
     for cell in code_cells(read(path)):
-        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+        if has_figure(cell):
             assert "plt.show()" in cell.source, f"{cell.id} draws, and does not end with plt.show()"
-        shown = [output.data.get("text/plain", "") for output in cell.outputs if output.output_type == "execute_result"]
-        assert not any(re.match(r"[\[(]?<|Text\(", text) for text in shown), f"{cell.id} shows an object: write _ = ..."
+        results = [output for output in cell.outputs if output.output_type == "execute_result"]
+        for output in results:
+            shown = output.data.get("text/plain", "")
+            assert not re.match(r"[\[(]?<|Text\(", shown), f"{cell.id} shows an object: write _ = ..."
 
 
 @every_notebook
@@ -237,7 +258,8 @@ def small_repository(tmp_path):
 
 def test_one_command_changes_the_address_everywhere(small_repository):
     changed = set_address("https://github.com/someone-else/another.name/", small_repository)
-    assert {path.name for path in changed} == {"pyproject.toml", "README.md", LESSONS[0].name, SOLUTIONS[0].name}
+    names = {"pyproject.toml", "README.md", LESSONS[0].name, SOLUTIONS[0].name}
+    assert {path.name for path in changed} == names
     new = "https://github.com/someone-else/another.name"
     assert address_of(small_repository) == new
     readme = (small_repository / "README.md").read_text(encoding="utf-8")
@@ -248,7 +270,8 @@ def test_one_command_changes_the_address_everywhere(small_repository):
         assert len(json.loads(text)["cells"]) == len(read(path).cells)
     lesson = read(small_repository / "notebooks" / LESSONS[0].name)
     assert code_cells(lesson)[0].source == SETUP.replace("ADDRESS", new)
-    assert f"/github/someone-else/another.name/blob/main/notebooks/{LESSONS[0].name}" in lesson.cells[0].source
+    badge = f"/github/someone-else/another.name/blob/main/notebooks/{LESSONS[0].name}"
+    assert badge in lesson.cells[0].source
     assert set_address(new, small_repository) == []
 
 
@@ -294,7 +317,8 @@ def test_it_opens_and_closes_as_all_do(path):
     assert re.search(r"^\*[^*]+\?\*$", first, re.MULTILINE), "no question in italics on a line of its own"
     for heading in ("**You will**", "**Before this**", "**Time**", "**Equations**"):
         assert heading in first, f"{heading} is missing at the top"
-    goals = re.findall(r"^[*-] ", first[first.index("**You will**") : first.index("**Before this**")], re.MULTILINE)
+    you_will = first[first.index("**You will**") : first.index("**Before this**")]
+    goals = re.findall(r"^[*-] ", you_will, re.MULTILINE)
     assert 3 <= len(goals) <= 5, f"{len(goals)} goals"
     assert "predict first" in text.lower()
     assert number(path) == "00" or "bug of the day" in text.lower()
@@ -311,10 +335,20 @@ def test_it_opens_and_closes_as_all_do(path):
 def test_its_links_lead_somewhere(path):
     notebook = read(path)
     text = markdown(notebook)
-    assert text.count("<details>") == text.count("</details>") == text.count("<summary>") == text.count("</summary>")
+    counts = {tag: text.count(tag) for tag in ("<details>", "</details>", "<summary>", "</summary>")}
+    assert len(set(counts.values())) == 1, counts
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), f"no such file: {target}"
+
+
+@every_notebook
+def test_its_lights_go_by_their_two_names(path):
+    """mrla-light is Eq. 8, mrla-light-released the public code's wiring; nothing else tells them apart."""
+    text = "\n".join(cell.source + printed(cell) for cell in read(path).cells if cell.cell_type == "code")
+    text += markdown(read(path))
+    for word in ("light_carry", "carries_map", "light-own", "own carry"):
+        assert word not in text, word
 
 
 # Exercises
@@ -352,7 +386,8 @@ def test_each_solution_passes_and_is_the_one_behind_the_lesson(path):
     for n, (cell, shown) in enumerate(zip(solved, hidden, strict=True), start=1):
         assert printed(cell).strip().splitlines()[-1] == f"exercise {n}: passed"
         assert shown.strip(), f"exercise {n} has no code behind Solution"
-        assert definitions(ast.parse(shown)) == definitions(parsed(cell)), f"exercise {n}: two different solutions"
+        same = definitions(ast.parse(shown)) == definitions(parsed(cell))
+        assert same, f"exercise {n}: two different solutions"
 
 
 # nbval
@@ -396,9 +431,12 @@ def bench(tmp_path):
     def run(notebook):
         nbformat.write(notebook, tmp_path / "it.ipynb")
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
-        command = [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-q", "--color=no", "it.ipynb"]
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        return result.stdout
+        options = ["--nbval", "-p", "no:cacheprovider", "-q", "--color=no"]
+        command = [sys.executable, "-m", "pytest", *options, "it.ipynb"]
+        report = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        return report.stdout
 
     return run
 

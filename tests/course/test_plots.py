@@ -41,14 +41,16 @@ def test_attention_map_marks_what_is_not_read():
 def test_the_four_memories_grow_as_they_should():
     figure = plots.draw_four_memories(layers=5)
     counts = [sum(text.get_text().startswith("$") for text in axis.texts) for axis in figure.axes]
-    assert counts == [15, 30, 5, 5]       # 1 + .. + 5 maps; a key and a value each; one state a layer; one map a layer
+    # 1 + .. + 5 maps; a key and a value for each of them; one state a layer; one map a layer
+    assert counts == [15, 30, 5, 5]
 
 
 def test_each_quiz_method_looks_like_its_kin_and_like_no_other():
     methods = ["last", "mean", "residual", "layer", "base", "light", "state"]
     for table in (plots.COLOURS, plots.MARKERS, plots.LABELS):
         assert len({table[method] for method in methods}) == len(methods)
-    assert plots.COLOURS["base"] == plots.COLOURS["mrla-base"] and plots.MARKERS["light"] == plots.MARKERS["mrla-light"]
+    assert plots.COLOURS["base"] == plots.COLOURS["mrla-base"]
+    assert plots.MARKERS["light"] == plots.MARKERS["mrla-light"]
 
 
 def summary_of(light, plain=(0.90, 0.902, 0.899), note="", source="cifar10"):
@@ -58,20 +60,25 @@ def summary_of(light, plain=(0.90, 0.902, 0.899), note="", source="cifar10"):
     for variant, accuracies in (("plain", plain), ("mrla-light", light)):
         for seed, accuracy in enumerate(accuracies):
             config = dataclasses.asdict(suite.config(variant, seed))
-            records.append({"suite": "smoke", "variant": variant, "seed": seed, "phase": "final", "test_accuracy": accuracy, "recipe": {},
-                            "source": source, "fingerprint": "", "learning_rate": 0.1, "config": config})
+            records.append({
+                "suite": "smoke", "variant": variant, "seed": seed, "phase": "final",
+                "test_accuracy": accuracy, "recipe": {}, "source": source, "fingerprint": "",
+                "learning_rate": 0.1, "config": config,
+            })
     return summarise(records, dataclasses.replace(suite, note=note))
 
 
 def test_contrasts_show_each_seeds_difference_and_the_interval():
     summary = summary_of((0.905, 0.903, 0.907), note="made up")
     (row,) = summary.contrasts
-    summary = dataclasses.replace(summary, contrasts=[dataclasses.replace(row, interval=(-0.009, 0.011), pooled=(0.001, 0.009))])
+    row = dataclasses.replace(row, interval=(-0.009, 0.011), pooled=(0.001, 0.009))
+    summary = dataclasses.replace(summary, contrasts=[row])
     (axis,) = plots.plot_contrasts(summary).axes
     np.testing.assert_allclose(axis.collections[0].get_offsets()[:, 0], [0.5, 0.1, 0.8])
-    drawn = {line.get_linewidth(): list(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
+    lines = [line for line in axis.lines if len(line.get_xdata()) == 2]
+    drawn = {line.get_linewidth(): list(line.get_xdata()) for line in lines}
     np.testing.assert_allclose(drawn[3.5], [-0.9, 1.1])             # paired, thick
-    np.testing.assert_allclose(drawn[1], [0.1, 0.9])                # pooled, thin; the zero line, as thin, was drawn before
+    np.testing.assert_allclose(drawn[1], [0.1, 0.9])                # pooled, thin, after the zero line
     np.testing.assert_allclose(drawn[1.5], [100 * row.mean] * 2)
     assert axis.get_title() == "smoke \u00b7 made up"
     assert [label.get_text() for label in axis.get_yticklabels()] == ["MRLA-light \u2212 plain"]
@@ -84,7 +91,8 @@ def test_an_interval_that_leaves_the_figure_ends_in_an_arrow():
         return [line.get_marker() for line in axis.lines if line.get_marker() in "<>"]
 
     assert arrows((0.905, 0.907, 0.9045)) == []
-    assert arrows((0.905, 0.920)) == ["<", ">", "<", ">"]      # two seeds: 9 standard deviations, paired and pooled
+    # Two seeds: 9 standard deviations to each side, paired and pooled.
+    assert arrows((0.905, 0.920)) == ["<", ">", "<", ">"]
 
 
 def test_contrasts_of_one_seed_are_symbols_alone():
@@ -97,4 +105,5 @@ def test_contrasts_of_one_seed_are_symbols_alone():
 def test_contrasts_can_be_written_to_a_file(tmp_path):
     assert plots.plot_contrasts(summary_of((0.91, 0.92, 0.93)), tmp_path / "contrasts.png") is None
     assert (tmp_path / "contrasts.png").read_bytes().startswith(b"\x89PNG")
-    assert plots.plot_contrasts(summary_of((), plain=(0.9,))).axes      # a lone variant: no contrasts, and no error
+    lone_variant = summary_of((), plain=(0.9,))
+    assert plots.plot_contrasts(lone_variant).axes      # no contrasts, and no error

@@ -8,14 +8,17 @@ LESSONS = sorted(path.name for path in (NOTEBOOKS / "solutions").glob("*.ipynb")
 
 
 def code_cells(path):
+    """[(source, tags)] of a notebook's code cells."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [("".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells if cell["cell_type"] == "code"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    return [("".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells]
 
 
 def read_answers(name, tag):
-    """{check: answer} of a lesson's cells tagged "exercise" or of its solutions' tagged "solution", each ending in check(answer).
+    """{check: answer} of a lesson's cells tagged "exercise", or of its solutions' cells tagged "solution".
 
-    The cells run after the imports of the solutions notebook, so that a solution can use no more than those.
+    Each of them ends in check(answer). The cells run after the imports of the solutions notebook, so that a
+    solution can use no more than those.
     """
     solutions = code_cells(NOTEBOOKS / "solutions" / name)
     (imports,) = [source for source, tags in solutions if not tags]
