@@ -56,7 +56,7 @@ def test_the_module_and_the_script_are_one_program(tmp_path):
 def test_files_named_like_pythons_own_modules_stand_in_for_none(tmp_path):
     for name in sys.stdlib_module_names:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the {name}.py here was run')\n")
-    done = start("cost", "--depth", "8", "--layer-attention", "mrla-light", folder=tmp_path, stdout=subprocess.PIPE)
+    done = start("cost", "--layer-attention", "mrla-light", folder=tmp_path, stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "") and "mrla-light" in done.stdout
 
 
