@@ -24,11 +24,21 @@ test-slow: .venv/test
 notebooks: .venv/test
 	MRLA_OFFLINE=1 $(BIN)/python notebooks/run_all.py
 
-# One stamp file for each set of extras; a change of what is wanted installs again.
+# One stamp file for each set of extras; a change of what is wanted installs again. The scripts in an environment name
+# its place, so one that was moved, or came with a copied folder, is made anew.
+IN_PLACE = grep -qsF -e '!$(CURDIR)/.venv/' -e '"$(CURDIR)/.venv/' -e ' $(CURDIR)/.venv/' $(BIN)/pip
+.PHONY: moved
+MOVED := $(if $(wildcard .venv),$(shell $(IN_PLACE) || echo moved))
+
 .venv/train: EXTRAS =
 .venv/course: EXTRAS = [course]
 .venv/test: EXTRAS = [test]
-.venv/train .venv/course .venv/test: pyproject.toml constraints.txt
-	$(BIN)/python -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
-	touch $@
+.venv/train .venv/course .venv/test: pyproject.toml constraints.txt $(MOVED)
+	@$(IN_PLACE) && $(BIN)/python -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || \
+	{ $(PYTHON) -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null || \
+	  { echo "$(PYTHON) must be Python 3.11 or newer that can make virtual environments (on Debian and Ubuntu:" \
+	    "apt install python3-venv). To take another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
+	  echo "Making .venv ..."; $(PYTHON) -m venv --clear .venv; }
+	@echo "Installing what this needs into .venv; the first time this takes minutes, PyTorch being large ..."
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
+	@touch $@
