@@ -6,19 +6,21 @@
 import argparse
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import mrla_minimal
-from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, QUESTIONS, accuracy_without_choice, one_of, train_quiz
+from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, QUESTIONS, accuracy_without_choice, train_quiz
 from mrla_minimal.lab.files import append_record, read_records
+from mrla_minimal.shapes import check_choice
 
-# Records
 
-def quiz_records(seeds=range(5), widths=(4, 8, 16, 32), methods=tuple(METHODS), questions=QUESTIONS, key_dim=8,
-                 steps=400, known=()):
+def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8, 16, 32),
+                 methods: Iterable[str] = tuple(METHODS), questions: Iterable[str] = QUESTIONS, key_dim: int = 8,
+                 steps: int = 400, known: Iterable[dict] = ()) -> Iterator[dict]:
     """Yield one plain dict a run, all runs of a seed before the next seed, without the runs that `known` records hold.
 
     `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are
@@ -26,7 +28,7 @@ def quiz_records(seeds=range(5), widths=(4, 8, 16, 32), methods=tuple(METHODS), 
     weights. Raises ValueError for arguments `train_quiz` refuses.
     """
     for method in methods:
-        one_of("method", method, METHODS)
+        check_choice("method", method, tuple(METHODS))
     settings = [dict(method=method, question=question, width=width, key_dim=key_dim, seed=seed, steps=steps)
                 for seed in seeds for question in questions for method in methods for width in widths]
     for setting in settings:
@@ -40,7 +42,7 @@ def quiz_records(seeds=range(5), widths=(4, 8, 16, 32), methods=tuple(METHODS), 
                "asked_weight": asked_weight, "mrla_minimal": mrla_minimal.__version__, "torch": torch.__version__}
 
 
-def write_quiz_records(path):
+def write_quiz_records(path: str | Path) -> list[dict]:
     """Make the records that the course shows, in one file of JSON lines; continues where an earlier call stopped.
 
     All methods, both questions, widths 4 to 32, five seeds; then what longer training does for a wide residual stream,
@@ -61,9 +63,12 @@ def write_quiz_records(path):
     return records
 
 
-def quiz_table(records):
-    """Quiz records as text: lowest and highest accuracy over the seeds of each method and width, and what is left at the first
-    width with the weights of all corridors averaged, or exchanged between corridors."""
+def quiz_table(records: Iterable[dict]) -> str:
+    """Quiz records as text: lowest and highest accuracy over the seeds of each method and width.
+
+    Beside them, what is left of it at the first width with the weights of all corridors averaged, or exchanged between
+    corridors.
+    """
     groups = {}
     for record in records:
         groups.setdefault(tuple(record[name] for name in ("question", "key_dim", "steps", "method", "width")), []).append(record)

@@ -74,9 +74,8 @@ def run_check(arguments: argparse.Namespace) -> tuple[int, dict]:
     file, class_name = (named.path, named.class_name) if named else (arguments.file, None)
     results = grade(file, arguments.class_name or class_name)
     print(report(results))
-    failed = any(passed is False for passed, _ in results)
-    return int(failed), {"file": file, "passed": not failed,
-                         "checks": [{"passed": passed, "text": text} for passed, text in results]}
+    failed = any(result["passed"] is False for result in results)
+    return int(failed), {"file": file, "passed": not failed, "checks": results}
 
 
 def run_bench(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -86,3 +88,17 @@ def join_world(device="auto"):
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))      # rank 0 may be downloading
     return World(torch.distributed.get_rank(), size, device)
+
+
+@contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Within it new tensors are float32 and on the CPU, whatever the program has set; afterwards its own defaults hold."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:        # set inside
+            torch.set_default_device(None if device.type == "cpu" else device)

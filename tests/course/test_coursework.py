@@ -1,5 +1,6 @@
 """`mrla check`: good layer attentions pass, and each way to break one is caught by the check that is meant for it."""
 
+import json
 import re
 import sys
 import textwrap
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from mrla_minimal.course.checks import coursework
+from mrla_minimal.course.checks.coursework import CHECKS
 from mrla_minimal.lab import cli
+from mrla_minimal.lab.plugins import load_class
 
 LIGHT = """
     import math
@@ -55,7 +58,8 @@ BASE = """
 BROKEN = {
     "no pair": (LIGHT, "return output, output", "return output", "shapes", "should return a pair"),
     "no memory argument": (LIGHT, "x, memory=None", "x", "shapes", "your code raises TypeError"),
-    "another constructor": (LIGHT, "self, channels)", "self, channels, heads)", "shapes", "your code raises TypeError"),
+    "another constructor": (LIGHT, "self, channels)", "self, channels, heads)", "built",
+                            "must be built as MyLight(channels), further arguments with defaults; MyLight(16) raises TypeError"),
     "pooled output": (LIGHT, "return output, output", "return output.mean(dim=3), output", "shapes",
                       "at layer 1 is (3, 16, 5)"),
     "NaN": (LIGHT, ".sigmoid()", ".log()", "shapes", "NaN"),
@@ -98,7 +102,57 @@ BROKEN = {
     "one width only": (LIGHT, "super()", "assert channels == 16\n            super()", "network",
                        "your code raises AssertionError"),
     "divides by what a ReLU made 0": (LIGHT, "self.value(x)\n", "self.value(x) * (x / x)\n", "network", "not finite"),
+    # What the checks above let through and training does not stand: maps are channels last, types are mixed.
+    "view": (LIGHT, "gate[:, :, None, None] * self.value(x)",
+             "(gate[:, :, None] * self.value(x).view(len(x), x.shape[1], -1).view(len(x), 4, -1)"
+             ".view(len(x), x.shape[1], -1)).view(x.shape)", "channels last", "use reshape or flatten"),
+    "order in memory": (LIGHT, "row = x", "x = x.as_strided(x.shape, (x[0].numel(), x[0, 0].numel(), x.shape[3], 1))\n"
+                        "            row = x", "channels last", "relies on the order in memory"),
+    "lerp": (LIGHT, "output + self.scale * memory", "torch.lerp(memory, output, self.scale)", "half precision",
+             "bring them to one type"),
+    "batch statistics in evaluation": (
+        LIGHT, "return output, output", "output = output - output.mean(dim=0) * (x.shape[1] == 8)\n"
+        "            return output, output", "evaluation", "in evaluation mode an image gets other logits"),
+    "a buffer that moves in evaluation": (
+        LIGHT.replace("super().__init__()", "super().__init__()\n            self.register_buffer('seen', torch.zeros(()))"),
+        "return output, output", "self.seen += 1\n            return output, output", "evaluation",
+        "in evaluation mode changes stages.0.0.layer_attention.seen"),
+    "a parameter made in forward": (
+        LIGHT, "row = x", "self.late = getattr(self, 'late', nn.Parameter(torch.ones(1)))\n            row = x * self.late",
+        "checkpoint", "in __init__"),
+    "a plain attribute that is kept": (
+        LIGHT, "row = x", "self.mean = x.mean().item() if self.training else getattr(self, 'mean', 0.0)\n"
+        "            row = x * (1 + self.mean * (x.shape[1] == 8))", "checkpoint", "other logits"),
 }
+FADING = """
+    import torch
+    from torch import nn
+
+    class Fading(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.value = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+            self.fade = nn.Parameter(torch.zeros(channels))
+
+        def forward(self, x, memory=None):
+            output = self.value(x)
+            if memory is not None:
+                keep = torch.sigmoid(self.fade)[:, None, None]
+                output = keep * memory + (1 - keep) * output
+            return output, output
+"""
+BY_KEYWORD = """
+    from mrla_minimal import MRLALight
+    from torch import nn
+
+    class Wrapped(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.inner = MRLALight(channels)
+
+        def forward(self, x, memory=None):
+            return self.inner(x=x, memory=memory)
+"""
 
 
 @pytest.fixture
@@ -113,19 +167,23 @@ def write(tmp_path):
 
 @pytest.fixture
 def no_quiz(monkeypatch):
-    monkeypatch.setattr(coursework, "quiz_verdict", lambda attention, question: "not run here")
+    monkeypatch.setattr(coursework, "quiz_verdict", lambda attention, question, progress: "not run here")
 
 
-def verdicts(results):
-    return {text.split(":")[0]: passed for passed, text in results}
+def all_pass(results):
+    return [result["passed"] for result in results] == [True] * len(CHECKS) + [None] * len(coursework.REPORTED)
+
+
+def text_of(results, check):
+    return next(result["text"] for result in results if result["check"] == check)
 
 
 @pytest.mark.parametrize(("source", "growth"), [(LIGHT, "1, 1, 1, 1 maps"), (BASE, "1, 2.1, 3.1, 4.1 maps")])
 def test_a_good_module_passes_every_check(write, source, growth):
-    results = coursework.grade(write(source), quiz=False)
-    assert [passed for passed, _ in results] == [True] * len(coursework.CHECKS) + [None], coursework.report(results)
-    assert growth in results[-1][1]
-    assert ("does not grow" in results[-1][1]) is (source is LIGHT)
+    results = grade(write(source))
+    assert all_pass(results), coursework.report(results)
+    assert growth in text_of(results, "memory")
+    assert ("does not grow" in text_of(results, "memory")) is (source is LIGHT)
 
 
 def readme_example():
@@ -141,25 +199,28 @@ WINDOW_OF_THREE = BASE.replace("list(memory)", "list(memory[-2:])")
 @pytest.mark.parametrize("source", [readme_example(), WINDOW_OF_THREE], ids=["the README's", "a window"])
 def test_a_memory_that_forgets_is_a_good_memory(write, source):
     """Layer 4 need not be reached by X^1: what a layer must read is the layer before it."""
-    results = coursework.grade(write(source), quiz=False)
-    assert [passed for passed, _ in results] == [True] * len(coursework.CHECKS) + [None], coursework.report(results)
-    assert "does not grow" in results[-1][1]
+    results = grade(write(source))
+    assert all_pass(results), coursework.report(results)
+    assert "does not grow" in text_of(results, "memory")
+
+
+def grade(path):
+    return coursework.grade(path, quiz=False, progress=False)
 
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_each_fault_is_caught_by_its_check(write, fault):
     source, old, new, title, words = BROKEN[fault]
     assert source.count(old) >= 1
-    results = coursework.grade(write(source.replace(old, new)), quiz=False)
-    failed = {text.split(":")[0]: text for passed, text in results if passed is False}
-    assert words in failed.get(title, "nothing"), coursework.report(results)
+    passed, text = coursework._outcome(CHECKS[title], load_class(write(source.replace(old, new))))
+    assert not passed and words in text, text
 
 
-@pytest.mark.parametrize("name", ["LayerAttention", "MRLABase", "MRLALight"])
+@pytest.mark.parametrize("name", ["LayerAttention", "MRLABase", "MRLALight", "MRLALightReleased"])
 def test_the_librarys_own_classes_pass(write, name):
     path = write(f"import mrla_minimal\nclass Mine(mrla_minimal.{name}):\n    pass\n")
-    results = coursework.grade(path, quiz=False)
-    assert all(passed is not False for passed, _ in results), coursework.report(results)
+    results = grade(path)
+    assert all_pass(results), coursework.report(results)
 
 
 def test_grading_leaves_random_numbers_and_modules_as_they_were(write):
@@ -167,18 +228,95 @@ def test_grading_leaves_random_numbers_and_modules_as_they_were(write):
     expected = torch.rand(3)
     torch.manual_seed(7)
     before = dict(sys.modules)
-    coursework.grade(write(LIGHT), quiz=False)
+    grade(write(LIGHT))
     assert torch.equal(torch.rand(3), expected)
     assert "my_attention" not in sys.modules and all(sys.modules[name] is module for name, module in before.items())
+
+
+def test_what_one_device_stands_and_several_do_not_is_reported_and_fails_nobody(write):
+    results = grade(write(FADING))
+    assert all_pass(results), coursework.report(results)
+    assert text_of(results, "several GPUs").startswith("fade gets no gradient at layer 1 of a stage: with torchrun DDP")
+    assert "every parameter gets a gradient" in text_of(grade(write(BY_KEYWORD)), "several GPUs")
+
+
+def test_an_attention_that_calls_ours_by_keyword_is_counted_like_ours(write):
+    results, ours = (grade(write(source)) for source in (BY_KEYWORD, "import mrla_minimal\nclass Mine(mrla_minimal.MRLALight):\n    pass"))
+    assert all_pass(results) and text_of(results, "cost") == text_of(ours, "cost")
+
+
+def line_of(source, words):
+    return 1 + next(n for n, line in enumerate(textwrap.dedent(source).splitlines()) if words in line)
+
+
+@pytest.mark.parametrize(("old", "new", "check", "words"), [
+    ("row = x.mean", "row = x.meen", "shapes", "line {row = }, in forward)"),
+    ("self.query = nn", "self.query = nm", "built", "line {self.query = }, in __init__)"),
+    ("x, memory=None", "x", "shapes", "line {class MyLight}, class MyLight)"),            # the call fits no line of it
+    ("self, channels)", "self, channels, heads)", "built", "line {class MyLight}, class MyLight)"),
+    ("row = x", "raise SystemExit\n            row = x", "shapes", "line {row = }, in forward)"),
+    ("super()", "assert channels == 16\n            super()", "network", "line {assert}, in __init__)"),
+    ("output + self.scale * memory", "torch.lerp(memory, output, self.scale)", "half precision", "line {lerp}, in forward)"),
+])
+def test_what_the_code_raises_is_told_with_its_line(write, old, new, check, words):
+    source = LIGHT.replace(old, new)
+    path = write(source)
+    place = words[words.index("{") + 1 : words.index("}")]
+    number = line_of(source, new.splitlines()[0] if place == "row = " else place)
+    text = text_of(grade(path), check)
+    assert f"({path}, {words.replace('{' + place + '}', str(number))}" in text
+
+
+def test_a_helper_of_the_file_is_told_with_its_line_too(write):
+    helper = write("def halve(x):\n    return x / 2 + y\n", "helper.py")
+    path = write(LIGHT.replace("row = x", "from_helper = halve(x)\n            row = x").replace("import math", "import math\n    from helper import halve"))
+    assert f"NameError: name 'y' is not defined ({helper}, line 2, in halve)" in text_of(grade(path), "shapes")
+
+
+def test_two_submissions_in_one_process_get_their_own_helpers(write, tmp_path):
+    source = LIGHT.replace("import math", "import math\n    from helper import WIDTH").replace("super()", "assert WIDTH == {width}; super()")
+    for width in (1, 2):
+        (tmp_path / str(width)).mkdir()
+        write(f"WIDTH = {width}\n", f"{width}/helper.py")
+        results = grade(write(source.replace("{width}", str(width)), f"{width}/my_attention.py"))
+        assert all_pass(results), coursework.report(results)
+
+
+def test_other_defaults_of_the_program_change_nothing(write):
+    expected = grade(write(LIGHT))
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        assert grade(write(LIGHT)) == expected
+        assert torch.get_default_dtype() == torch.float64 and torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+def test_the_grades_are_plain_data(write):
+    results = grade(write(FADING))
+    assert json.loads(json.dumps(results)) == results
+    assert all(result.keys() == {"check", "passed", "text"} for result in results)
+
+
+def test_the_quiz_shows_how_far_it_is(write, monkeypatch, capsys):
+    train = coursework.train_module_quiz
+    monkeypatch.setattr(coursework, "train_module_quiz", lambda *args, **more: train(*args, **more, steps=2))
+    coursework.grade(write(LIGHT))
+    err = capsys.readouterr().err
+    assert "checks:" in err and "corridor quiz, late question:" in err and "corridor quiz, early question:" in err
+    coursework.grade(write(LIGHT), progress=False)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_exit_status_0_and_a_line_for_each_check(write, no_quiz, capsys):
     assert cli.main(["check", str(write(LIGHT))]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("[OK]") for line in lines) == len(coursework.CHECKS)
+    assert sum(line.startswith("[OK]") for line in lines) == len(CHECKS)
     assert [line for line in lines if "corridor quiz" in line] == [
         "[INFO] corridor quiz, late question: not run here", "[INFO] corridor quiz, early question: not run here"]
-    assert lines[-1] == f"{len(coursework.CHECKS)} of {len(coursework.CHECKS)} checks passed"
+    assert lines[-1] == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
 
 
 def test_exit_status_1_when_a_check_fails(write, no_quiz, capsys):
@@ -210,7 +348,7 @@ def test_class_chooses_among_several(write, no_quiz, capsys):
 
 @pytest.mark.slow
 def test_the_quiz_tells_base_from_light(write):
-    base, light = (dict(text.split(": ", 1) for _, text in coursework.grade(write(source))) for source in (BASE, LIGHT))
-    assert base["corridor quiz, late question"].startswith("solved")
-    assert light["corridor quiz, late question"].startswith("not solved")
-    assert light["corridor quiz, early question"].startswith("solved")
+    base, light = (coursework.grade(write(source)) for source in (BASE, LIGHT))
+    assert text_of(base, "corridor quiz, late question").startswith("solved")
+    assert text_of(light, "corridor quiz, late question").startswith("not solved")
+    assert text_of(light, "corridor quiz, early question").startswith("solved")

@@ -147,7 +147,7 @@ def _build(answer, channels, head_dim):
         layer = answer(channels, head_dim=head_dim).double()
     except NotImplementedError:
         raise NotAttempted from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Wrong(f"Blend({channels}, head_dim={head_dim}) raises {first_line(error)}") from error
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -211,7 +211,7 @@ def _check_in_a_network(answer):
     try:
         model = cifar_resnet(20, width=8, layer_attention=answer)
         F.cross_entropy(model(numbers(4, 3, 32, 32).float()), torch.arange(4)).backward()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Wrong(f"cifar_resnet(20, width=8, layer_attention=Blend) raises {first_line(error)}") from error
     for name, parameter in model.named_parameters():
         if "layer_attention" in name and (parameter.grad is None or not parameter.grad.isfinite().all()):

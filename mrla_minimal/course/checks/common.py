@@ -15,7 +15,9 @@ A checker runs the answer on inputs of its own and says, in one line and in the 
 import functools
 
 import torch
+from torch import nn
 
+from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.lab.plugins import first_line
 
 
@@ -38,21 +40,22 @@ def checker(title):
     """Decorator: turn a function that raises Wrong (or returns) into one that prints a line and returns None.
 
     The function gains `.judge(answer) -> (status, message)`, status one of "not attempted", "wrong", "passed". Neither
-    lets an exception through, so that Run All reaches the notebook's end; neither touches torch's global random state.
+    lets an exception through, nor an answer that leaves the program, so that Run All reaches the notebook's end; only an
+    interrupt passes. Neither touches torch's global random state, and neither minds other default types and devices.
     """
     def decorate(body):
         def judge(answer):
             if _is_stub(answer):
                 return "not attempted", "not attempted yet"
             try:
-                with torch.random.fork_rng(devices=[]):
+                with torch.random.fork_rng(devices=[]), plain_defaults():
                     torch.manual_seed(0)
                     body(answer)
             except (NotAttempted, NotImplementedError):
                 return "not attempted", "not attempted yet"
             except Wrong as wrong:
                 return "wrong", f"not yet: {wrong}"
-            except Exception as error:      # an answer of a kind that the checker did not foresee
+            except (Exception, SystemExit) as error:    # an answer of a kind that the checker did not foresee
                 return "wrong", f"not yet: the checker cannot use your answer ({first_line(error)})"
             return "passed", "passed"
 
@@ -99,7 +102,7 @@ def run(answer, *inputs):
         output = answer(*copies)
     except NotImplementedError:
         raise NotAttempted from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Wrong(f"your code raises {first_line(error)}") from error
     if _is_stub(output):
         raise NotAttempted
@@ -132,6 +135,27 @@ def pair(output, first="the output", second="the memory for the next layer"):
     return output
 
 
+def three_numbers(output, names):
+    """`output` as three floats, if it is three numbers (`names` says which); else raises Wrong. A NaN stays one."""
+    if not isinstance(output, (tuple, list)) or len(output) != 3:
+        raise Wrong(f"your function should return three numbers: {names}")
+    if not all(isinstance(number, (int, float)) or getattr(number, "shape", None) == () for number in output):
+        raise Wrong("each of the three should be one number")
+    return tuple(float(number) for number in output)
+
+
+def built(answer, channels, shape):
+    """A new answer(channels), once another was found to be a module, and no stub, on a map of `shape`.
+
+    Raises NotAttempted or Wrong if it is none.
+    """
+    layer = run(answer, channels)
+    if not isinstance(layer, nn.Module):
+        raise Wrong(f"your answer(channels) should make a module, not a {type(layer).__name__}")
+    run(layer, numbers(*shape).float(), None)       # a stub is a stub before it is a wrong module
+    return run(answer, channels)        # nothing that the first one kept
+
+
 def close(a, b, tolerance=1e-8):
     """Whether two tensors (or numbers) agree in shape and, relative to b's largest number or 1, in every entry.
 
@@ -148,17 +172,20 @@ def close(a, b, tolerance=1e-8):
     return bool(((a - b).abs() <= tolerance * max(1.0, b.abs().max().item())).all())
 
 
-def blame(given, right, mistakes, otherwise):
+def blame(given, right, mistakes, otherwise, prefix=""):
     """Nothing if `given` is `right`; else raises Wrong with the message of the first mistake that gives the same.
 
-    mistakes: pairs (what the mistake gives, message); `otherwise` is the message if none of them fits.
+    mistakes: pairs (what the mistake gives, message), or a dictionary message -> what the mistake gives; `otherwise` is
+    the message if none of them fits. `prefix` goes before any of them.
     """
     if close(given, right):
         return
+    if isinstance(mistakes, dict):
+        mistakes = ((wrong, message) for message, wrong in mistakes.items())
     for wrong, message in mistakes:
         if close(given, wrong) and not close(wrong, right):
-            raise Wrong(message)
-    raise Wrong(otherwise)
+            raise Wrong(prefix + message)
+    raise Wrong(prefix + otherwise)
 
 
 def numbers(*shape, seed=0):

@@ -128,7 +128,7 @@ def _stack(answer, window):
             layer = answer(CHANNELS) if window is None else answer(CHANNELS, window=window)
         except NotImplementedError:
             raise NotAttempted from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             asked = "WindowedBase(channels)" if window is None else f"WindowedBase(channels, window={window})"
             raise Wrong(f"your class should be built as {asked}; that raises {first_line(error)}") from error
         if not isinstance(layer, nn.Module):

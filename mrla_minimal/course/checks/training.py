@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mrla_minimal.course.checks.as_trained import AS_TRAINED
 from mrla_minimal.course.checks.common import Wrong, checker, close, numbers, pair, run, tensor
-from mrla_minimal.course.checks.coursework import check_training_step
 
 
 def _number(output, name):
@@ -195,7 +195,8 @@ def check_fading_mean(answer):
             raise Wrong("your outputs are right, but no gradient of layer 3's output reaches layer 1; is the memory detached?")
         if reached[1] is None or not reached[1].any():
             raise Wrong("your outputs are right, but no gradient reaches self.fade; is it detached?")
-    check_training_step(answer)
+    for check in AS_TRAINED:
+        check(answer)
 
 
 def _explain_fading(output, layer, x, carried, t):
