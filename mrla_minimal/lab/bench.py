@@ -8,7 +8,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 import torch
 from torch.nn import functional as F
@@ -17,28 +16,7 @@ from mrla_minimal import MRLABase, MRLALight, cifar_resnet, imagenet_resnet
 from mrla_minimal.lab.cost import saved_activation_bytes
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.naive import NaiveMRLABase, NaiveMRLALight
-
-ROUNDS = 7
-
-
-def take_turns(candidates, rounds=ROUNDS, device=None, progress=True):
-    """{name: [seconds of each round]} of functions without arguments, which take turns after two untimed rounds."""
-    from tqdm import tqdm
-
-    def timed(function):
-        start = time.perf_counter()
-        function()
-        if device is not None and device.type != "cpu":
-            getattr(torch, device.type).synchronize()
-        return time.perf_counter() - start
-
-    seconds = {name: [] for name in candidates}
-    for number in tqdm(range(rounds + 2), desc="rounds", disable=not progress, leave=False):
-        for name, function in candidates.items():
-            elapsed = timed(function)
-            if number >= 2:
-                seconds[name].append(elapsed)
-    return seconds
+from mrla_minimal.lab.timing import take_turns
 
 
 def page_faults(function):
@@ -234,7 +212,7 @@ def bench_data(batch=128, steps=20):
         for _ in range(steps):
             step()
 
-    seconds = take_turns({"data": batches, "step": train_steps}, rounds=5)
+    seconds = take_turns({"data": batches, "step": train_steps}, rounds=5, progress=True)
     rates = {"data": [200 * batch / s for s in seconds["data"]], "step": [steps * batch / s for s in seconds["step"]]}
     ratios = [a / b for a, b in zip(rates["data"], rates["step"], strict=True)]
     print(f"{data.source}, batch {batch}, {torch.get_num_threads()} CPU threads")
@@ -250,7 +228,7 @@ def bench_engine(steps=15):
     for attention in (None, "mrla-light"):
         config = TrainConfig(layer_attention=attention, batch_size=128, augment="on")
         device = choose_device(config.device)
-        seconds = take_turns(_engine_and_bare_loop(config, device, steps), device=device)
+        seconds = take_turns(_engine_and_bare_loop(config, device, steps), device=device, progress=True)
         ratios = [b / e for e, b in zip(seconds["engine"], seconds["bare"], strict=True)]
         rate = steps * config.batch_size / statistics.median(seconds["engine"])
         print(f"ResNet-20, {attention or 'plain'}, batch {config.batch_size}, {device_name(device)}: engine / bare loop {spread(ratios)}; "

@@ -4,8 +4,8 @@ The first two are exact and the same everywhere; saved bytes are exact for one w
 time is true of one machine at one moment, so tables show only the ratio of two of them.
 """
 
-import time
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from statistics import median
 
 import torch
@@ -14,11 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
+from mrla_minimal.lab.timing import take_turns
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
+
+Model = nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
 # How many (channels, height, width) maps of products one call makes, beyond convolutions, linear maps and q.k.
 # First by the convention (the sums over the cached layers, once there is more than one), then the others.
-MAPS_OF_PRODUCTS = {
+# A class derived from one of these counts like it.
+MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
     LayerAttention: lambda layers: (layers, 0) if layers > 1 else (0, 1),
     MRLABase: lambda layers: (layers, 0) if layers > 1 else (0, 1),
     MRLALight: lambda layers: (0, 2),                   # gate * v, lambda * carried
@@ -32,7 +36,7 @@ MAPS_OF_PRODUCTS = {
 
 
 @contextmanager
-def undisturbed(model, training, device):
+def undisturbed(model: Model, training: bool, device: torch.device) -> Iterator[None]:
     """Train or evaluate `model` inside; afterwards its modes, buffers, gradients and the random state are as before."""
     module = model if isinstance(model, nn.Module) else nn.Module()     # a plain function has nothing to put back
     modes = [(part, part.training) for part in module.modules()]
@@ -54,7 +58,9 @@ def undisturbed(model, training, device):
                 parameter.grad = gradient
 
 
-def count_parameters(model):
+# Parameters and multiply-adds
+
+def count_parameters(model: nn.Module) -> int:
     """How many numbers the model learns; one that is shared counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -68,40 +74,53 @@ def _attention_products(attention, x, memory, every_product):
     return query_key + (counted + others * every_product) * channels * height * width
 
 
-def count_macs(model, image_size, every_product=False):
-    """Multiply-adds of one forward pass for one image of (3, image_size, image_size).
+def _image_channels(model):
+    """The channels that the model's first convolution takes; three if it has none."""
+    return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
 
+
+def count_macs(model: nn.Module, image_size: int, every_product: bool = False, in_channels: int | None = None) -> int:
+    """Multiply-adds of one forward pass for one image of (in_channels, image_size, image_size).
+
+    in_channels: None stands for what the model's first convolution takes.
     Counted: convolutions, linear maps, each q.k, and the weighted sums of MRLABase and LayerAttention over two or more
     layers. With `every_product` also the maps that any attention of this package scales: gates, lambdas, the one weight
     of a first layer, a mean's division. Never counted: norms, pooling, additions, and what a module from elsewhere
     multiplies map by map. The model may be on any device, meta included, and is left as it was.
-    Raises ValueError for an image_size that is no positive integer.
+    Raises ValueError for an image_size or in_channels that is no positive integer.
     """
-    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
-        raise ValueError(f"image_size must be a positive integer (pixels a side), not {image_size!r}")
+    in_channels = _image_channels(model) if in_channels is None else in_channels
+    for name, given, unit in (("image_size", image_size, " (pixels a side)"), ("in_channels", in_channels, "")):
+        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+            raise ValueError(f"{name} must be a positive integer{unit}, not {given!r}")
     like = next(model.parameters())
-    image = torch.zeros(1, 3, image_size, image_size, dtype=like.dtype, device=like.device)
+    image = torch.zeros(1, in_channels, image_size, image_size, dtype=like.dtype, device=like.device)
     counter = FlopCounterMode(display=False)
-    products, seen, hooks = [], [], []
+    products, seen, inside, hooks = [], [], [], []
 
     # torch's counter sees convolutions and matrix products, and never a broadcast product. Whether it sees a q.k
     # depends on how that was written (a sum of products, or an einsum, which is a matrix product unless heads are one
-    # channel wide). So attentions are counted by formula, and the matrix products seen inside them are taken back.
+    # channel wide). So attentions are counted by formula, and the matrix products seen inside them are taken back
+    # (once, where one attention calls another).
     def matrix_products():
-        return counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0) // 2
+        return counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.bmm, 0) // 2
 
-    def enter(attention, inputs):
-        seen.append(-matrix_products())
+    def enter(attention, inputs, named_inputs):
+        inside.append(matrix_products())
 
-    def leave(attention, inputs, output):
-        seen.append(matrix_products())
+    def leave(attention, inputs, named_inputs, output):
+        before = inside.pop()
+        if not inside:
+            seen.append(matrix_products() - before)
+        x = inputs[0] if inputs else named_inputs["x"]
         memory = output[1] if isinstance(output, tuple) else None
-        products.append(_attention_products(attention, inputs[0], memory, every_product))
+        products.append(_attention_products(attention, x, memory, every_product))
 
     try:
         for module in model.modules():
             if isinstance(module, tuple(MAPS_OF_PRODUCTS)):
-                hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+                hooks += [module.register_forward_pre_hook(enter, with_kwargs=True),
+                          module.register_forward_hook(leave, with_kwargs=True)]
         with undisturbed(model, training=False, device=image.device), torch.no_grad(), counter:
             model(image)
     finally:
@@ -110,7 +129,9 @@ def count_macs(model, image_size, every_product=False):
     return counter.get_total_flops() // 2 - sum(seen) + sum(products)      # torch counts a multiply-add as two
 
 
-def saved_activation_bytes(model, images):
+# Activations
+
+def saved_activation_bytes(model: Model, images: torch.Tensor) -> int:
     """Bytes that autograd keeps between the forward and the backward pass of model(images), in training mode.
 
     Each storage counts once, however many operations keep it or a view of it. Parameters and buffers do not count, the
@@ -136,33 +157,35 @@ def saved_activation_bytes(model, images):
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def _one_step(model, images):
-    """Seconds of one forward and backward pass, until the device is done."""
-    accelerator = {"cuda": torch.cuda, "mps": torch.mps}.get(images.device.type)
-    with undisturbed(model, training=True, device=images.device), torch.enable_grad():
-        if accelerator:
-            accelerator.synchronize()
-        start = time.perf_counter()
+# Time
+
+def _step(model, images):
+    """A function without arguments: one forward and backward pass, without optimiser."""
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+
+    def step():
+        for parameter in parameters:
+            parameter.grad = None
         output = model(images)
         (output[0] if isinstance(output, tuple) else output).sum().backward()
-        if accelerator:
-            accelerator.synchronize()
-        return time.perf_counter() - start
+
+    return step
 
 
-def step_times(models, images, repeats=7, warm_up=2):
+def step_times(models: Sequence[Model], images: torch.Tensor, repeats: int = 7, warm_up: int = 2,
+               progress: bool = False) -> list[list[float]]:
     """Seconds of `repeats` training steps (forward + backward) of each model: a list for each, taken in turns.
 
-    In turns, whatever else the machine does falls on all of them alike: trust the ratio of two times of one round.
     `warm_up` untimed rounds come first. The models are left as they were.
     Raises ValueError if repeats < 1 or warm_up < 0.
     """
-    if repeats < 1 or warm_up < 0:
-        raise ValueError(f"repeats must be at least 1 and warm_up at least 0, not {repeats!r} and {warm_up!r}")
-    rounds = [[_one_step(model, images) for model in models] for _ in range(warm_up + repeats)]
-    return [list(times) for times in zip(*rounds[warm_up:], strict=True)]
+    with ExitStack() as stack, torch.enable_grad():
+        for model in models:
+            stack.enter_context(undisturbed(model, training=True, device=images.device))
+        steps = {number: _step(model, images) for number, model in enumerate(models)}
+        return list(take_turns(steps, repeats, warm_up, images.device, progress).values())
 
 
-def step_time(model, images, repeats=7, warm_up=2):
+def step_time(model: Model, images: torch.Tensor, repeats: int = 7, warm_up: int = 2) -> float:
     """Seconds of one training step of model(images), forward + backward, without optimiser: the median of `repeats`."""
     return median(step_times([model], images, repeats, warm_up)[0])

@@ -44,12 +44,6 @@ def test_base_keeps_two_maps_a_layer_and_the_naive_form_a_cache_a_layer():
     assert kept["naive"] > layers * (layers + 1) / 2
 
 
-def test_taking_turns_times_every_candidate_in_every_round():
-    calls = []
-    seconds = bench.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, progress=False)
-    assert calls == ["a", "b"] * 5 and {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
-
-
 def test_overheads_are_printed_as_ratios_to_plain(capsys):
     bench.print_overheads({"plain": [1.0, 1.0, 1.2], "depthwise": [1.1, 1.1, 1.3], "ours": [1.2, 1.3, 1.3], "naive": [1.4, 1.5, 1.7]})
     output = capsys.readouterr().out

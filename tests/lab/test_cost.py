@@ -140,6 +140,53 @@ def test_an_image_size_that_is_none_is_refused(image_size):
         cost.count_macs(cifar_resnet(8, width=4), image_size)
 
 
+def test_images_of_other_channels_are_what_the_first_convolution_takes():
+    def net(channels):
+        return nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
+
+    assert [cost.count_macs(net(channels), 5) for channels in (1, 3, 4)] == [25 * (36 * c + 8) for c in (1, 3, 4)]
+    tokens = nn.Sequential(nn.Flatten(), nn.Linear(2 * 9, 7))           # no convolution tells: three, or what is given
+    assert cost.count_macs(tokens, 3, in_channels=2) == 18 * 7
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"in_channels must be a positive integer, not {wrong!r}"):
+            cost.count_macs(net(1), 5, in_channels=wrong)
+
+
+class ByKeyword(nn.Module):
+    """An attention that calls another, as code of one's own may."""
+
+    def __init__(self, attention, channels):
+        super().__init__()
+        self.inner = attention(channels)
+
+    def forward(self, x, memory=None):
+        return self.inner(memory=memory, x=x)
+
+
+@pytest.mark.parametrize("name", LAYER_ATTENTIONS)
+def test_an_attention_that_is_called_by_keyword_counts_the_same(name):
+    attention = LAYER_ATTENTIONS[name]
+    wrapped, plain = (cifar_resnet(14, width=4, layer_attention=kind)
+                      for kind in (lambda channels: ByKeyword(attention, channels), attention))
+    assert cost.count_macs(wrapped, 8, every_product=True) == cost.count_macs(plain, 8, every_product=True)
+
+
+def test_an_attention_inside_another_is_taken_back_once():
+    class Both(MRLABase):
+        """Base whose value is an attention's output: q.k, weights and products of both count, and nothing twice."""
+
+        def __init__(self, channels):
+            super().__init__(channels, head_dim=4)
+            self.inner = MRLABase(channels, head_dim=4)
+
+        def forward(self, x, memory=None):
+            return super().forward(self.inner(x, None)[0], memory)
+
+    alone = cost.count_macs(MRLABase(8, head_dim=4), 4)
+    assert alone == 9 * 8 * 16 + 2 * 3 * 8 + 8          # its value convolution, its two rows, its q.k
+    assert cost.count_macs(Both(8), 4) == 2 * alone
+
+
 # Nothing is left behind
 
 
@@ -244,16 +291,22 @@ def test_saved_bytes_do_not_depend_on_the_mode_and_need_no_caller_to_ask_for_gra
 # Step times
 
 
-def test_models_take_turns_after_the_warm_up(monkeypatch):
-    clock = iter(range(1_000))
-    turns = []
-    monkeypatch.setattr(cost, "_one_step", lambda model, images: turns.append(model) or next(clock))
-    assert cost.step_times(["a", "b"], None, repeats=3, warm_up=1) == [[2, 4, 6], [3, 5, 7]]
-    assert turns == ["a", "b"] * 4
-    assert cost.step_time("a", None, repeats=3, warm_up=2) == 11                 # the median of 10, 11 and 12
+def test_models_take_turns_and_the_median_counts(monkeypatch):
+    asked = []
+
+    def turns(candidates, rounds, warm_up, device, progress):
+        asked.append((rounds, warm_up, device.type, progress))
+        return {name: [10.0 * name + turn for turn in (3, 1, 2)] for name in candidates}
+
+    monkeypatch.setattr(cost, "take_turns", turns)
+    models, images = [nn.Linear(2, 2), nn.Linear(2, 2)], torch.zeros(1, 2)
+    assert cost.step_times(models, images, repeats=3, warm_up=1) == [[3.0, 1.0, 2.0], [13.0, 11.0, 12.0]]
+    assert cost.step_time(models[0], images, repeats=3, warm_up=2) == 2.0
+    assert asked == [(3, 1, "cpu", False), (3, 2, "cpu", False)]
+    monkeypatch.undo()
     for wrong in (dict(repeats=0), dict(warm_up=-1)):
         with pytest.raises(ValueError, match="repeats must be at least 1 and warm_up at least 0"):
-            cost.step_times(["a"], None, **wrong)
+            cost.step_times(models, images, **wrong)
 
 
 @pytest.mark.parametrize("attention", [MRLALight, MRLABase, SqueezeExcitation, EfficientChannelAttention])
