@@ -1,5 +1,6 @@
 """The corridor quiz: each method solves what it is for and nothing else, as vectors and with the library's modules."""
 
+import functools
 import itertools
 import json
 
@@ -8,20 +9,16 @@ import torch
 
 from mrla_minimal import MRLABase, MRLALight, UniformMean
 from mrla_minimal.course import quiz, quiz_records
+from mrla_minimal.course.quiz_methods import METHODS
+
+
+QUICK = 200         # steps that solve what 400 solve, in the vector form
 
 
 @pytest.fixture(scope="module")
 def trained():
     """Each vector-form run once, whatever the number of tests that look at it."""
-    results = {}
-
-    def get(method, question, **settings):
-        key = (method, question, *sorted(settings.items()))
-        if key not in results:
-            results[key] = quiz.train_quiz(method, question, **settings)
-        return results[key]
-
-    return get
+    return functools.cache(lambda method, question, steps=QUICK, **more: quiz.train_quiz(method, question, steps=steps, **more))
 
 
 @pytest.mark.parametrize("question", quiz.QUESTIONS)
@@ -48,6 +45,7 @@ def test_training_never_sees_the_unseen_corridors():
         assert not torch.equal(unseen, training)
 
 
+@pytest.mark.parametrize("steps", [QUICK, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("question, method, expected", [
     ("late", "last", "not solved"), ("late", "mean", "not solved"), ("late", "residual", "not solved"),
     ("late", "light", "not solved"), ("late", "layer", "not solved"), ("late", "layer-tagged", "solved"),
@@ -55,8 +53,8 @@ def test_training_never_sees_the_unseen_corridors():
     ("early", "last", "not solved"), ("early", "mean", "not solved"), ("early", "residual", "solved"),
     ("early", "light", "solved"), ("early", "base", "solved"),
 ])
-def test_vector_form(trained, question, method, expected):
-    accuracy = trained(method, question).accuracy
+def test_vector_form(trained, question, method, expected, steps):
+    accuracy = trained(method, question, steps=steps).accuracy
     assert quiz.verdict(accuracy) == expected, accuracy
 
 
@@ -64,9 +62,10 @@ def test_last_alone_guesses(trained):
     assert abs(trained("last", "late").accuracy - 1 / quiz.SIGNS) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, expected", [("base", "solved"), ("base-no-softmax", "not solved")])
 def test_with_short_keys_base_needs_its_softmax(trained, method, expected):
-    assert quiz.verdict(trained(method, "late", key_dim=2).accuracy) == expected
+    assert quiz.verdict(trained(method, "late", steps=400, key_dim=2).accuracy) == expected
 
 
 @pytest.mark.parametrize("method, question", [("base", "late"), ("layer-tagged", "late"), ("light", "early")])
@@ -106,14 +105,17 @@ MODULES = {"base": MRLABase, "light": MRLALight, "uniform": UniformMean}
 
 
 @pytest.mark.parametrize("question, name, expected", [
-    ("late", "base", "solved"), ("late", "light", "not solved"), ("late", "uniform", "not solved"),
-    ("early", "base", "solved"), ("early", "light", "solved"), ("early", "uniform", "not solved"),
+    ("late", "base", "solved"), ("early", "light", "solved"),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        ("late", "light", "not solved"), ("late", "uniform", "not solved"),
+        ("early", "base", "solved"), ("early", "uniform", "not solved"))),
 ])
 def test_the_module_learns_what_it_is_for(question, name, expected):
     accuracy = quiz.train_module_quiz(MODULES[name], question).accuracy
     assert quiz.verdict(accuracy) == expected, accuracy
 
 
+@pytest.mark.slow
 def test_a_hidden_layer_gates_without_attention():
     assert quiz.verdict(quiz.train_module_quiz(UniformMean, "early", hidden=True).accuracy) == "solved"
 
@@ -139,8 +141,23 @@ def test_the_seed_decides_and_nothing_else_moves(train, argument):
 
 
 def test_a_class_of_ones_own_is_trained_like_a_named_one():
-    by_class, by_name = quiz.train_quiz(quiz.VectorBase, steps=3), quiz.train_quiz("base", steps=3)
+    by_class, by_name = quiz.train_quiz(METHODS["base"], steps=3), quiz.train_quiz("base", steps=3)
     assert torch.equal(parameters_of(by_class), parameters_of(by_name))
+
+
+@pytest.mark.parametrize("train, argument", [(quiz.train_quiz, "layer-tagged"), (quiz.train_module_quiz, MRLALight)])
+def test_other_defaults_of_the_program_change_nothing(train, argument):
+    expected = parameters_of(train(argument, steps=3))
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        result = train(argument, steps=3)
+        assert torch.equal(parameters_of(result), expected)
+        assert quiz.accuracy_without_choice(quiz.train_quiz("base", steps=3), "shuffle") < 0.5
+        assert torch.get_default_dtype() == torch.float64 and torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("accuracy, expected", [(0.0, "not solved"), (0.59, "not solved"), (0.6, "between"),
@@ -163,6 +180,8 @@ class WrongShape(torch.nn.Module):
     (lambda: quiz.train_quiz("base", seed=-1), "seed.*not -1"),
     (lambda: quiz.train_quiz("base", seed=quiz.TEST_SEED), "seed"),
     (lambda: quiz.train_module_quiz("mrla-base"), "callable.*not 'mrla-base'"),
+    (lambda: quiz.train_module_quiz(MRLABase(8)), "attention_factory must make modules; here is one module, a MRLABase"),
+    (lambda: quiz.train_quiz(METHODS["base"](4, 8)), "method must make modules; here is one module, a VectorBase"),
     (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'late', 'early', not 'soon'"),
     (lambda: quiz.train_module_quiz(MRLABase, channels=0), "channels.*not 0"),
     (lambda: quiz.train_module_quiz(lambda channels: WrongShape()), r"\(128, 8, 1, 1\), not \(128, 1, 1, 1\)"),
