@@ -29,6 +29,7 @@ from mrla_minimal.controls import (
 )
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight, MRLALightReleased
 from mrla_minimal.looking import freeze_attention, record_attention
+from mrla_minimal.released import rename_weights
 from mrla_minimal.resnet import cifar_resnet, imagenet_resnet
 from mrla_minimal.shapes import eca_kernel_size
 
@@ -52,5 +53,6 @@ __all__ = [
     "freeze_attention",
     "imagenet_resnet",
     "record_attention",
+    "rename_weights",
     "softmax_attention",
 ]

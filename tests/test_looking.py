@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from mrla_minimal import MRLABase, MRLALight, freeze_attention, record_attention
+from mrla_minimal.hosting import LAYER_ATTENTIONS
 from mrla_minimal.looking import in_evaluation
-from mrla_minimal.resnet import LAYER_ATTENTIONS
 
 both_blocks = pytest.mark.parametrize("block", ["basic", "bottleneck"])
 HOWS = ("mean", "shuffle", "uniform")
@@ -394,7 +394,7 @@ def test_a_model_compiled_inside_a_context_is_frozen_there_and_free_afterwards()
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 @pytest.mark.parametrize("how", ["mean", "uniform"])
 def test_mean_gates_of_many_images_are_added_up_in_float32(how, dtype, tolerance):
-    """The sum of 5,000 gates has steps of 16 in bfloat16, so each batch would be rounded; here the mean alone is."""
+    """A sum of 5,000 gates has steps of 16 in bfloat16: each batch would be rounded, and not the mean alone."""
     model = small("mrla-light", width=2, layers=1, head_dim=2).eval()
     images = images_of(5003, size=4)
     with torch.no_grad():

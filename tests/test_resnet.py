@@ -5,14 +5,17 @@ import functools
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from net_tools import CARRIES, GATES, LISTS, RELEASED, WEIGHTED, ThirdOfTheInput, blocks_of, images_of, small
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from mrla_minimal import MRLABase, cifar_resnet, imagenet_resnet, record_attention
-from mrla_minimal.resnet import LAYER_ATTENTIONS, DropPath, PadShortcut
+from mrla_minimal import MRLABase, cifar_resnet, freeze_attention, imagenet_resnet, record_attention
+from mrla_minimal.hosting import LAYER_ATTENTIONS, DropPath
+from mrla_minimal.resnet import PadShortcut
 
 every_attention = pytest.mark.parametrize("name", LAYER_ATTENTIONS)
 every_variant = pytest.mark.parametrize("name", [None, *LAYER_ATTENTIONS])
@@ -96,6 +99,24 @@ def test_bottlenecks_stride_in_their_3x3_convolution():
     for block in blocks_of(small(block="bottleneck")):
         assert block.residual.conv1.stride == block.residual.conv3.stride == (1, 1)
     assert [blocks[0].residual.conv2.stride for blocks in small(block="bottleneck").stages] == [(1, 1), (2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("build", [cifar_resnet, functools.partial(imagenet_resnet, stem="deep"), imagenet_resnet])
+def test_images_may_have_other_channels_than_three(build):
+    with torch.device("meta"):
+        gray, colour = build(in_channels=1, num_classes=5), build(num_classes=5)
+        assert gray(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+        with pytest.raises(ValueError, match=r"of shape \(batch, 1, height, width\), not \(2, 3, 32, 32\)"):
+            gray(torch.zeros(2, 3, 32, 32))
+        first, wider = gray.stem[0].weight, colour.stem[0].weight
+    assert first.shape == (wider.shape[0], 1, *wider.shape[2:])
+    assert parameters_of(colour) - parameters_of(gray) == 2 * first.numel()
+
+
+def test_numpy_integers_are_integers():
+    sizes = dict(depth=np.int64(8), width=np.int32(4), num_classes=np.int64(7), head_dim=np.int64(2))
+    model = cifar_resnet(**sizes, layer_attention="mrla-base", in_channels=np.int64(2))
+    assert model(torch.zeros(1, 2, 8, 8)).shape == (1, 7)
 
 
 # Every attention runs and learns, in every host
@@ -392,6 +413,44 @@ def test_float64_stays_float64(name):
 
 
 @every_variant
+def test_a_default_type_of_float64_builds_and_runs(name):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = small(name, channel_attention="se", drop_path=0.1)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+        found = gradients(model, images_of(dtype=torch.float64))
+        assert {gradient.dtype for gradient in found.values()} == {torch.float64}
+        assert model.float()(images_of(dtype=torch.float32)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@every_variant
+def test_a_default_device_holds_the_net_and_all_that_it_makes(name):
+    """"meta" stands in for a GPU: what is made on the CPU in passing cannot meet it."""
+    torch.set_default_device("meta")
+    try:
+        model = cifar_resnet(8, width=4, layer_attention=name, channel_attention="eca", drop_path=0.1)
+        logits = model(torch.randn(4, 3, 8, 8))
+        logits.sum().backward()
+        with record_attention(model):
+            assert model(torch.randn(4, 3, 8, 8)).device == logits.device == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+    model = small(name, drop_path=0.1)                       # a net that lies elsewhere stays there
+    if name not in WEIGHTED:
+        return
+    torch.set_default_device("meta")
+    try:
+        images = torch.zeros(4, 3, 8, 8, device="cpu")
+        for how in ("mean", "shuffle", "uniform"):
+            with freeze_attention(model, how, images):
+                assert model(images).device == torch.device("cpu")
+    finally:
+        torch.set_default_device(None)
+
+
+@every_variant
 def test_bfloat16_autocast_stays_near_float32(name):
     model = small(name, channel_attention="se", drop_path=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -505,6 +564,33 @@ def test_data_parallel_training_averages_every_gradient(tmp_path):
     torch.multiprocessing.spawn(_train_in_parallel, args=(str(tmp_path),), nprocs=2)
 
 
+def checkpointed_gradients(model, images, use_reentrant):
+    """The gradients of a net whose blocks are run again in the backward pass."""
+    model.zero_grad()
+    x = model.stem(images)
+    for stage in model.stages:
+        memory = None
+        for block in stage:
+            x, memory = checkpoint(block, x, memory, use_reentrant=use_reentrant)
+    model.classifier(x.mean(dim=(2, 3))).square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@every_variant
+def test_checkpointed_blocks_learn_the_same_or_say_that_they_cannot(name):
+    """torch's reentrant form loses the gradients of a list memory, which would train wrongly without a word."""
+    model = small(name, layers=3).double()
+    images = images_of(dtype=torch.float64)
+    wanted = gradients(model, images)
+    for use_reentrant in (False, True):
+        if use_reentrant and name in LISTS:
+            with pytest.raises(ValueError, match="reentrant checkpointing .* use_reentrant=False"):
+                checkpointed_gradients(model, images, use_reentrant)
+            continue
+        for key, gradient in checkpointed_gradients(model, images, use_reentrant).items():
+            torch.testing.assert_close(gradient, wanted[key], rtol=1e-9, atol=1e-9)
+
+
 # Bad input
 
 
@@ -528,6 +614,9 @@ def test_data_parallel_training_averages_every_gradient(tmp_path):
     (dict(width=1.5), "width must be a positive integer, not 1.5"),
     (dict(num_classes=0), "num_classes must be a positive integer, not 0"),
     (dict(num_classes=True), "num_classes must be a positive integer, not True"),
+    (dict(in_channels=0), "in_channels must be a positive integer, not 0"),
+    (dict(drop_path=True), "drop_path must be at least 0 and below 1, not True"),
+    (dict(drop_path=float("nan")), "drop_path must be at least 0 and below 1, not nan"),
     (dict(drop_path=1.0, layer_attention="mrla-light"), "drop_path must be at least 0 and below 1, not 1.0"),
     (dict(drop_path=-0.1), "drop_path must be at least 0 and below 1, not -0.1"),
     (dict(drop_path="much"), "drop_path must be at least 0 and below 1, not 'much'"),
@@ -541,6 +630,7 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(arguments, message):
     (dict(depth=34), "depth must be one of 50, 101, not 34"),
     (dict(stem="patch"), "stem must be one of 'conv7', 'deep', not 'patch'"),
     (dict(num_classes=0), "num_classes must be a positive integer, not 0"),
+    (dict(in_channels=3.0), "in_channels must be a positive integer, not 3.0"),
     (dict(layer_attention="light"), "layer_attention must be None, one of .*, not 'light'"),
     (dict(channel_attention="ECA"), "channel_attention must be one of .*, not 'ECA'"),
     (dict(head_dim=16), "head_dim=16 needs a layer_attention"),

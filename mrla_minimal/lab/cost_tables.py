@@ -5,9 +5,10 @@ from statistics import median
 
 import torch
 
+from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.cost import count_macs, count_parameters, saved_activation_bytes, step_times
 from mrla_minimal.lab.plugins import OwnAttention
-from mrla_minimal.resnet import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, cifar_resnet, imagenet_resnet
+from mrla_minimal.resnet import cifar_resnet, imagenet_resnet
 
 BATCH = 32      # images behind the saved activations and the step times of a table
 

@@ -14,8 +14,8 @@ from mrla_minimal import (
     cifar_resnet,
     imagenet_resnet,
 )
+from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab import cost, cost_tables
-from mrla_minimal.resnet import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.shapes import eca_kernel_size
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.device import DEVICES
 from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.layer_attention import MRLALight
-from mrla_minimal.resnet import BLOCKS, CHANNEL_ATTENTIONS, LAYER_ATTENTIONS, SHORTCUTS
+from mrla_minimal.resnet import BLOCKS, SHORTCUTS
 
 DATASETS = ("cifar10", "cifar100")
 SOURCES = ("auto", "real", "synthetic")

@@ -1,0 +1,73 @@
+"""What the hosts of a layer attention share: the names of the attentions, and a branch that can drop out."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
+from mrla_minimal.controls import (
+    DepthwiseCarry,
+    DepthwiseCarryReleased,
+    DepthwiseGated,
+    DepthwiseValue,
+    UniformMean,
+)
+from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight, MRLALightReleased
+
+AttentionFactory = Callable[[int], nn.Module]       # channels -> a layer attention
+
+LAYER_ATTENTIONS = {
+    "layer": LayerAttention,
+    "mrla-base": MRLABase,
+    "mrla-light": MRLALight,
+    "mrla-light-released": MRLALightReleased,
+    "depthwise": DepthwiseValue,
+    "depthwise-gated": DepthwiseGated,
+    "depthwise-carry": DepthwiseCarry,
+    "depthwise-carry-released": DepthwiseCarryReleased,
+    "uniform": UniformMean,
+}
+CHANNEL_ATTENTIONS = {"se": SqueezeExcitation, "eca": EfficientChannelAttention}
+
+
+def attention_factory(layer_attention: str | AttentionFactory, head_dim: int | None) -> AttentionFactory:
+    """A callable channels -> module, from a name of LAYER_ATTENTIONS or from such a callable itself.
+
+    Raises ValueError for anything else, and for a head_dim beside a callable.
+    """
+    if isinstance(layer_attention, nn.Module):
+        raise ValueError("layer_attention must be a class, or another callable channels -> module, and not "
+                         f"one module: every block needs its own; here is a {type(layer_attention).__name__}")
+    if callable(layer_attention):
+        if head_dim is not None:
+            raise ValueError(f"head_dim={head_dim!r} is for the named attentions; "
+                             "give it to your own in the callable")
+        return layer_attention
+    if not isinstance(layer_attention, str) or layer_attention not in LAYER_ATTENTIONS:
+        raise ValueError(f"layer_attention must be None, one of {', '.join(map(repr, LAYER_ATTENTIONS))}, "
+                         f"or a callable channels -> module, not {layer_attention!r}")
+    return functools.partial(LAYER_ATTENTIONS[layer_attention], head_dim=head_dim)
+
+
+class DropPath(nn.Module):
+    """While training, drops a branch for whole samples, each with probability `rate`.
+
+    What stays is scaled by 1 / (1 - rate), which keeps the mean. (batch, ...) -> the same shape.
+    Source: G. Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
+
+    Raises ValueError if the rate is not at least 0 and below 1.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop_path must be at least 0 and below 1, not {rate!r}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.empty(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        return x * keep.bernoulli_(1.0 - self.rate).div_(1.0 - self.rate)
