@@ -13,7 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -125,10 +125,12 @@ def writing_to(folder: Path, size: float) -> Iterator[None]:
 
 
 def _already_there(sources: Sequence[Source], folder: Path) -> Source | None:
+    """The source whose file lies in `folder`, whole; None if there is none, or none that may be read."""
     for source in sources:
         path = folder / source.name
-        if path.is_file() and file_md5(path) == source.md5:
-            return source
+        with suppress(PermissionError):
+            if path.is_file() and file_md5(path) == source.md5:
+                return source
     return None
 
 

@@ -193,6 +193,9 @@ def test_a_folder_that_may_not_be_read_is_named_and_left_out(little, tmp_path, m
     folder = little.write_folder(tmp_path / "here" / "data")
     assert find_cifar("cifar10") == folder
     assert capsys.readouterr().out == f"note: {closed} is not yours to read, and is left out\n"
+    folder.rename(tmp_path / "away")
+    monkeypatch.setenv("MRLA_OFFLINE", "1")
+    assert load_cifar("cifar10").source == "synthetic"
 
 
 def test_a_bare_machine_can_load(little, tmp_path):
