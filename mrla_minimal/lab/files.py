@@ -13,6 +13,10 @@ from typing import Any, BinaryIO
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
+class Busy(ValueError):
+    """Another process holds the lock."""
+
+
 def replace_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call write(file) on a binary file beside `path`, flush it to the disk, and only then rename it.
 
@@ -82,8 +86,8 @@ def read_records(path: str | Path) -> tuple[list[dict], list[str]]:
 
 
 @contextmanager
-def exclusive(path: str | Path) -> Iterator[None]:
-    """Let one process at a time into the block; the others say that they wait.
+def exclusive(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time into the block; the others wait and say so, or with wait=False raise Busy.
 
     path: the lock's file, which stays where it is. Raises OSError, naming it and the reason, if it cannot be
     locked.
@@ -95,6 +99,8 @@ def exclusive(path: str | Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                raise Busy(f"{path} is held by another process") from None
             print(f"Another process is writing to {Path(path).parent}; waiting for it ({Path(path).name}).")
             lock.acquire()
     except NotImplementedError as error:        # an older filelock's word for a file system without locks

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import sys
+import threading
 
 import filelock
 import pytest
@@ -89,6 +90,20 @@ def test_a_lock_that_cannot_be_taken_is_named(tmp_path, monkeypatch, refusal, re
         with files.exclusive(tmp_path / "file.lock"):
             raise AssertionError("it was let in")
     assert caught.value.filename == str(tmp_path / "file.lock")
+
+
+def test_a_lock_lets_one_in_at_a_time(tmp_path, capsys):
+    path = tmp_path / "file.lock"
+    with files.exclusive(path):
+        with pytest.raises(files.Busy, match="file.lock is held by another process"):
+            with files.exclusive(path, wait=False):
+                raise AssertionError("it was let in")
+        waiting = threading.Thread(target=lambda: files.exclusive(path).__enter__())
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and "waiting for it (file.lock)" in capsys.readouterr().out
+    waiting.join(10)
+    assert not waiting.is_alive()
 
 
 def test_the_repository_is_found_from_within(tmp_path, monkeypatch):
