@@ -90,3 +90,22 @@ def test_public_names_are_importable_from_the_package():
         "MRLALightReleased", "SqueezeExcitation", "EfficientChannelAttention", "cifar_resnet",
         "imagenet_resnet", "record_attention", "freeze_attention", "eca_kernel_size"}
     assert all(hasattr(mrla_minimal, name) for name in mrla_minimal.__all__)
+
+
+def public_functions(path):
+    """The functions and methods of a module that anyone may call, with their classes' names."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        inside = node.body if isinstance(node, ast.ClassDef) else [node]
+        for function in inside:
+            name = getattr(function, "name", "_")
+            if isinstance(function, ast.FunctionDef) and (name == "__init__" or not name.startswith("_")):
+                yield f"{node.name}.{name}" if node is not function else name, function
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_every_public_function_of_the_subject_says_its_types(name):
+    for function_name, function in public_functions(PACKAGE / f"{name}.py"):
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        untyped = {argument.arg for argument in arguments if not argument.annotation} - {"self"}
+        assert not untyped, f"{name}.{function_name}: {untyped}"
+        assert function.returns or function.name == "__init__", f"{name}.{function_name} returns what?"
