@@ -12,10 +12,11 @@ SANITIZER = Path(__file__).parent / "tests" / "nbval_sanitize.cfg"
 
 
 def pytest_configure(config):
-    """What every run of notebooks (--nbval, --nbval-lax) needs, so that running a single one needs no more options."""
+    """What every run of notebooks (--nbval, --nbval-lax) needs, so that a single one needs no options."""
     if not (config.getoption("nbval", False) or config.getoption("nbval_lax", False)):
         return
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"     # an inherited Agg would show no figure
+    # An inherited Agg would show no figure.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     config.option.nbval_current_env = True
     config.option.nbval_sanitize_with = config.option.nbval_sanitize_with or str(SANITIZER)
 

@@ -1,4 +1,4 @@
-"""The notebooks' set-up cell, as Colab would run it: in a fresh environment that has torch and not this package."""
+"""The notebooks' set-up cell, as Colab would run it: where torch is, and this package is not."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def published(folder):
 
 
 def fresh_environment(folder):
-    """A virtual environment that sees this one's packages, torch among them, by a path file; it installs nothing."""
+    """A virtual environment that sees this one's packages, torch among them, by a path file."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -107,7 +107,8 @@ def test_on_colab_it_fetches_the_course_and_leaves_torch_alone(tmp_path):
         python, tmp_path, "colab",
         GIT_CONFIG_COUNT="2", GIT_CONFIG_KEY_0=f"url.{address}.insteadOf", GIT_CONFIG_VALUE_0=address_of(),
         GIT_CONFIG_KEY_1="protocol.https.allow", GIT_CONFIG_VALUE_1="never",
-        PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_CONFIG_FILE=os.devnull,
+        PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1",
+        PIP_CONFIG_FILE=os.devnull,
     )
     before, after = report["before"], report["after"]
     assert "mrla-minimal" not in before["packages"]

@@ -14,7 +14,7 @@ class Page:
     rate: float = 0.0  # bytes/s; 0: as fast as it goes
     quick_until: int = 0  # bytes sent at full speed before `rate` sets in
     ranges: str = "yes"  # "yes", "ignored" (answers 200 with everything) or "refused" (answers 416)
-    breaks: list = field(default_factory=list)  # bytes after which the connection is dropped, one for each request
+    breaks: list = field(default_factory=list)  # for each request: after how many bytes it is dropped
     stalls_after: int | None = None
     announced: int | None = None  # Content-Length, if not the truth; -1: not sent
     kind: str = "application/octet-stream"  # Content-Type
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.site.closing.wait(30)
                 return
             piece = body[start:start + step]
-            self.server.site.sent += len(piece)     # before it goes: the client may look as soon as it has the last one
+            self.server.site.sent += len(piece)     # before it goes: the client may look once it has all
             try:
                 self.wfile.write(piece)
             except OSError:  # the client has left
