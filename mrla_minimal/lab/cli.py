@@ -169,8 +169,6 @@ def _what_this_machine_lacks(error: Exception) -> str | None:
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     if compiler or "torch.compile" in first or "Dynamo is not supported" in first:
         return f"torch.compile failed ({first}); leave --compile out, or see that a C++ compiler is installed"
-    if "home directory" in first:
-        return f"{first.rstrip('.')}: write the folder's path without ~, or set HOME"
     return None
 
 
@@ -187,6 +185,14 @@ def _run(arguments: argparse.Namespace) -> int:
     return outcome
 
 
+def _run_or_help(arguments: list[str] | None) -> int:
+    try:
+        parsed = build_parser().parse_args(arguments)
+    except SystemExit as stop:      # argparse: --help, --version, or an error that it has told
+        return stop.code
+    return _run(parsed)
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
@@ -200,11 +206,9 @@ def _status_of(arguments: list[str] | None) -> int:
         return status
 
     try:
-        status = _run(build_parser().parse_args(arguments))
+        status = _run_or_help(arguments)
         print(end="", flush=True)       # a full disk is told here, not in the interpreter's last moments
         return status
-    except SystemExit as stop:      # argparse: --help, --version, or an error that it has told
-        return stop.code
     except engine.TrainingInterrupted as interrupt:
         return tell(interrupt, 128 + getattr(interrupt, "signal", signal.SIGINT))
     except KeyboardInterrupt:
@@ -229,11 +233,12 @@ def main(arguments: list[str] | None = None) -> int:
         stream.reconfigure(errors="backslashreplace")       # a letter that the terminal lacks costs no result
     try:
         status = _status_of(arguments)
-        for stream in streams:
+    except BrokenPipeError:
+        status = 128 + 13           # nobody reads on: the same as of a program that SIGPIPE ends
+    for stream in streams:
+        try:
             stream.flush()
-        return status
-    except BrokenPipeError:         # nobody reads on: the same status as a program that SIGPIPE ends
-        for stream in streams:
+        except OSError:
             with suppress(OSError):
                 stream.close()      # what is left in it has nowhere to go
-        return 128 + 13
+    return status

@@ -187,6 +187,13 @@ def test_cost_prints_its_tables(capsys, monkeypatch):
     assert capsys.readouterr().out == "the paper's rows\n"
 
 
+def test_a_home_that_is_none_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fetch", "cifar10", "--data-root", "~nobody-of-this-name/x"]) == 2
+    error = capsys.readouterr().err
+    assert "~nobody-of-this-name/x" in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 def test_fetch_offline_says_how_to_get_the_data(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MRLA_OFFLINE", "1")
     assert cli.main(["fetch", "cifar10", "--data-root", str(tmp_path)]) == 2
