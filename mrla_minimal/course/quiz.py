@@ -1,11 +1,11 @@
 """The corridor quiz: a task that makes retrieval across layers visible in a second on a CPU.
 
-Eight rooms are eight layers: layer t sees the sign in room t and nothing else. A ninth layer, the exit, is given a room
-number and must say which sign hung there. In the *late* question the exit alone knows the number; in the *early* one
-every room knows it too. Chance is 1/8.
+Eight rooms are eight layers: layer t sees the sign in room t and nothing else. A ninth layer, the exit, is
+given a room number and must say which sign hung there. In the *late* question the exit alone knows the
+number; in the *early* one every room knows it too. Chance is 1/8.
 
-Each method (`quiz_methods.py`) gives the exit one vector, made in its own way, and the same small readout answers from
-it. The quiz is built to need retrieval across layers: it says nothing about images.
+Each method (`quiz_methods.py`) gives the exit one vector, made in its own way, and the same small readout
+answers from it. The quiz is built to need retrieval across layers: it says nothing about images.
 """
 
 import functools
@@ -32,21 +32,23 @@ from mrla_minimal.course.quiz_methods import (
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.shapes import check_choice
 
-__all__ = ["INPUTS", "LAYERS", "METHODS", "QUESTIONS", "ROOMS", "SIGNS", "ModuleStack", "OwnLinear", "QuizModel", "QuizResult",
-           "VectorLight", "accuracy_without_choice", "attention_weights", "draw_corridors", "train_module_quiz", "train_quiz",
-           "unseen_corridors", "verdict"]
+__all__ = ["INPUTS", "LAYERS", "METHODS", "QUESTIONS", "ROOMS", "SIGNS", "ModuleStack", "OwnLinear",
+           "QuizModel", "QuizResult", "VectorLight", "accuracy_without_choice", "attention_weights",
+           "draw_corridors", "train_module_quiz", "train_quiz", "unseen_corridors", "verdict"]
 QUESTIONS = ("late", "early")
 INTERVENTIONS = ("mean", "shuffle")
 TEST_CORRIDORS = 4096
-TEST_SEED = 2**32 - 1           # of the test corridors; torch reads the low 32 bits of a CPU seed, so none is larger
+# of the test corridors; torch reads the low 32 bits of a CPU seed, so none is larger
+TEST_SEED = 2**32 - 1
 
 
 # The task
 
 def draw_corridors(count: int, question: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw `count` corridors: inputs (count, LAYERS, INPUTS) and answers (count,), the sign of the room asked for.
+    """Draw corridors: inputs (count, LAYERS, INPUTS), and answers (count,), the sign of the room asked for.
 
-    The last layer of the inputs is the exit. `question` is "late" or "early". Raises ValueError for anything else.
+    The last layer of the inputs is the exit. `question` is "late" or "early". Raises ValueError for anything
+    else.
     """
     _positive("count", count)
     check_choice("question", question, QUESTIONS)
@@ -66,7 +68,10 @@ def unseen_corridors(question: str) -> tuple[Tensor, Tensor]:
 
 
 def verdict(accuracy: float) -> str:
-    """What may be said of an accuracy in [0, 1]: "solved" above 0.95, "not solved" below 0.6, "between" otherwise."""
+    """"solved" for an accuracy above 0.95, "not solved" below 0.6, "between" otherwise.
+
+    Raises ValueError for one outside of [0, 1].
+    """
     if not 0.0 <= accuracy <= 1.0:
         raise ValueError(f"accuracy must be between 0 and 1, not {accuracy!r}")
     return "solved" if accuracy > 0.95 else "not solved" if accuracy < 0.6 else "between"
@@ -75,7 +80,7 @@ def verdict(accuracy: float) -> str:
 # Training
 
 class QuizModel(nn.Module):
-    """A method, then the readout that all methods share: inputs (batch, LAYERS, INPUTS) -> logits (batch, SIGNS).
+    """A method, then the readout all methods share: inputs (batch, LAYERS, INPUTS) -> logits (batch, SIGNS).
 
     The readout sees what the method gives the exit, (batch, width), and the question.
     """
@@ -94,8 +99,8 @@ class QuizModel(nn.Module):
 class QuizResult:
     """One trained model, and what it does on TEST_CORRIDORS corridors that no training saw.
 
-    `weights_map` (ROOMS, LAYERS) holds, for each room asked for, the mean weight of each layer (a gate in light); its
-    diagonal belongs to the room asked for. It is None where the method has no weights.
+    `weights_map` (ROOMS, LAYERS) holds, for each room asked for, the mean weight of each layer (a gate in
+    light); its diagonal belongs to the room asked for. It is None where the method has no weights.
     """
 
     accuracy: float
@@ -104,13 +109,13 @@ class QuizResult:
     question: str
 
 
-def train_quiz(method: str | Callable[[int, int], nn.Module], question: str = "late", width: int = 4, key_dim: int = 8,
-               steps: int = 400, seed: int = 0, progress: bool = False) -> QuizResult:
+def train_quiz(method: str | Callable[[int, int], nn.Module], question: str = "late", width: int = 4,
+               key_dim: int = 8, steps: int = 400, seed: int = 0, progress: bool = False) -> QuizResult:
     """Train one method in the vector form, about a CPU-second, and test it: QuizResult.
 
-    `method` is a name of METHODS, or a callable (width, key_dim) -> module that maps (batch, LAYERS, INPUTS) to
-    (batch, width). The same seed gives the same result; `progress` shows a bar on stderr. Raises ValueError for
-    arguments that are none of these.
+    `method` is a name of METHODS, or a callable (width, key_dim) -> module that maps (batch, LAYERS, INPUTS)
+    to (batch, width). The same seed gives the same result; `progress` shows a bar on stderr. Raises
+    ValueError for arguments that are none of these.
     """
     if not callable(method):
         check_choice("method", method, tuple(METHODS))
@@ -118,22 +123,25 @@ def train_quiz(method: str | Callable[[int, int], nn.Module], question: str = "l
     _no_instance("method", method)
     _positive("width", width)
     _positive("key_dim", key_dim)
-    return _train(lambda: QuizModel(method(width, key_dim), width), question, steps, seed, batch=256, progress=progress)
+    return _train(lambda: QuizModel(method(width, key_dim), width), question, steps, seed, 256, progress)
 
 
-def train_module_quiz(attention_factory: Callable[[int], nn.Module], question: str = "late", channels: int = 8,
-                      steps: int = 300, seed: int = 0, hidden: bool = False, progress: bool = False) -> QuizResult:
-    """Train nine attention_factory(channels) modules in the module form, a few CPU-seconds, and test: QuizResult.
+def train_module_quiz(attention_factory: Callable[[int], nn.Module], question: str = "late",
+                      channels: int = 8, steps: int = 300, seed: int = 0, hidden: bool = False,
+                      progress: bool = False) -> QuizResult:
+    """Train nine attention_factory(channels) modules in the module form, a few CPU-seconds, and test:
+    QuizResult.
 
-    They have the library's signature, output, memory = attention(x, memory). `progress` shows a bar on stderr. Raises
-    ValueError for other arguments.
+    They have the library's signature, output, memory = attention(x, memory). `progress` shows a bar on
+    stderr. Raises ValueError for other arguments.
     """
     if not callable(attention_factory):
-        raise ValueError(f"attention_factory must be a callable channels -> module, not {attention_factory!r}")
+        raise ValueError("attention_factory must be a callable channels "
+                         f"-> module, not {attention_factory!r}")
     _no_instance("attention_factory", attention_factory)
     _positive("channels", channels)
     stack = functools.partial(ModuleStack, attention_factory, channels, hidden)
-    return _train(lambda: QuizModel(stack(), channels), question, steps, seed, batch=128, progress=progress)
+    return _train(lambda: QuizModel(stack(), channels), question, steps, seed, 128, progress)
 
 
 def _train(build, question, steps, seed, batch, progress):
@@ -142,7 +150,8 @@ def _train(build, question, steps, seed, batch, progress):
     _positive("steps", steps)
     if not isinstance(seed, int) or not 0 <= seed < TEST_SEED:
         raise ValueError(f"seed must be an integer from 0 to {TEST_SEED - 1}, not {seed!r}")
-    with torch.random.fork_rng(devices=[]), plain_defaults(), _one_thread():    # the caller's own stay as they were
+    # the caller's own stay as they were
+    with torch.random.fork_rng(devices=[]), plain_defaults(), _one_thread():
         torch.manual_seed(seed)
         model = build()
         optimizer = torch.optim.Adam(model.parameters())
@@ -175,7 +184,8 @@ def _one_thread() -> Iterator[None]:
 # Looking inside, and taking the choice away
 
 def attention_weights(model: QuizModel, x: Tensor) -> Tensor | None:
-    """The weights with which the exit reads the layers, or light's gates: (batch, LAYERS); None if there are none."""
+    """The weights with which the exit reads the layers, or light's gates: (batch, LAYERS). None without any.
+    """
     seen = []
     with _weights_through(model, lambda weights: seen.append(weights)), torch.no_grad():
         model(x)
@@ -183,7 +193,7 @@ def attention_weights(model: QuizModel, x: Tensor) -> Tensor | None:
 
 
 def accuracy_without_choice(result: QuizResult, how: str) -> float | None:
-    """Accuracy on the test corridors with the attention's choices taken away; None if the method has no weights.
+    """Accuracy on the test corridors with the attention's choices taken away. None if there are no weights.
 
     how = "mean"      every corridor gets the mean weights of all test corridors
           "shuffle"   every corridor gets the weights of another
@@ -206,12 +216,14 @@ def accuracy_without_choice(result: QuizResult, how: str) -> float | None:
 def _weights_through(model: QuizModel, look: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Pass the method's weights through `look`; what it returns, if anything, takes their place."""
     point = getattr(model.method, "weights", None)
-    hook = point.register_forward_hook(lambda module, inputs, weights: look(weights)) if point is not None else None
+    if point is None:
+        yield
+        return
+    hook = point.register_forward_hook(lambda module, inputs, weights: look(weights))
     try:
         yield
     finally:
-        if hook is not None:
-            hook.remove()
+        hook.remove()
 
 
 @torch.no_grad()
@@ -234,4 +246,5 @@ def _positive(what, given):
 
 def _no_instance(what, given):
     if isinstance(given, nn.Module):
-        raise ValueError(f"{what} must make modules; here is one module, a {type(given).__name__}: give its class")
+        raise ValueError(f"{what} must make modules; here is one module, "
+                         f"a {type(given).__name__}: give its class")

@@ -1,7 +1,7 @@
 """The corridor quiz's methods: what the exit of a corridor can get at, made in one way after the other.
 
-In the vector form a layer's input is a vector and each layer has linear maps of its own; in the module form the
-library's own classes work on maps of one pixel. Each method gives the exit one vector.
+In the vector form a layer's input is a vector and each layer has linear maps of its own; in the module form
+the library's own classes work on maps of one pixel. Each method gives the exit one vector.
 """
 
 import functools
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 ROOMS = 8
 SIGNS = 8
 LAYERS = ROOMS + 1              # the exit is the ninth layer
-INPUTS = SIGNS + ROOMS          # what a layer sees: a sign and the room asked for, one-hot, or zeros if it is not told
+# what a layer sees: a sign and the room asked for, one-hot, or zeros if it is not told
+INPUTS = SIGNS + ROOMS
 
 
 # The vector form: each method maps inputs (batch, LAYERS, INPUTS) to what the exit holds (batch, width)
@@ -71,7 +72,8 @@ class ResidualStream(nn.Module):
 class VectorLayerAttention(nn.Module):
     """Eq. 4: the exit's own key and value projections read every layer's input.
 
-    One encoder for all layers cannot tell which of them it reads, unless inputs carry a tag that says so (`tagged`).
+    One encoder for all layers cannot tell which of them it reads, unless inputs carry a tag that says so
+    (`tagged`).
     """
 
     def __init__(self, width: int, key_dim: int, tagged: bool = False):
@@ -81,7 +83,8 @@ class VectorLayerAttention(nn.Module):
         self.query = nn.Linear(inputs, key_dim)
         self.key = nn.Linear(inputs, key_dim)
         self.value = nn.Linear(inputs, width)
-        self.weights = nn.Identity()                                    # to look at the weights, or to replace them
+        # to look at the weights, or to replace them
+        self.weights = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.tagged:
@@ -96,7 +99,8 @@ class VectorLayerAttention(nn.Module):
 
 
 class VectorBase(nn.Module):
-    """Eq. 6: every layer makes its key and value once; the exit's query chooses among them when it *reads*."""
+    """Eq. 6: every layer makes its key and value once; the exit's query chooses among them when it *reads*.
+    """
 
     def __init__(self, width: int, key_dim: int, softmax: bool = True):
         super().__init__()
@@ -116,7 +120,7 @@ class VectorBase(nn.Module):
 
 
 class VectorLight(nn.Module):
-    """Eq. 8: every layer gates its own value when it *writes*, and adds it to the one vector that is carried on."""
+    """Eq. 8: every layer gates its own value when it *writes*, and adds it to the one vector carried on."""
 
     def __init__(self, width: int, key_dim: int):
         super().__init__()
@@ -152,10 +156,11 @@ METHODS: dict[str, Callable[[int, int], nn.Module]] = {
 # The module form
 
 class ModuleStack(nn.Module):
-    """Nine layers of the library's own kind on maps of one pixel: inputs (batch, LAYERS, INPUTS) -> (batch, channels).
+    """Nine layers of the library's kind on maps of one pixel: (batch, LAYERS, INPUTS) -> (batch, channels).
 
-    A layer is a linear map of its input to a feature map, then attention_factory(channels); an attention that carries a
-    map carries its own output. `hidden` puts a ReLU layer before the linear map: a layer can then gate by itself.
+    A layer is a linear map of its input to a feature map, then attention_factory(channels); an attention that
+    carries a map carries its own output. `hidden` puts a ReLU layer before the linear map: a layer can then
+    gate by itself.
     """
 
     def __init__(self, attention_factory: Callable[[int], nn.Module], channels: int, hidden: bool):
@@ -170,5 +175,6 @@ class ModuleStack(nn.Module):
         for feature, attention in zip(features, self.attentions, strict=True):
             output, memory = attention(feature, memory)                 # (batch, channels, 1, 1)
         if output.shape != feature.shape:
-            raise ValueError(f"the output must have x's shape {tuple(feature.shape)}, not {tuple(output.shape)}")
+            raise ValueError(f"the output must have x's shape {tuple(feature.shape)}, "
+                             f"not {tuple(output.shape)}")
         return output.flatten(1)                                        # (batch, channels)

@@ -19,13 +19,13 @@ from mrla_minimal.shapes import check_choice
 
 
 def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8, 16, 32),
-                 methods: Iterable[str] = tuple(METHODS), questions: Iterable[str] = QUESTIONS, key_dim: int = 8,
-                 steps: int = 400, known: Iterable[dict] = ()) -> Iterator[dict]:
-    """Yield one plain dict a run, all runs of a seed before the next seed, without the runs that `known` records hold.
+                 methods: Iterable[str] = tuple(METHODS), questions: Iterable[str] = QUESTIONS,
+                 key_dim: int = 8, steps: int = 400, known: Iterable[dict] = ()) -> Iterator[dict]:
+    """Yield one plain dict a run, seed by seed, without the runs that `known` records hold.
 
     `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are
-    `accuracy_without_choice`, `asked_weight` is the mean diagonal of the weights map: each None where the method has no
-    weights. Raises ValueError for arguments `train_quiz` refuses.
+    `accuracy_without_choice`, `asked_weight` is the mean diagonal of the weights map: each None where the
+    method has no weights. Raises ValueError for arguments `train_quiz` refuses.
     """
     for method in methods:
         check_choice("method", method, tuple(METHODS))
@@ -39,15 +39,17 @@ def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8,
         digest = hashlib.sha256(json.dumps(["corridor-quiz", setting], sort_keys=True).encode()).hexdigest()
         yield {"id": digest[:12], "suite": "corridor-quiz", **setting, "accuracy": result.accuracy,
                **{f"accuracy_{how}": accuracy_without_choice(result, how) for how in INTERVENTIONS},
-               "asked_weight": asked_weight, "mrla_minimal": mrla_minimal.__version__, "torch": torch.__version__}
+               "asked_weight":
+                   asked_weight, "mrla_minimal": mrla_minimal.__version__, "torch": torch.__version__}
 
 
 def write_quiz_records(path: str | Path) -> list[dict]:
-    """Make the records that the course shows, in one file of JSON lines; continues where an earlier call stopped.
+    """Make the records that the course shows, in one file of JSON lines; go on where an earlier call stopped.
 
-    All methods, both questions, widths 4 to 32, five seeds; then what longer training does for a wide residual stream,
-    and what the softmax buys when keys have two numbers. Each run is one appended line. Returns all records. Raises
-    ValueError, and changes nothing, if the file holds something that is no record.
+    All methods, both questions, widths 4 to 32, five seeds; then what longer training does for a wide
+    residual stream, and what the softmax buys when keys have two numbers. Each run is one appended line.
+    Returns all records. Raises ValueError, and changes nothing, if the file holds something that is no
+    record.
     """
     path = Path(path)
     records, complaints = read_records(path) if path.exists() else ([], [])
@@ -66,15 +68,17 @@ def write_quiz_records(path: str | Path) -> list[dict]:
 def quiz_table(records: Iterable[dict]) -> str:
     """Quiz records as text: lowest and highest accuracy over the seeds of each method and width.
 
-    Beside them, what is left of it at the first width with the weights of all corridors averaged, or exchanged between
-    corridors.
+    Beside them, what is left of it at the first width with the weights of all corridors averaged, or
+    exchanged between corridors.
     """
     groups = {}
     for record in records:
-        groups.setdefault(tuple(record[name] for name in ("question", "key_dim", "steps", "method", "width")), []).append(record)
+        key = tuple(record[name] for name in ("question", "key_dim", "steps", "method", "width"))
+        groups.setdefault(key, []).append(record)
     widths = sorted({width for *_, width in groups})
-    lines = [f"{'question, key dim, steps':<24} {'method':<16} " + "".join(f"{f'width {width}':<12}" for width in widths)
-             + "frozen at mean, shuffled (first width)"]
+    titles = "".join(f"{f'width {width}':<12}" for width in widths)
+    lines = [f"{'question, key dim, steps':<24} {'method':<16} {titles}"
+             "frozen at mean, shuffled (first width)"]
     for row in dict.fromkeys(key[:4] for key in groups):
         def span(width, what, row=row):
             found = [record[what] for record in groups.get((*row, width), ())]
@@ -89,5 +93,6 @@ def quiz_table(records: Iterable[dict]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the corridor quiz's records, or those still missing.")
-    parser.add_argument("--out", default="data/results/quiz.jsonl", help="file of JSON lines (default: %(default)s)")
+    parser.add_argument("--out", default="data/results/quiz.jsonl",
+                        help="file of JSON lines (default: %(default)s)")
     print(quiz_table(write_quiz_records(parser.parse_args().out)))

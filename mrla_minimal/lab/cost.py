@@ -1,7 +1,7 @@
-"""What a model costs: parameters, multiply-adds, the activations that training keeps, and the time of one step.
+"""What a model costs: parameters, multiply-adds, the activations that training keeps, the time of a step.
 
-The first two are exact and the same everywhere; saved bytes are exact for one way of writing the model down. A step
-time is true of one machine at one moment, so tables show only the ratio of two of them.
+The first two are exact and the same everywhere; saved bytes are exact for one way of writing the model down.
+A step time is true of one machine at one moment, so tables show only the ratio of two of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
 
 Model = nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
-# How many (channels, height, width) maps of products one call makes, beyond convolutions, linear maps and q.k.
+# How many (channels, height, width) maps of products one call makes, beyond convolutions, linear maps, q.k.
 # First by the convention (the sums over the cached layers, once there is more than one), then the others.
 # A class derived from one of these counts like it.
 MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
@@ -37,8 +37,8 @@ MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
 
 @contextmanager
 def undisturbed(model: Model, training: bool, device: torch.device) -> Iterator[None]:
-    """Train or evaluate `model` inside; afterwards its modes, buffers, gradients and the random state are as before."""
-    module = model if isinstance(model, nn.Module) else nn.Module()     # a plain function has nothing to put back
+    """Train or evaluate `model` inside; then modes, buffers, gradients and random state are as before."""
+    module = model if isinstance(model, nn.Module) else nn.Module()     # a function has nothing to restore
     modes = [(part, part.training) for part in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
@@ -69,7 +69,8 @@ def _attention_products(attention, x, memory, every_product):
     """Multiply-adds of one call for one image: its q.k and its products of maps, not its convolutions."""
     _, channels, height, width = x.shape
     layers = len(memory) if isinstance(memory, list) else 1
-    counted, others = next(rule for kind, rule in MAPS_OF_PRODUCTS.items() if isinstance(attention, kind))(layers)
+    maps = next(rule for kind, rule in MAPS_OF_PRODUCTS.items() if isinstance(attention, kind))
+    counted, others = maps(layers)
     query_key = layers * channels if hasattr(attention, "query") else 0
     return query_key + (counted + others * every_product) * channels * height * width
 
@@ -79,29 +80,30 @@ def _image_channels(model):
     return next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
 
 
-def count_macs(model: nn.Module, image_size: int, every_product: bool = False, in_channels: int | None = None) -> int:
+def count_macs(model: nn.Module, image_size: int, every_product: bool = False,
+               in_channels: int | None = None) -> int:
     """Multiply-adds of one forward pass for one image of (in_channels, image_size, image_size).
 
-    in_channels: None stands for what the model's first convolution takes.
-    Counted: convolutions, linear maps, each q.k, and the weighted sums of MRLABase and LayerAttention over two or more
-    layers. With `every_product` also the maps that any attention of this package scales: gates, lambdas, the one weight
-    of a first layer, a mean's division. Never counted: norms, pooling, additions, and what a module from elsewhere
-    multiplies map by map. The model may be on any device, meta included, and is left as it was.
+    in_channels: None stands for what the model's first convolution takes. Counted: convolutions, linear maps,
+    each q.k, and the weighted sums of MRLABase and LayerAttention over two or more layers. With
+    `every_product` also the maps that any attention of this package scales: gates, lambdas, the one weight of
+    a first layer, a mean's division. Never counted: norms, pooling, additions, and what a module from
+    elsewhere multiplies map by map. The model may be on any device, meta included, and is left as it was.
     Raises ValueError for an image_size or in_channels that is no positive integer.
     """
     in_channels = _image_channels(model) if in_channels is None else in_channels
-    for name, given, unit in (("image_size", image_size, " (pixels a side)"), ("in_channels", in_channels, "")):
+    for name, given in (("image_size", image_size), ("in_channels", in_channels)):
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-            raise ValueError(f"{name} must be a positive integer{unit}, not {given!r}")
+            raise ValueError(f"{name} must be a positive integer, not {given!r}")
     like = next(model.parameters())
     image = torch.zeros(1, in_channels, image_size, image_size, dtype=like.dtype, device=like.device)
     counter = FlopCounterMode(display=False)
     products, seen, inside, hooks = [], [], [], []
 
-    # torch's counter sees convolutions and matrix products, and never a broadcast product. Whether it sees a q.k
-    # depends on how that was written (a sum of products, or an einsum, which is a matrix product unless heads are one
-    # channel wide). So attentions are counted by formula, and the matrix products seen inside them are taken back
-    # (once, where one attention calls another).
+    # torch's counter sees convolutions and matrix products, and never a broadcast product. Whether it sees a
+    # q.k depends on how that was written (a sum of products, or an einsum, which is a matrix product unless
+    # heads are one channel wide). So attentions are counted by formula, and the matrix products seen inside
+    # them are taken back (once, where one attention calls another).
     def matrix_products():
         return counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.bmm, 0) // 2
 
@@ -126,7 +128,8 @@ def count_macs(model: nn.Module, image_size: int, every_product: bool = False, i
     finally:
         for hook in hooks:
             hook.remove()
-    return counter.get_total_flops() // 2 - sum(seen) + sum(products)      # torch counts a multiply-add as two
+    # torch counts a multiply-add as two
+    return counter.get_total_flops() // 2 - sum(seen) + sum(products)
 
 
 # Activations
@@ -134,12 +137,13 @@ def count_macs(model: nn.Module, image_size: int, every_product: bool = False, i
 def saved_activation_bytes(model: Model, images: torch.Tensor) -> int:
     """Bytes that autograd keeps between the forward and the backward pass of model(images), in training mode.
 
-    Each storage counts once, however many operations keep it or a view of it. Parameters and buffers do not count, the
-    images do. `model` may be any callable; it is left as it was (of one that is no Module, buffers are not known).
-    Raises ValueError for images on the meta device.
+    Each storage counts once, however many operations keep it or a view of it. Parameters and buffers do not
+    count, the images do. `model` may be any callable; it is left as it was (of one that is no Module, buffers
+    are not known). Raises ValueError for images on the meta device.
     """
     if images.device.type == "meta":
-        raise ValueError("images must be on a device with memory, not on meta: storages are told apart by address")
+        raise ValueError("images must be on a device with memory, not "
+                         "on meta: storages are told apart by address")
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     kept = {}
@@ -148,8 +152,10 @@ def saved_activation_bytes(model: Model, images: torch.Tensor) -> int:
         storage = tensor.untyped_storage()
         owner = tensor if tensor._base is None else tensor._base
         if not isinstance(owner, nn.Parameter) and storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage      # holding it: its address is not given out again while we count
-        return tensor.detach()                      # not the tensor itself, which would own the graph that owns it
+            # holding it: its address is not given out again while we count
+            kept[storage.data_ptr()] = storage
+        # not the tensor itself, which would own the graph that owns it
+        return tensor.detach()
 
     with (undisturbed(model, training=True, device=images.device), torch.enable_grad(),
           torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)):
@@ -174,7 +180,7 @@ def _step(model, images):
 
 def step_times(models: Sequence[Model], images: torch.Tensor, repeats: int = 7, warm_up: int = 2,
                progress: bool = False) -> list[list[float]]:
-    """Seconds of `repeats` training steps (forward + backward) of each model: a list for each, taken in turns.
+    """Seconds of `repeats` training steps (forward + backward) of each model: a list each, taken in turns.
 
     `warm_up` untimed rounds come first. The models are left as they were.
     Raises ValueError if repeats < 1 or warm_up < 0.
@@ -187,5 +193,5 @@ def step_times(models: Sequence[Model], images: torch.Tensor, repeats: int = 7, 
 
 
 def step_time(model: Model, images: torch.Tensor, repeats: int = 7, warm_up: int = 2) -> float:
-    """Seconds of one training step of model(images), forward + backward, without optimiser: the median of `repeats`."""
+    """Seconds of one training step, forward + backward, without optimiser: the median of `repeats`."""
     return median(step_times([model], images, repeats, warm_up)[0])

@@ -1,9 +1,11 @@
 """Tables of what models cost: `mrla cost`, and `mrla cost --paper` beside the paper's claim."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch import nn
 
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.cost import count_macs, count_parameters, saved_activation_bytes, step_times
@@ -26,25 +28,30 @@ class CostRow:
     time_ratio: float | None = None     # of its step time to the other's
 
 
-def cost_table(models, image_size, images=None, measure=False):
+def cost_table(models: Mapping[str, nn.Module], image_size: int, images: torch.Tensor | None = None,
+               measure: bool = False) -> list[CostRow]:
     """A CostRow for each of `models` (name -> model), compared with the first.
 
-    Saved activations need `images` (batch, 3, image_size, image_size); step times are taken if `measure` is set too.
+    Saved activations need `images` (batch, 3, image_size, image_size); step times are taken if `measure` is
+    set too.
     """
     plain = next(iter(models.values()))
     plain_parameters, plain_macs = count_parameters(plain), count_macs(plain, image_size)
     times = step_times(list(models.values()), images) if measure else [None] * len(models)
     rows = []
-    for (name, model), own_times in zip(models.items(), times, strict=True):
+    for (name, model), model_times in zip(models.items(), times, strict=True):
         parameters, macs = count_parameters(model), count_macs(model, image_size)
         saved = None if images is None else saved_activation_bytes(model, images)
-        ratio = median(own / other for own, other in zip(own_times, times[0], strict=True)) if measure else None
-        rows.append(CostRow(name, parameters, parameters - plain_parameters, macs, macs - plain_macs, saved, ratio))
+        ratio = None
+        if measure:
+            ratio = median(seconds / plains for seconds, plains in zip(model_times, times[0], strict=True))
+        extra_parameters, extra_macs = parameters - plain_parameters, macs - plain_macs
+        rows.append(CostRow(name, parameters, extra_parameters, macs, extra_macs, saved, ratio))
     return rows
 
 
-def format_table(rows, unit="M"):
-    """The rows as text in columns, multiply-adds in millions ("M") or billions ("G"), without columns not measured."""
+def format_table(rows: Sequence[CostRow], unit: str = "M") -> str:
+    """The rows as text in columns, if measured; multiply-adds in millions ("M") or billions ("G")."""
     scale, digits = {"M": (1e6, 2), "G": (1e9, 4)}[unit]
     columns = [("", [row.name for row in rows]),
                ("parameters", [f"{row.parameters:,}" for row in rows]),
@@ -62,14 +69,16 @@ def format_table(rows, unit="M"):
     return "\n".join("  ".join(line) for line in zip(*aligned, strict=True))
 
 
-def cost_rows(variants=None, depth=20, block="basic", width=16, image_size=32, measure=False) -> list[CostRow]:
+def cost_rows(variants: Iterable[str] | None = None, depth: int = 20, block: str = "basic", width: int = 16,
+              image_size: int = 32, measure: bool = False) -> list[CostRow]:
     """CIFAR ResNets with each of `variants`, below the plain net.
 
-    A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or of a
-    channel attention ("se", "eca"); None stands for all that the library has. With `measure` step times are taken too,
-    which needs some seconds. Raises ValueError for a name that is none.
+    A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or
+    of a channel attention ("se", "eca"); None stands for all that the library has. With `measure` step times
+    are taken too, which needs some seconds. Raises ValueError for a name that is none.
     """
-    places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention") | dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
+    places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention")
+    places |= dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
     models = {"plain": cifar_resnet(depth, block=block, width=width)}
     for name in places if variants is None else variants:
         own = OwnAttention.parse(name)
@@ -81,23 +90,30 @@ def cost_rows(variants=None, depth=20, block="basic", width=16, image_size=32, m
             allowed = ", ".join(map(repr, places))
             raise ValueError(f"a variant must be one of {allowed}, or FILE.py or FILE.py:CLASS, not {name!r}")
         models[name] = cifar_resnet(depth, block=block, width=width, **{places[name]: name})
-    images = torch.randn(BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    like = next(models["plain"].parameters())       # the program may have set another type or device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, 3, image_size, image_size, generator=generator, device="cpu").to(like)
     return cost_table(models, image_size, images, measure)
 
 
-def cost_text(variants=None, depth=20, block="basic", width=16, image_size=32, measure=False) -> str:
+def cost_text(variants: Iterable[str] | None = None, depth: int = 20, block: str = "basic", width: int = 16,
+              image_size: int = 32, measure: bool = False) -> str:
     """What `mrla cost` prints: the rows of `cost_rows` as a table, and what its columns count."""
     rows = cost_rows(variants, depth, block, width, image_size, measure)
-    lines = [f"ResNet-{depth} for {image_size} x {image_size} images, {block} blocks, width {width}, 10 classes", "",
-             format_table(rows), "",
-             f"MACs: multiply-adds of one image. Saved: what autograd keeps for the backward pass of {BATCH} images.",
-             "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; mrla cost --paper "
-             "counts that one."]
+    lines = [f"ResNet-{depth} for {image_size} x {image_size} images, {block} blocks, width {width}, "
+             "10 classes", "", format_table(rows), "",
+             "MACs: multiply-adds of one image. Saved: what autograd "
+             f"keeps for the backward pass of {BATCH} images.",
+             "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; "
+             "mrla cost --paper counts that one."]
     if any(map(OwnAttention.parse, variants or ())):
-        lines.append("MACs of your own attention: its convolutions and linear maps, not what it multiplies map by map.")
+        lines.append("MACs of your own attention: its convolutions and "
+                     "linear maps, not what it multiplies map by map.")
     if measure:
-        lines += [f"Step time: forward + backward of {BATCH} images over that of plain, here and now, on the CPU with",
-                  f"torch.get_num_threads() = {torch.get_num_threads()}; another machine gives another ratio."]
+        lines += [f"Step time: forward + backward of {BATCH} images "
+                  "over that of plain, here and now, on the CPU with",
+                  f"torch.get_num_threads() = {torch.get_num_threads()}; "
+                  "another machine gives another ratio."]
     return "\n".join(lines)
 
 
@@ -115,7 +131,7 @@ PAPER_MODELS = {
 }
 
 
-def paper_table():
+def paper_table() -> list[CostRow]:
     """[CostRow] of ResNet-50 and ResNet-101 at 224 x 224, each compared with its plain net."""
     rows = []
     with torch.device("meta"):      # nets of shapes alone, without numbers: enough to count, and no memory
@@ -125,23 +141,28 @@ def paper_table():
     return rows
 
 
-def paper_text():
+def paper_text() -> str:
     """What `mrla cost --paper` prints: paper_table, the paper's claim beside it, and why the two differ."""
     rows = paper_table()
     plain, added = rows[0], next(row for row in rows if row.name == "+ MRLA-light")
     with torch.device("meta"):
         light = imagenet_resnet(50, layer_attention="mrla-light-released")
     every_product = count_macs(light, 224, every_product=True)
-    channels = sum(block.channels for stage in light.stages for block in stage)     # of all lambda_o, and of all q.k
+    # of all lambda_o, and of all q.k
+    channels = sum(block.channels for stage in light.stages for block in stage)
     elements = (every_product - added.macs) // 2        # of all attended maps: light scales each twice
     by_modules = added.extra_macs - channels + 3 * elements
     return "\n".join([
-        "ResNets for 224 x 224 images, 1000 classes. MACs are multiply-adds, which many papers call FLOPs.", "",
+        "ResNets for 224 x 224 images, 1000 classes. MACs are multiply-adds, which many papers call FLOPs.",
+        "",
         format_table(rows, "G"), "",
         "The paper's claim for ResNet-50: +0.16 M parameters, +0.07 B FLOPs.",
         f"MRLA-light really adds {added.extra_parameters / 1e6:.3f} M and {added.extra_macs / 1e9:.3f} G, or "
         f"{(every_product - plain.macs) / 1e9:.3f} G with its gate and lambda products.",
-        "A counter that goes module by module, like the thop of its day, never meets lambda_o, a bare parameter of",
-        f"{channels:,} numbers in all, and reports +{(added.extra_parameters - channels) / 1e6:.3f} M. It misses "
+        "A counter that goes module by module, like the thop "
+        "of its day, never meets lambda_o, a bare parameter of",
+        f"{channels:,} numbers in all, and reports "
+        f"+{(added.extra_parameters - channels) / 1e6:.3f} M. It misses "
         "products outside modules as well, but counts",
-        f"two operations an element for a norm and one for a pooling, and so reports +{by_modules / 1e9:.3f} G."])
+        "two operations an element for a norm and one for a "
+        f"pooling, and so reports +{by_modules / 1e9:.3f} G."])

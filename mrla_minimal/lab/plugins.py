@@ -1,10 +1,10 @@
 """Code of your own, in a Python file: a layer attention to grade, train and compare, or a suite to run.
 
-A configuration holds names only, so a file's attention goes by a text too, `FILE.py` or `FILE.py:CLASS`. Once it is
-part of a configuration the text ends in the file's check sum, `FILE.py:CLASS@0123456789ab`: weights that one version of
-a file was trained to are nothing to another version, and no run may go on, or be read, as if they were. (A run keeps a
-copy of the version that it was trained with.) The sum is of the file itself, with any line ends, and not of what it
-imports.
+A configuration holds names only, so a file's attention goes by a text too, `FILE.py` or `FILE.py:CLASS`. Once
+it is part of a configuration the text ends in the file's check sum, `FILE.py:CLASS@0123456789ab`: weights
+that one version of a file was trained to are nothing to another version, and no run may go on, or be read, as
+if they were. (A run keeps a copy of the version that it was trained with.) The sum is of the file itself,
+with any line ends, and not of what it imports.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ from mrla_minimal.lab.files import replace_file
 T = TypeVar("T")
 _TEXT = re.compile(r"(?P<path>.+\.py)(:(?P<class_name>\w+))?(@(?P<sum>[0-9a-f]{12}))?")
 _NUMBERS = itertools.count(1)   # each file that is run becomes a module with a number of its own
-_VERSIONS = {}                  # (path, sum) -> that module: what a configuration names runs once in a process
+# (path, sum) -> that module: what a configuration names runs once in a process
+_VERSIONS = {}
 _FILES = set()                  # the files whose lines are told where an exception comes from
 
 
@@ -38,7 +39,8 @@ _FILES = set()                  # the files whose lines are told where an except
 class OwnAttention:
     """A layer attention of your own: its file, its class, and the check sum of the file's version.
 
-    Without `class_name` it is the file's only class, without `sum` the version that is there. `str` gives its text.
+    Without `class_name` it is the file's only class, without `sum` the version that is there. `str` gives its
+    text.
     """
 
     path: str
@@ -47,7 +49,8 @@ class OwnAttention:
 
     def __post_init__(self):
         if not _TEXT.fullmatch(str(self)):
-            raise ValueError(f"an attention of one's own must be FILE.py, FILE.py:CLASS or FILE.py:CLASS@SUM, not {self}")
+            raise ValueError("an attention of one's own must be FILE.py, "
+                             f"FILE.py:CLASS or FILE.py:CLASS@SUM, not {self}")
 
     def __str__(self) -> str:
         name = f":{self.class_name}" if self.class_name else ""
@@ -65,7 +68,10 @@ class OwnAttention:
         return self.class_name or Path(self.path).stem
 
     def with_sum(self) -> "OwnAttention":
-        """The same with its file's check sum; one that has a sum stays as it is. ValueError if the file is not there."""
+        """The same with its file's check sum; one that has a sum stays as it is.
+
+        ValueError if the file is not there.
+        """
         if self.sum:
             return self
         path, here = _existing(self.path), Path.cwd()
@@ -76,7 +82,8 @@ class OwnAttention:
     def load(self, run_dir: str | Path | None = None) -> Callable[[int], nn.Module]:
         """A callable channels -> module, made by this version of the file, or of its copy in a run's folder.
 
-        Raises ValueError if neither is there or the file does not run, and, when called, if its class is not built so.
+        Raises ValueError if neither is there or the file does not run, and, when called, if its class is not
+        built so.
         """
         wanted = self.with_sum()
         path = Path(wanted.path)
@@ -86,16 +93,20 @@ class OwnAttention:
             place = next((place for place, (_, now) in found.items() if now == wanted.sum), None)
             if place is None:
                 now = next((now for _, now in found.values()), None)
-                state = f"was changed since (its sum is {now} now)" if now else f"is not there ({path.absolute()})"
-                raise ValueError(f"{wanted} is wanted, but {path} {state}: train anew, or bring that version back")
+                state = (f"was changed since (its sum is {now} now)" if now
+                         else f"is not there ({path.absolute()})")
+                raise ValueError(f"{wanted} is wanted, but {path} {state}: "
+                                 "train anew, or bring that version back")
             _VERSIONS[key] = _run(place, found[place][0])
         attention = _class_of(_VERSIONS[key], path, wanted.class_name)
         return lambda channels: build(attention, channels, path)
 
     def keep_copy(self, run_dir: str | Path) -> None:
-        """Put the version of the file that is trained into its run's folder, whole, where `load` looks too."""
+        """Put the version of the file that is trained into its run's folder, whole, where `load` looks too.
+        """
         source, now = _read(_existing(self.path))
-        if now == self.sum:     # if not, it was changed this moment: the process has what it loaded, and there is no copy
+        # if not, it was changed this moment: the process has what it loaded, and there is no copy
+        if now == self.sum:
             replace_file(self._places(run_dir)[-1], lambda file: file.write(source))
 
     def _places(self, run_dir):
@@ -109,7 +120,8 @@ def build(attention: type[nn.Module], channels: int, path: str | Path) -> nn.Mod
         return attention(channels)
     except (Exception, SystemExit) as error:
         name = attention.__name__
-        raise ValueError(f"{path}: {name} must be built as {name}(channels), further arguments with defaults; "
+        raise ValueError(f"{path}: {name} must be built as {name}(channels), "
+                         "further arguments with defaults; "
                          f"with {channels} channels that raises {where(error, attention)}") from error
 
 
@@ -125,7 +137,10 @@ def load_class(path: str | Path, class_name: str | None = None) -> type[nn.Modul
 
 
 def load_one(path: str | Path, kind: type[T]) -> T:
-    """The one object of a class that a Python file makes. ValueError as `load_class`, or unless it is exactly one."""
+    """The one object of a class that a Python file makes.
+
+    ValueError as `load_class`, or unless it is exactly one.
+    """
     path = _existing(path)
     made = vars(_run(path, _read(path)[0])).values()
     found = {id(value): value for value in made if isinstance(value, kind)}
@@ -142,14 +157,18 @@ def _existing(path):
 
 
 def _read(path):
-    """(source, check sum) of one reading: what is run is what was summed. Line ends do not count: git may change them."""
+    """(source, check sum) of one reading: what is run is what was summed.
+
+    Line ends do not count: git may change them.
+    """
     source = path.read_bytes().replace(b"\r\n", b"\n")
     return source, hashlib.sha256(source).hexdigest()[:12]
 
 
 def _class_of(module, path, class_name):
-    there = {name: value for name, value in vars(module).items()
-             if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__}
+    modules = {name: value for name, value in vars(module).items()
+               if isinstance(value, type) and issubclass(value, nn.Module)}
+    there = {name: value for name, value in modules.items() if value.__module__ == module.__name__}
     if class_name in there:
         return there[class_name]
     different = set(there.values())     # a class under a second name counts once
@@ -171,20 +190,23 @@ def _run(path, source):
     _FILES.add(str(path))
     sys.modules[module.__name__] = module
     try:
-        with torch.random.fork_rng(devices=[]), _torch_defaults_kept(), _own_imports(path.resolve().parent, module.__name__):
-            exec(compile(source, str(path), "exec"), vars(module))      # by hand: a cached .pyc may be a second older
+        with _torch_as_before(), _own_imports(path.resolve().parent, module.__name__):
+            # by hand: a cached .pyc may be a second older
+            exec(compile(source, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
+        for name in [name for name in sys.modules if _top(name) == module.__name__]:
+            del sys.modules[name]
         raise ValueError(f"{path} does not run: {where(error)}") from error
     return module
 
 
 @contextmanager
-def _torch_defaults_kept() -> Iterator[None]:
-    """Afterwards new tensors have the type and the device that they had before."""
+def _torch_as_before() -> Iterator[None]:
+    """Afterwards new tensors have the type and the device that they had before, and random numbers go on."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
@@ -195,22 +217,25 @@ def _torch_defaults_kept() -> Iterator[None]:
 def _own_imports(folder: Path, prefix: str) -> Iterator[None]:
     """Within it, an import takes what lies in `folder` first, and runs it anew.
 
-    Two files may each have a helper.py beside them, and neither may get the other's. So what came from the folder is
-    known as PREFIX.helper afterwards, and `helper` is again what it was before, if anything.
+    Two files may each have a helper.py beside them, and neither may get the other's. So what came from the
+    folder is known as PREFIX.helper afterwards, and `helper` is again what it was before, if anything.
     """
-    beside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    beside = {path.stem for path in folder.glob("*.py")}
+    beside |= {path.parent.name for path in folder.glob("*/__init__.py")}
     beside -= {"__init__", "__main__", "mrla_minimal", *sys.stdlib_module_names}
     aside = {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in beside}
     known, no_bytecode = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
-    sys.dont_write_bytecode = True      # a helper that is edited within the second would be taken from its .pyc
+    # a helper that is edited within the second would be taken from its .pyc
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
         sys.dont_write_bytecode = no_bytecode
         with suppress(ValueError):      # the file may have changed the path itself
             sys.path.remove(str(folder))
-        for name in [name for name in sys.modules if name not in known and _lies_in(folder, sys.modules.get(_top(name)))]:
+        new = [name for name in sys.modules if name not in known]
+        for name in [name for name in new if _lies_in(folder, sys.modules.get(_top(name)))]:
             _rename(name, f"{prefix}.{name}")
         sys.modules.update(aside)
 
@@ -246,7 +271,8 @@ def first_line(error: BaseException) -> str:
 def where(error: BaseException, attention: type[nn.Module] | None = None) -> str:
     """An exception on one line, with the last line of your own code that it went through.
 
-    If it went through none, as where a call does not fit the class, then with the line where `attention` begins.
+    If it went through none, as where a call does not fit the class, then with the line where `attention`
+    begins.
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _FILES]
     if frames:

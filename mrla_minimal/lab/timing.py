@@ -24,10 +24,10 @@ def seconds_of(function: Callable[[], object], device: torch.device | None = Non
 
 def take_turns(candidates: Mapping[Name, Callable[[], object]], rounds: int = 7, warm_up: int = 2,
                device: torch.device | None = None, progress: bool = False) -> dict[Name, list[float]]:
-    """{name: [seconds of each round]} of functions without arguments, which take turns after `warm_up` untimed rounds.
+    """{name: [seconds of each round]} of functions without arguments, after `warm_up` untimed rounds.
 
-    In turns, whatever else the machine does falls on all of them alike: trust the ratio of two times of one round.
-    Raises ValueError if rounds < 1 or warm_up < 0.
+    In turns, whatever else the machine does falls on all of them alike: trust the ratio of two times of one
+    round. Raises ValueError if rounds < 1 or warm_up < 0.
     """
     if rounds < 1 or warm_up < 0:
         raise ValueError(f"repeats must be at least 1 and warm_up at least 0, not {rounds!r} and {warm_up!r}")

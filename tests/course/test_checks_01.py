@@ -8,7 +8,11 @@ from einops import rearrange
 from notebook_answers import assert_wrong
 
 from mrla_minimal import softmax_attention
-from mrla_minimal.course.checks.self_attention import check_cross_attention, check_softmax_gradient, check_softmax_rows
+from mrla_minimal.course.checks.self_attention import (
+    check_cross_attention,
+    check_softmax_gradient,
+    check_softmax_rows,
+)
 
 
 def softmax_with_largest_of(logits, dim):
@@ -28,25 +32,34 @@ def second_row_of_nan(logits):
     return weights
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda logits: logits.softmax(dim=0), "sum to 1 over the queries"),
-    (lambda logits: logits.flatten().softmax(dim=0).view_as(logits), "over the whole table"),
-    (lambda logits: logits / logits.sum(dim=-1, keepdim=True), "exp() comes first"),
-    (lambda logits: logits.exp(), "still be divided"),
-    (lambda logits: logits.exp() / logits.exp().sum(dim=-1, keepdim=True), "near 1000, -1000, 900, 1000, -1000 and 0 side by side"),
-    (lambda logits: softmax_with_largest_of(logits, None), "near -1000, 0: subtract each row's own"),
-    (lambda logits: softmax_with_largest_of(logits, 0), "largest logit of each column"),
-    (lambda logits: logits.clamp(max=50).softmax(dim=-1), "wrong where rows are far apart"),
-    (lambda logits: logits.softmax(dim=-1).T, "the shape of your weights is (5, 3), it should be (3, 5)"),
-    (lambda logits: logits.sub_(logits.amax(dim=-1, keepdim=True)).softmax(dim=-1), "in place"),
-    (lambda logits: logits.sigmoid(), "divided by the sum of exp"),
-    (lambda logits: softmax_less(logits, logits.mean(dim=-1, keepdim=True)), "not finite in rows with logits near 1000, -1000 and 0 side"),
-    (lambda logits: torch.softmax(logits, -1), "write it with exp() and sum()"),
-    (lambda logits: torch.nn.Softmax(dim=-1)(logits), "write it with exp() and sum()"),
-    (lambda logits: torch.full_like(logits, math.nan), "contains NaN"),
-    (second_row_of_nan, "contains NaN"),
-    (lambda logits: logits.softmax(dim="keys"), "your code raises"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda logits: logits.softmax(dim=0), "sum to 1 over the queries"),
+        (lambda logits: logits.flatten().softmax(dim=0).view_as(logits), "over the whole table"),
+        (lambda logits: logits / logits.sum(dim=-1, keepdim=True), "exp() comes first"),
+        (lambda logits: logits.exp(), "still be divided"),
+        (
+            lambda logits: logits.exp() / logits.exp().sum(dim=-1, keepdim=True),
+            "near 1000, -1000, 900, 1000, -1000 and 0 side by side",
+        ),
+        (lambda logits: softmax_with_largest_of(logits, None), "near -1000, 0: subtract each row's own"),
+        (lambda logits: softmax_with_largest_of(logits, 0), "largest logit of each column"),
+        (lambda logits: logits.clamp(max=50).softmax(dim=-1), "wrong where rows are far apart"),
+        (lambda logits: logits.softmax(dim=-1).T, "the shape of your weights is (5, 3), it should be (3, 5)"),
+        (lambda logits: logits.sub_(logits.amax(dim=-1, keepdim=True)).softmax(dim=-1), "in place"),
+        (lambda logits: logits.sigmoid(), "divided by the sum of exp"),
+        (
+            lambda logits: softmax_less(logits, logits.mean(dim=-1, keepdim=True)),
+            "not finite in rows with logits near 1000, -1000 and 0 side",
+        ),
+        (lambda logits: torch.softmax(logits, -1), "write it with exp() and sum()"),
+        (lambda logits: torch.nn.Softmax(dim=-1)(logits), "write it with exp() and sum()"),
+        (lambda logits: torch.full_like(logits, math.nan), "contains NaN"),
+        (second_row_of_nan, "contains NaN"),
+        (lambda logits: logits.softmax(dim="keys"), "your code raises"),
+    ],
+)
 def test_softmax_rows(answer, words):
     assert_wrong(check_softmax_rows, answer, words)
 
@@ -60,7 +73,8 @@ def mean_over(weights, gradient, dim):
     (lambda w, g: w * (g - mean_over(w, g, 0)), "runs over the queries"),
     (lambda w, g: w * (g - (w * g).sum()), "not the gradient that autograd finds"),     # agrees for one query
     (lambda w, g: w * (g - g.sum(dim=-1, keepdim=True)), "weigh each gradient by its weight"),
-    (lambda w, g: w * (g - g.mean(dim=-1, keepdim=True)), "not the plain mean"),       # agrees where weights are equal
+    # agrees where weights are equal
+    (lambda w, g: w * (g - g.mean(dim=-1, keepdim=True)), "not the plain mean"),
     (lambda w, g: g - mean_over(w, g, -1), "factor w_s in front is missing"),
     (lambda w, g: w * g, "the first term only"),
     (lambda w, g: w * g - mean_over(w, g, -1), "without its own factor w_r"),
@@ -73,11 +87,23 @@ def test_softmax_gradient(answer, words):
     assert_wrong(check_softmax_gradient, answer, words)
 
 
-def attend(x, context, attention, split="batch tokens (heads d) -> batch heads tokens d", factor=1, joined=None,
-           maps=("query", "key", "value"), projected=True):
+def attend(
+    x,
+    context,
+    attention,
+    split="batch tokens (heads d) -> batch heads tokens d",
+    factor=1,
+    joined=None,
+    maps=("query", "key", "value"),
+    projected=True,
+):
     """The solution, with one thing to be got wrong."""
-    query, key, value = (getattr(attention, name)(part) for name, part in zip(maps, (x, context, context), strict=True))
-    query, key, value = (rearrange(part, split, heads=attention.heads) for part in (factor * query, key, value))
+    query, key, value = (
+        getattr(attention, name)(part) for name, part in zip(maps, (x, context, context), strict=True)
+    )
+    query, key, value = (
+        rearrange(part, split, heads=attention.heads) for part in (factor * query, key, value)
+    )
     output, weights = softmax_attention(query, key, value)
     left, right = split.split(" -> ")
     output = rearrange(output, f"{right} -> {left}") if joined is None else joined(output)
@@ -107,7 +133,9 @@ def attend_with_raw_values(x, context, attention):
     def split(part):
         return rearrange(part, "b t (h d) -> b h t d", h=attention.heads)
 
-    output, weights = softmax_attention(split(attention.query(x)), split(attention.key(context)), split(context))
+    output, weights = softmax_attention(
+        split(attention.query(x)), split(attention.key(context)), split(context)
+    )
     return attention.output(rearrange(output, "b h t d -> b t (h d)")), weights
 
 
@@ -122,27 +150,40 @@ def attend_to_nan(x, context, attention):
     return output * math.nan, weights
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (attend_by_view, "mixes tokens and heads"),                                     # agrees with one head
-    (lambda *given: attend(*given, split="b t (d heads) -> b heads t d"), "interleaved"),
-    (lambda *given: attend(*given, factor=1 / math.sqrt(3)), "divide the logits by sqrt(dim)"),
-    (lambda *given: attend(*given, factor=2), "forgot to divide"),                  # 2 = sqrt(d): undoes the scale
-    (lambda *given: attend(*given, maps=("key", "query", "value")), "swapped"),
-    (lambda *given: attend(*given, maps=("query", "key", "key")), "they mix the keys"),
-    (lambda *given: attend(*given, maps=("value", "key", "value")), "your weights are not softmax"),
-    (lambda *given: attend(*given, projected=False), "attention.output, is missing"),
-    (lambda *given: attend(*given, joined=lambda o: o.reshape(o.shape[0], o.shape[2], -1)), "a view joins the heads"),
-    (lambda *given: attend(*given, joined=lambda o: rearrange(o, "b h t d -> b t (d h)")), "joined channel by channel"),
-    (lambda x, context, attention: attend(x, x, attention), "keys should come from the context"),
-    (attend_without_heads, "have no heads"),                                        # agrees with one head
-    (attend_over_queries, "sum to 1 over the queries"),
-    (attend_with_raw_values, "go through attention.value first"),
-    (attend_without_maps, "need the learned maps"),
-    (lambda *given: attend(*given)[0], "return two things"),
-    (lambda *given: attend(*given)[::-1], "the shape of your weights is"),
-    (lambda x, context, attention: attend(x, context[:1].expand_as(context), attention), "weights are not softmax"),
-    (attend_to_nan, "output contains NaN"),
-    (lambda *given: tuple(part * math.nan for part in attend(*given)), "weights contains NaN"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (attend_by_view, "mixes tokens and heads"),  # agrees with one head
+        (lambda *given: attend(*given, split="b t (d heads) -> b heads t d"), "interleaved"),
+        (lambda *given: attend(*given, factor=1 / math.sqrt(3)), "divide the logits by sqrt(dim)"),
+        # 2 = sqrt(d): undoes the scale
+        (lambda *given: attend(*given, factor=2), "forgot to divide"),
+        (lambda *given: attend(*given, maps=("key", "query", "value")), "swapped"),
+        (lambda *given: attend(*given, maps=("query", "key", "key")), "they mix the keys"),
+        (lambda *given: attend(*given, maps=("value", "key", "value")), "your weights are not softmax"),
+        (lambda *given: attend(*given, projected=False), "attention.output, is missing"),
+        (
+            lambda *given: attend(*given, joined=lambda o: o.reshape(o.shape[0], o.shape[2], -1)),
+            "a view joins the heads",
+        ),
+        (
+            lambda *given: attend(*given, joined=lambda o: rearrange(o, "b h t d -> b t (d h)")),
+            "joined channel by channel",
+        ),
+        (lambda x, context, attention: attend(x, x, attention), "keys should come from the context"),
+        (attend_without_heads, "have no heads"),  # agrees with one head
+        (attend_over_queries, "sum to 1 over the queries"),
+        (attend_with_raw_values, "go through attention.value first"),
+        (attend_without_maps, "need the learned maps"),
+        (lambda *given: attend(*given)[0], "return two things"),
+        (lambda *given: attend(*given)[::-1], "the shape of your weights is"),
+        (
+            lambda x, context, attention: attend(x, context[:1].expand_as(context), attention),
+            "weights are not softmax",
+        ),
+        (attend_to_nan, "output contains NaN"),
+        (lambda *given: tuple(part * math.nan for part in attend(*given)), "weights contains NaN"),
+    ],
+)
 def test_cross_attention(answer, words):
     assert_wrong(check_cross_attention, answer, words)

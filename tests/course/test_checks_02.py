@@ -19,7 +19,8 @@ def window_of(tokens, first, last):
 
 
 @pytest.mark.parametrize(("answer", "words"), [
-    (lambda tokens, window: window_of(tokens, 0, tokens), "has no window"),          # agrees for a long window
+    # agrees for a long window
+    (lambda tokens, window: window_of(tokens, 0, tokens), "has no window"),
     (lambda tokens, window: window_of(tokens, 1 - window, 0), "read the future"),    # agrees at window 1
     (lambda tokens, window: window_of(tokens, 1 - window, window - 1), "reaches forward"),
     (lambda tokens, window: window_of(tokens, 0, window), "one token too wide"),
@@ -65,27 +66,41 @@ def not_divided(output_a, log_sum_a, output_b, log_sum_b):
     return output, torch.logaddexp(log_sum_a, log_sum_b)
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (merge_with(lambda a, b: 0.5), "averaged evenly"),                               # agrees where both sums are equal
-    (merge_with(lambda a, b: 4 / 6), "by the number of entries"),                    # agrees where all logits are equal
-    (merge_with(lambda a, b: a / (a + b)), "by the logarithms"),
-    (merge_with(lambda a, b: right_share(b, a)), "swapped"),
-    (not_divided, "not divided by the whole sum"),
-    (merge_with(lambda a, b: right_share(a.mean(), b.mean()).expand_as(a)), "not the attention over all entries"),
-    (merge_with(right_share, lambda a, b: a + b), "adds the two logarithms"),
-    (merge_with(right_share, torch.maximum), "the larger of the two"),
-    (merge_with(right_share, lambda a, b: a.exp() + b.exp()), "the sum itself"),
-    (merge_with(right_share, lambda a, b: a), "should be log(exp"),
-    (merge_with(lambda a, b: a.exp() / (a.exp() + b.exp())), "log sums near 1000 and 1001"),
-    (merge_with(right_share, lambda a, b: (a.exp() + b.exp()).log()), "log sums near 1000 and 1001"),
-    (merge_with(lambda a, b: stable_share(a, b, torch.maximum(a.max(), b.max()))), "of each query"),
-    (merge_with(right_share, lambda a, b: torch.logaddexp(a, b) - torch.maximum(a, b)), "did not add it back"),
-    (merge_with(share_above_zero), "log sums near -1000 and -1001"),
-    (merge_with(right_share, lambda a, b: torch.logaddexp(a, b)[:, None]), "the shape of your log_sum is (3, 1)"),
-    (lambda *given: merge_with(right_share)(*given)[0], "return two things"),
-    (merge_with(lambda a, b: a * math.nan), "output contains NaN"),
-    (merge_with(right_share, lambda a, b: a * math.nan), "log_sum contains NaN"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        # agrees where both sums are equal
+        (merge_with(lambda a, b: 0.5), "averaged evenly"),
+        # agrees where all logits are equal
+        (merge_with(lambda a, b: 4 / 6), "by the number of entries"),
+        (merge_with(lambda a, b: a / (a + b)), "by the logarithms"),
+        (merge_with(lambda a, b: right_share(b, a)), "swapped"),
+        (not_divided, "not divided by the whole sum"),
+        (
+            merge_with(lambda a, b: right_share(a.mean(), b.mean()).expand_as(a)),
+            "not the attention over all entries",
+        ),
+        (merge_with(right_share, lambda a, b: a + b), "adds the two logarithms"),
+        (merge_with(right_share, torch.maximum), "the larger of the two"),
+        (merge_with(right_share, lambda a, b: a.exp() + b.exp()), "the sum itself"),
+        (merge_with(right_share, lambda a, b: a), "should be log(exp"),
+        (merge_with(lambda a, b: a.exp() / (a.exp() + b.exp())), "log sums near 1000 and 1001"),
+        (merge_with(right_share, lambda a, b: (a.exp() + b.exp()).log()), "log sums near 1000 and 1001"),
+        (merge_with(lambda a, b: stable_share(a, b, torch.maximum(a.max(), b.max()))), "of each query"),
+        (
+            merge_with(right_share, lambda a, b: torch.logaddexp(a, b) - torch.maximum(a, b)),
+            "did not add it back",
+        ),
+        (merge_with(share_above_zero), "log sums near -1000 and -1001"),
+        (
+            merge_with(right_share, lambda a, b: torch.logaddexp(a, b)[:, None]),
+            "the shape of your log_sum is (3, 1)",
+        ),
+        (lambda *given: merge_with(right_share)(*given)[0], "return two things"),
+        (merge_with(lambda a, b: a * math.nan), "output contains NaN"),
+        (merge_with(right_share, lambda a, b: a * math.nan), "log_sum contains NaN"),
+    ],
+)
 def test_merge(answer, words):
     assert_wrong(check_merge, answer, words)
 
@@ -98,7 +113,11 @@ def decayed(query, key, value, decay, shift=0, on_entry=False, entry_first=False
         factor = decay[max(t - shift, 0)][:, None, None] if t >= shift else 1
         entry = torch.einsum(einsum, key[:, :, t], value[:, :, t])
         old = state
-        state = factor * (state + entry) if entry_first else factor * state + (factor * entry if on_entry else entry)
+        state = (
+            factor * (state + entry)
+            if entry_first
+            else factor * state + (factor * entry if on_entry else entry)
+        )
         outputs.append(torch.einsum("bhd,bhde->bhe", query[:, :, t], old if read_first else state))
     return torch.stack(outputs, dim=2)
 
@@ -147,26 +166,39 @@ def in_place(query, key, value, decay):
     return output
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda q, k, v, decay: decayed(q, k, v, torch.ones_like(decay)), "does not decay"),
-    (lambda *given: decayed(*given, on_entry=True), "also multiplies the new entry"),
-    (lambda *given: decayed(*given, entry_first=True), "also multiplies the new entry"),
-    (lambda *given: decayed(*given, shift=1), "one token late"),                     # agrees where all decays are equal
-    (lambda q, k, v, decay: decayed(q, k, v, decay[:, :1].expand_as(decay)), "all heads decay like head 0"),
-    (lambda q, k, v, decay: decayed(q, k, v, decay[:1].expand_as(decay)), "all tokens decay by decay[0]"),
-    (power_of_first, "raised to powers"),
-    (powers_of_own, "wrong from token 3 on"),                                        # agrees at tokens 1 and 2
-    (lambda *given: decayed(*given, read_first=True), "asks the old state"),
-    (lambda q, k, v, decay: decayed(q, k, v, decay) - own_entry(q, k, v), "its own entry is missing"),
-    (lambda *given: decayed(*given, einsum="bhd,bhe->hde"), "summed over it"),       # agrees for a batch of one
-    (first_sample_for_all, "the first sample's state"),
-    (carried_output, "carry the old output"),                                        # agrees at the first token
-    (lambda q, k, v, decay: own_entry(q, k, v), "wrong from token 2 on"),
-    (KeepsTheState(), "right on the first call, wrong on the second"),
-    (in_place, "in place"),
-    (lambda *given: decayed(*given).transpose(1, 2), "the shape of your output is (2, 5, 3, 6)"),
-    (lambda q, k, v, decay: v * math.nan, "contains NaN"),
-    (lambda *given: torch.cat([decayed(*given)[:, :, :-1], given[2][:, :, :1] * math.nan], dim=2), "contains NaN"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda q, k, v, decay: decayed(q, k, v, torch.ones_like(decay)), "does not decay"),
+        (lambda *given: decayed(*given, on_entry=True), "also multiplies the new entry"),
+        (lambda *given: decayed(*given, entry_first=True), "also multiplies the new entry"),
+        # agrees where all decays are equal
+        (lambda *given: decayed(*given, shift=1), "one token late"),
+        (
+            lambda q, k, v, decay: decayed(q, k, v, decay[:, :1].expand_as(decay)),
+            "all heads decay like head 0",
+        ),
+        (lambda q, k, v, decay: decayed(q, k, v, decay[:1].expand_as(decay)), "all tokens decay by decay[0]"),
+        (power_of_first, "raised to powers"),
+        # agrees at tokens 1 and 2
+        (powers_of_own, "wrong from token 3 on"),
+        (lambda *given: decayed(*given, read_first=True), "asks the old state"),
+        (lambda q, k, v, decay: decayed(q, k, v, decay) - own_entry(q, k, v), "its own entry is missing"),
+        # agrees for a batch of one
+        (lambda *given: decayed(*given, einsum="bhd,bhe->hde"), "summed over it"),
+        (first_sample_for_all, "the first sample's state"),
+        # agrees at the first token
+        (carried_output, "carry the old output"),
+        (lambda q, k, v, decay: own_entry(q, k, v), "wrong from token 2 on"),
+        (KeepsTheState(), "right on the first call, wrong on the second"),
+        (in_place, "in place"),
+        (lambda *given: decayed(*given).transpose(1, 2), "the shape of your output is (2, 5, 3, 6)"),
+        (lambda q, k, v, decay: v * math.nan, "contains NaN"),
+        (
+            lambda *given: torch.cat([decayed(*given)[:, :, :-1], given[2][:, :, :1] * math.nan], dim=2),
+            "contains NaN",
+        ),
+    ],
+)
 def test_decayed_state(answer, words):
     assert_wrong(check_decayed_state, answer, words)

@@ -28,7 +28,9 @@ def test_wrong_counts_are_named(answer, words):
     assert_wrong(check_count, answer, words)
 
 
-def in_heads(features, maps, heads, cut="layers (heads d) -> heads layers d", asks=-1, scale=1.0, axis=-1, turned=False):
+def in_heads(
+    features, maps, heads, cut="layers (heads d) -> heads layers d", asks=-1, scale=1.0, axis=-1, turned=False
+):
     """Eq. 4 with heads, where each keyword but the first three makes one mistake."""
     query_map, key_map, value_map = (matrix.T if turned else matrix for matrix in maps)
     query = rearrange((query_map @ features[asks])[None], cut, heads=heads)
@@ -118,7 +120,9 @@ def tagged_in_place(features, tags, query_map, key_map, value_map):
 
 
 def tagged_from_the_layer_number(features, tags, *maps):
-    return tagged()(features, torch.arange(len(features), dtype=features.dtype)[:, None].expand_as(features), *maps)
+    return tagged()(
+        features, torch.arange(len(features), dtype=features.dtype)[:, None].expand_as(features), *maps
+    )
 
 
 def no_scale_with_tags(features, tags, *maps):
@@ -157,4 +161,7 @@ def test_a_count_may_be_any_kind_of_number():
     import numpy
 
     for kind in (int, float, numpy.int64, torch.tensor):
-        assert check_count.judge(lambda lengths, kind=kind: kind(sum(n * (n + 1) // 2 for n in lengths))) == ("passed", "passed")
+        assert check_count.judge(lambda lengths, kind=kind: kind(sum(n * (n + 1) // 2 for n in lengths))) == (
+            "passed",
+            "passed",
+        )

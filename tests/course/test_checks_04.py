@@ -83,27 +83,42 @@ def swaps_heads(query, key, value, memory):
     return attend(query.flip(0), memory), memory
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (no_scale, "do not divide by the root of d"),
-    (scale_of_all_heads, "a head's dot product has d terms"),
-    (cache_answer(axis=1), "softmax runs over the heads"),
-    (first_head_for_all, "head 1's keys"),
-    (not_itself, "does not read its own"),
-    (first_query, "each layer brings a new one"),
-    (no_softmax, "left out the softmax"),
-    (appends, "in place"),
-    (keeps_a_list_of_its_own(), "kept between calls"),
-    (forgets, "holds 1 pairs, it should hold 2"),
-    (newest_first, "entry 1 of your memory"),
-    (swaps_heads, "at layer 2 is not the attention over layers 1 to 2"),
-    (lambda q, k, v, memory: (v, [*(memory or []), (k, v)]), "the layer's own value"),
-    (lambda q, k, v, memory: (cache_answer()(q, k, v, memory)[0], tuple([*(memory or []), (k, v)])), "should be a list"),
-    (lambda q, k, v, memory: (attend(q, [(k, v), *(memory or [])]), [*(memory or []), k]), "a pair (key, value)"),
-    (lambda q, k, v, memory: cache_answer()(q, k, v, memory)[0], "return two things"),
-    (lambda q, k, v, memory: (cache_answer()(q, k, v, memory)[0].T, [*(memory or []), (k, v)]), "shape"),
-    (lambda q, k, v, memory: (v * math.nan, [*(memory or []), (k, v)]), "NaN"),
-    (lambda q, k, v, memory: (cache_answer()(q, k, v, memory)[0], [*(memory or []), (k, v * math.nan)]), "NaN"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (no_scale, "do not divide by the root of d"),
+        (scale_of_all_heads, "a head's dot product has d terms"),
+        (cache_answer(axis=1), "softmax runs over the heads"),
+        (first_head_for_all, "head 1's keys"),
+        (not_itself, "does not read its own"),
+        (first_query, "each layer brings a new one"),
+        (no_softmax, "left out the softmax"),
+        (appends, "in place"),
+        (keeps_a_list_of_its_own(), "kept between calls"),
+        (forgets, "holds 1 pairs, it should hold 2"),
+        (newest_first, "entry 1 of your memory"),
+        (swaps_heads, "at layer 2 is not the attention over layers 1 to 2"),
+        (lambda q, k, v, memory: (v, [*(memory or []), (k, v)]), "the layer's own value"),
+        (
+            lambda q, k, v, memory: (cache_answer()(q, k, v, memory)[0], tuple([*(memory or []), (k, v)])),
+            "should be a list",
+        ),
+        (
+            lambda q, k, v, memory: (attend(q, [(k, v), *(memory or [])]), [*(memory or []), k]),
+            "a pair (key, value)",
+        ),
+        (lambda q, k, v, memory: cache_answer()(q, k, v, memory)[0], "return two things"),
+        (lambda q, k, v, memory: (cache_answer()(q, k, v, memory)[0].T, [*(memory or []), (k, v)]), "shape"),
+        (lambda q, k, v, memory: (v * math.nan, [*(memory or []), (k, v)]), "NaN"),
+        (
+            lambda q, k, v, memory: (
+                cache_answer()(q, k, v, memory)[0],
+                [*(memory or []), (k, v * math.nan)],
+            ),
+            "NaN",
+        ),
+    ],
+)
 def test_wrong_caches_are_named(answer, words):
     assert_wrong(check_cache, answer, words)
 
@@ -191,24 +206,35 @@ def keeps_a_sum_of_its_own():
     return answer
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (newest_only, "the older ones are lost"),
-    (reads_before_it_writes, "add the layer's own entry first"),
-    (asks_its_own_entry, "ask the whole state"),
-    (adds_in_place, "in place"),
-    (never_writes, "does not take in the layer's own entry"),
-    (scaled, "leave out the scale"),
-    (softmax_in_the_output, "leave out the softmax"),
-    (asks_with_the_key, "in place of the query"),
-    (state_across, "keys down, values across"),
-    (keeps_a_sum_of_its_own(), "kept between calls"),
-    (state_answer(entry=lambda key, value: 2 * outer(key, value)), "not the sum of the key-value products"),
-    (state_answer(asked=lambda query, state: ask(query, state.flip(0)) if len(query) > 1 else ask(query, state)), "head by head"),
-    (state_answer(asked=lambda query, state: ask(query, state).sum(dim=0)), "shape"),
-    (state_answer(asked=lambda query, state: ask(query, state) * math.nan), "NaN"),
-    (state_answer(after=lambda state: state * math.nan), "NaN"),
-    (lambda query, key, value, state: (value, None), "state should be a tensor"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (newest_only, "the older ones are lost"),
+        (reads_before_it_writes, "add the layer's own entry first"),
+        (asks_its_own_entry, "ask the whole state"),
+        (adds_in_place, "in place"),
+        (never_writes, "does not take in the layer's own entry"),
+        (scaled, "leave out the scale"),
+        (softmax_in_the_output, "leave out the softmax"),
+        (asks_with_the_key, "in place of the query"),
+        (state_across, "keys down, values across"),
+        (keeps_a_sum_of_its_own(), "kept between calls"),
+        (
+            state_answer(entry=lambda key, value: 2 * outer(key, value)),
+            "not the sum of the key-value products",
+        ),
+        (
+            state_answer(
+                asked=lambda query, state: ask(query, state.flip(0)) if len(query) > 1 else ask(query, state)
+            ),
+            "head by head",
+        ),
+        (state_answer(asked=lambda query, state: ask(query, state).sum(dim=0)), "shape"),
+        (state_answer(asked=lambda query, state: ask(query, state) * math.nan), "NaN"),
+        (state_answer(after=lambda state: state * math.nan), "NaN"),
+        (lambda query, key, value, state: (value, None), "state should be a tensor"),
+    ],
+)
 def test_wrong_states_are_named(answer, words):
     assert_wrong(check_state, answer, words)
 
@@ -236,19 +262,28 @@ def cuts_in_place(query, key, value, memory, window):
     return attend(query, pairs), pairs
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (window_answer(all_of_them, all_of_them), "more than `window` pairs"),
-    (window_answer(latest, all_of_them), "drop the old ones"),
-    (window_answer(lambda pairs, window: pairs[:window], lambda pairs, window: pairs[:window]), "keep the oldest"),
-    (window_answer(lambda pairs, window: pairs[-window - 1:], lambda pairs, window: pairs[-window:]), "more than `window` pairs"),
-    (window_answer(lambda pairs, window: pairs[-max(window - 1, 1):], latest), "one too short"),
-    (window_answer(latest, lambda pairs, window: pairs[-window:][::-1]), "entry 1 of your memory"),
-    (window_answer(latest, lambda pairs, window: pairs[-1:]), "pairs, it should hold"),
-    (window_answer(lambda pairs, window: pairs[-3:], lambda pairs, window: pairs[-3:]), "window"),
-    (cuts_in_place, "in place"),
-    (lambda q, k, v, memory, window: (v * math.nan, [(k, v)]), "NaN"),
-    (lambda q, k, v, memory, window: (v, [(k, v)]), "own value"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (window_answer(all_of_them, all_of_them), "more than `window` pairs"),
+        (window_answer(latest, all_of_them), "drop the old ones"),
+        (
+            window_answer(lambda pairs, window: pairs[:window], lambda pairs, window: pairs[:window]),
+            "keep the oldest",
+        ),
+        (
+            window_answer(lambda pairs, window: pairs[-window - 1 :], lambda pairs, window: pairs[-window:]),
+            "more than `window` pairs",
+        ),
+        (window_answer(lambda pairs, window: pairs[-max(window - 1, 1) :], latest), "one too short"),
+        (window_answer(latest, lambda pairs, window: pairs[-window:][::-1]), "entry 1 of your memory"),
+        (window_answer(latest, lambda pairs, window: pairs[-1:]), "pairs, it should hold"),
+        (window_answer(lambda pairs, window: pairs[-3:], lambda pairs, window: pairs[-3:]), "window"),
+        (cuts_in_place, "in place"),
+        (lambda q, k, v, memory, window: (v * math.nan, [(k, v)]), "NaN"),
+        (lambda q, k, v, memory, window: (v, [(k, v)]), "own value"),
+    ],
+)
 def test_wrong_windows_are_named(answer, words):
     assert_wrong(check_window, answer, words)
 
@@ -257,7 +292,8 @@ def test_other_right_answers_pass():
     assert check_cache.judge(cache_answer()) == ("passed", "passed")
     assert check_state.judge(state_answer()) == ("passed", "passed")
     assert check_window.judge(window_answer(latest, latest)) == ("passed", "passed")
-    for nothing in ([], None):      # handing on only what the next layer will read: with a window of 1 that is nothing
+    # handing on only what the next layer will read: with a window of 1 that is nothing
+    for nothing in ([], None):
         def as_needed(pairs, window, nothing=nothing):
             return [list(pair) for pair in pairs[len(pairs) - min(window - 1, len(pairs)) :]] or nothing
         assert check_window.judge(window_answer(latest, as_needed)) == ("passed", "passed")

@@ -8,7 +8,11 @@ from einops import rearrange
 from notebook_answers import assert_wrong
 from torch.nn import functional as F
 
-from mrla_minimal.course.checks.feature_maps import check_channel_convolution, check_contributions, check_running_mean
+from mrla_minimal.course.checks.feature_maps import (
+    check_channel_convolution,
+    check_contributions,
+    check_running_mean,
+)
 
 
 def slide(row, taps, padding="constant", half=None):
@@ -103,29 +107,51 @@ def test_wrong_means_are_named(answer, words):
 def shares(weights, values, cut="b (heads d) h w -> b heads d h w", size=None, normalise=1):
     size = size or (lambda product: product.square().mean((0, 2, 3, 4)).sqrt())
     heads = weights.shape[1]
-    products = [weights[:, :, s, None, None, None] * rearrange(value, cut, heads=heads) for s, value in enumerate(values)]
+    products = [
+        weights[:, :, s, None, None, None] * rearrange(value, cut, heads=heads)
+        for s, value in enumerate(values)
+    ]
     sizes = torch.stack([size(product) for product in products], dim=1)
     return sizes if normalise is None else sizes / sizes.sum(dim=normalise, keepdim=True)
 
 
 def of_all_heads(weights, values):
-    return shares(weights, values, size=lambda product: product.square().mean().sqrt().expand(weights.shape[1]))
+    return shares(
+        weights, values, size=lambda product: product.square().mean().sqrt().expand(weights.shape[1])
+    )
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda weights, values: weights.mean(dim=0), "the values must come in"),
-    (lambda weights, values: shares(weights, values, "b (d heads) h w -> b heads d h w"), "interleaved"),     # agrees at 1 head
-    (of_all_heads, "each head has channels of its own"),                                                      # agrees at 1 head
-    (lambda weights, values: shares(weights, values, normalise=0), "sum to 1 over the heads"),
-    (lambda weights, values: shares(weights, values, normalise=None), "divide by their sum"),
-    (lambda weights, values: shares(weights.mean(dim=0, keepdim=True), values), "each sample's weight"),      # agrees at batch 1
-    (lambda weights, values: shares(weights, values, size=lambda p: p.square().mean((0, 2, 3, 4))), "take the root"),
-    (lambda weights, values: shares(weights, values, size=lambda p: p.abs().mean((0, 2, 3, 4))), "mean absolute"),
-    (lambda weights, values: shares(weights, values, size=lambda p: p.mean((0, 2, 3, 4))), "cancels"),
-    (lambda weights, values: shares(torch.ones_like(weights), values), "the weights must come in"),
-    (lambda weights, values: shares(weights, values, size=lambda p: p[0].square().mean((1, 2, 3)).sqrt()), "your shares are not"),
-    (lambda weights, values: shares(weights, values)[:, :-1], "is (2, 3)"),
-    (lambda weights, values: shares(weights, values) * math.nan, "contains NaN"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda weights, values: weights.mean(dim=0), "the values must come in"),
+        # agrees at 1 head
+        (lambda weights, values: shares(weights, values, "b (d heads) h w -> b heads d h w"), "interleaved"),
+        # agrees at 1 head
+        (of_all_heads, "each head has channels of its own"),
+        (lambda weights, values: shares(weights, values, normalise=0), "sum to 1 over the heads"),
+        (lambda weights, values: shares(weights, values, normalise=None), "divide by their sum"),
+        # agrees at batch 1
+        (lambda weights, values: shares(weights.mean(dim=0, keepdim=True), values), "each sample's weight"),
+        (
+            lambda weights, values: shares(weights, values, size=lambda p: p.square().mean((0, 2, 3, 4))),
+            "take the root",
+        ),
+        (
+            lambda weights, values: shares(weights, values, size=lambda p: p.abs().mean((0, 2, 3, 4))),
+            "mean absolute",
+        ),
+        (lambda weights, values: shares(weights, values, size=lambda p: p.mean((0, 2, 3, 4))), "cancels"),
+        (lambda weights, values: shares(torch.ones_like(weights), values), "the weights must come in"),
+        (
+            lambda weights, values: shares(
+                weights, values, size=lambda p: p[0].square().mean((1, 2, 3)).sqrt()
+            ),
+            "your shares are not",
+        ),
+        (lambda weights, values: shares(weights, values)[:, :-1], "is (2, 3)"),
+        (lambda weights, values: shares(weights, values) * math.nan, "contains NaN"),
+    ],
+)
 def test_wrong_contributions_are_named(answer, words):
     assert_wrong(check_contributions, answer, words)

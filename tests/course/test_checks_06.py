@@ -22,11 +22,14 @@ def five_layers_only(lambdas):
 
 
 @pytest.mark.parametrize(("answer", "words"), [
-    (lambda lambdas: after_ones(lambdas.cumprod(0)), "start at the last layer"),           # agrees if all lambdas are equal
+    # agrees if all lambdas are equal
+    (lambda lambdas: after_ones(lambdas.cumprod(0)), "start at the last layer"),
     (lambda lambdas: lambdas.flip(0).cumprod(0), "one step late"),
     (lambda lambdas: right_betas(lambdas).flip(0), "order of the layers"),
-    (lambda lambdas: after_ones(lambdas.flip(0)), "product of l of them"),                 # agrees up to l = 1
-    (lambda lambdas: lambdas[-1] ** torch.arange(len(lambdas))[:, None], "channel by channel"),   # agrees if all are equal
+    # agrees up to l = 1
+    (lambda lambdas: after_ones(lambdas.flip(0)), "product of l of them"),
+    # agrees if all are equal
+    (lambda lambdas: lambdas[-1] ** torch.arange(len(lambdas))[:, None], "channel by channel"),
     (lambda lambdas: after_ones(lambdas.flip(0).cumprod(0)[:, :1].expand_as(lambdas)), "channel by channel"),
     (lambda lambdas: lambdas.cumprod(0), "row 0 should be ones"),
     (five_layers_only, "with one layer"),
@@ -45,13 +48,16 @@ def light_answer(gate_of=torch.sigmoid, scale=1.0, interleaved=False, old=None, 
         gate = gate.repeat(1, d) if interleaved else gate.repeat_interleave(d, dim=1)
         entry = gate[:, :, None, None] * value
         carried = torch.zeros_like(value) if memory is None else memory
-        output = old(lambda_o[:, None, None], carried, entry) if old else lambda_o[:, None, None] * carried + entry
+        output = (
+            old(lambda_o[:, None, None], carried, entry) if old else lambda_o[:, None, None] * carried + entry
+        )
         return output, {"output": output, "entry": entry, "value": value}[keep]
     return answer
 
 
 def gate_a_channel(query, key, value, lambda_o, memory):
-    gate = (query * key / math.sqrt(query.shape[-1])).flatten(1).sigmoid()                   # (batch, channels)
+    # (batch, channels)
+    gate = (query * key / math.sqrt(query.shape[-1])).flatten(1).sigmoid()
     carried = torch.zeros_like(value) if memory is None else memory
     output = lambda_o[:, None, None] * carried + gate[:, :, None, None] * value
     return output, output
@@ -75,26 +81,37 @@ def with_hidden_state():
     return answer
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (light_answer(gate_of=torch.ones_like), "a softmax over one entry"),
-    (light_answer(gate_of=lambda logits: logits.softmax(dim=-1)), "softmax over the heads"),
-    (light_answer(gate_of=lambda logits: logits), "bare product"),
-    (light_answer(scale=2.0), "1 / sqrt(d)"),                                                # d is 4
-    (light_answer(scale=1 / 4), "one gate a head"),                                          # the mean over the head's 4 entries
-    (gate_a_channel, "one gate a head"),                                                     # agrees if d is 1
-    (light_answer(interleaved=True), "interleaved"),                                         # agrees with one head
-    (light_answer(old=lambda scale, carried, entry: entry), "carried map is missing"),       # agrees at t = 1
-    (light_answer(old=lambda scale, carried, entry: carried + entry), "not scaled by lambda_o"),
-    (light_answer(old=lambda scale, carried, entry: carried + scale * entry), "at layer 1"),
-    (light_answer(old=lambda scale, carried, entry: (carried + entry) if carried.any() else entry), "not scaled"),
-    (light_answer(old=lambda scale, carried, entry: scale.mean() * carried + entry), "at layer 2"),     # agrees if all are equal
-    (light_answer(keep="entry"), "the output O^t itself"),                                   # agrees at t = 1
-    (light_answer(keep="value"), "the output O^t itself"),
-    (in_place, "in place"),
-    (with_hidden_state(), "outlives the memory"),                                            # right on the first stage
-    (lambda query, key, value, lambda_o, memory: value, "return two things"),
-    (light_answer(gate_of=lambda logits: logits * math.nan), "contains NaN"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (light_answer(gate_of=torch.ones_like), "a softmax over one entry"),
+        (light_answer(gate_of=lambda logits: logits.softmax(dim=-1)), "softmax over the heads"),
+        (light_answer(gate_of=lambda logits: logits), "bare product"),
+        (light_answer(scale=2.0), "1 / sqrt(d)"),  # d is 4
+        # the mean over the head's 4 entries
+        (light_answer(scale=1 / 4), "one gate a head"),
+        # agrees if d is 1
+        (gate_a_channel, "one gate a head"),
+        # agrees with one head
+        (light_answer(interleaved=True), "interleaved"),
+        (light_answer(old=lambda scale, carried, entry: entry), "carried map is missing"),  # agrees at t = 1
+        (light_answer(old=lambda scale, carried, entry: carried + entry), "not scaled by lambda_o"),
+        (light_answer(old=lambda scale, carried, entry: carried + scale * entry), "at layer 1"),
+        (
+            light_answer(old=lambda scale, carried, entry: (carried + entry) if carried.any() else entry),
+            "not scaled",
+        ),
+        # agrees if all are equal
+        (light_answer(old=lambda scale, carried, entry: scale.mean() * carried + entry), "at layer 2"),
+        (light_answer(keep="entry"), "the output O^t itself"),  # agrees at t = 1
+        (light_answer(keep="value"), "the output O^t itself"),
+        (in_place, "in place"),
+        # right on the first stage
+        (with_hidden_state(), "outlives the memory"),
+        (lambda query, key, value, lambda_o, memory: value, "return two things"),
+        (light_answer(gate_of=lambda logits: logits * math.nan), "contains NaN"),
+    ],
+)
 def test_wrong_steps_are_named(answer, words):
     assert_wrong(check_light_step, answer, words)
 
@@ -113,17 +130,28 @@ def for_all_heads(before, now):
     return fit(before, now, ((before * now).sum() / before.square().sum()).expand(before.shape[1]))
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda before, now: fit(before, now, (now / before).mean((0, 2))), "mean of the ratios"),     # agrees if exactly parallel
-    (lambda before, now: fit(before, now, now.norm(dim=(0, 2)) / before.norm(dim=(0, 2))), "lost the sign"),
-    (lambda before, now: fit(before, now, (before * now).sum((0, 2)) / now.square().sum((0, 2))), "the other way round"),
-    (for_all_heads, "one constant to all heads"),                                                  # agrees with one head
-    (from_first_sample, "do not minimise"),
-    (lambda before, now: fit(before, now, root=False), "take the root"),
-    (lambda before, now: (fit(before, now)[0], 1 - fit(before, now)[1]), "head by head"),
-    (lambda before, now: fit(before, now)[0], "return two things"),
-    (lambda before, now: (fit(before, now)[0][:1], fit(before, now)[1]), "is (1,)"),
-    (lambda before, now: fit(before * math.nan, now), "contains NaN"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        # agrees if exactly parallel
+        (lambda before, now: fit(before, now, (now / before).mean((0, 2))), "mean of the ratios"),
+        (
+            lambda before, now: fit(before, now, now.norm(dim=(0, 2)) / before.norm(dim=(0, 2))),
+            "lost the sign",
+        ),
+        (
+            lambda before, now: fit(before, now, (before * now).sum((0, 2)) / now.square().sum((0, 2))),
+            "the other way round",
+        ),
+        # agrees with one head
+        (for_all_heads, "one constant to all heads"),
+        (from_first_sample, "do not minimise"),
+        (lambda before, now: fit(before, now, root=False), "take the root"),
+        (lambda before, now: (fit(before, now)[0], 1 - fit(before, now)[1]), "head by head"),
+        (lambda before, now: fit(before, now)[0], "return two things"),
+        (lambda before, now: (fit(before, now)[0][:1], fit(before, now)[1]), "is (1,)"),
+        (lambda before, now: fit(before * math.nan, now), "contains NaN"),
+    ],
+)
 def test_wrong_constants_are_named(answer, words):
     assert_wrong(check_best_constant, answer, words)

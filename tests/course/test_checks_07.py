@@ -19,7 +19,12 @@ def rate_answer(warmup=None, start=None, fall=None):
         half = start(total_steps, warmup_steps) if start else total_steps // 2
         if step < half:
             return peak
-        return fall(step, total_steps, half, peak) if fall else peak * (total_steps - step) / (total_steps - half)
+        return (
+            fall(step, total_steps, half, peak)
+            if fall
+            else peak * (total_steps - step) / (total_steps - half)
+        )
+
     return answer
 
 
@@ -31,21 +36,38 @@ def stops_at_half_of_the_rest(total_steps, warmup_steps):
     return warmup_steps + (total_steps - warmup_steps) // 2
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (rate_answer(warmup=lambda step, warmup, peak: peak * step / warmup), "first rate is 0"),
-    (rate_answer(warmup=lambda step, warmup, peak: peak), "in the warm-up, at step 0"),
-    (rate_answer(warmup=lambda step, warmup, peak: (step + 1) / warmup), "in the warm-up"),              # agrees at peak 1
-    (rate_answer(fall=lambda step, total, half, peak: peak * (total - 1 - step) / (total - 1 - half)), "last step has rate 0"),
-    (rate_answer(start=lambda total, warmup: warmup), "from the end of the warm-up on"),
-    (rate_answer(start=stops_at_half_of_the_rest), "on the way down"),                                   # agrees without warm-up
-    (rate_answer(fall=lambda step, total, half, peak: peak), "on the way down"),
-    (rate_answer(fall=lambda step, total, half, peak: peak * (total - step) / total), "on the way down, at step 20"),
-    (rate_answer(fall=lambda step, total, half, peak: peak * 0.5 * (1 + math.cos(math.pi * (step - half) / (total - half)))),
-     "on the way down, at step 21"),
-    (always_divides, "ZeroDivisionError"),
-    (rate_answer(fall=lambda step, total, half, peak: math.nan), "is nan"),
-    (lambda step, total_steps, warmup_steps, peak: [peak], "should be one number, not of type list"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (rate_answer(warmup=lambda step, warmup, peak: peak * step / warmup), "first rate is 0"),
+        (rate_answer(warmup=lambda step, warmup, peak: peak), "in the warm-up, at step 0"),
+        # agrees at peak 1
+        (rate_answer(warmup=lambda step, warmup, peak: (step + 1) / warmup), "in the warm-up"),
+        (
+            rate_answer(fall=lambda step, total, half, peak: peak * (total - 1 - step) / (total - 1 - half)),
+            "last step has rate 0",
+        ),
+        (rate_answer(start=lambda total, warmup: warmup), "from the end of the warm-up on"),
+        # agrees without warm-up
+        (rate_answer(start=stops_at_half_of_the_rest), "on the way down"),
+        (rate_answer(fall=lambda step, total, half, peak: peak), "on the way down"),
+        (
+            rate_answer(fall=lambda step, total, half, peak: peak * (total - step) / total),
+            "on the way down, at step 20",
+        ),
+        (
+            rate_answer(
+                fall=lambda step, total, half, peak: (
+                    peak * 0.5 * (1 + math.cos(math.pi * (step - half) / (total - half)))
+                )
+            ),
+            "on the way down, at step 21",
+        ),
+        (always_divides, "ZeroDivisionError"),
+        (rate_answer(fall=lambda step, total, half, peak: math.nan), "is nan"),
+        (lambda step, total_steps, warmup_steps, peak: [peak], "should be one number, not of type list"),
+    ],
+)
 def test_wrong_schedules_are_named(answer, words):
     assert_wrong(check_trapezoid, answer, words)
 
@@ -79,23 +101,33 @@ def without_dropout_only(model):
     model.norm.train()
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (accuracy_answer(mode=lambda model: None), "BN's running statistics"),
-    (accuracy_answer(mode=nn.Module.train), "BN's running statistics"),
-    (accuracy_answer(mode=without_dropout_only), "BN's running statistics"),
-    (accuracy_answer(restore="not"), "was in training mode before and is in evaluation mode now"),
-    (accuracy_answer(restore="train"), "was in evaluation mode before and is in training mode now"),   # agrees within training
-    (accuracy_answer(gradient=True), "torch.no_grad()"),
-    (all_at_once, "10 images at once"),
-    (accuracy_answer(reduce=lambda right: torch.stack([part.mean() for part in right]).mean()), "the last batch is smaller"),
-    (accuracy_answer(sizes=lambda total, size: range(0, total - size + 1, size)), "last, smaller batch is missing"),
-    (accuracy_answer(reduce=lambda right: 100 * torch.cat(right).mean()), "per cent"),
-    (accuracy_answer(reduce=lambda right: torch.cat(right).sum()), "divide by the number"),
-    (accuracy_answer(reduce=lambda right: 1 - torch.cat(right[:-1]).mean()), "it should be 0.5"),
-    (accuracy_answer(reduce=lambda right: math.nan), "is nan"),
-    (lambda model, images, labels, batch_size: 0.5, "never calls the model"),
-    (lambda model, images, labels, batch_size: (labels == labels).double(), "should be one number"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (accuracy_answer(mode=lambda model: None), "BN's running statistics"),
+        (accuracy_answer(mode=nn.Module.train), "BN's running statistics"),
+        (accuracy_answer(mode=without_dropout_only), "BN's running statistics"),
+        (accuracy_answer(restore="not"), "was in training mode before and is in evaluation mode now"),
+        # agrees within training
+        (accuracy_answer(restore="train"), "was in evaluation mode before and is in training mode now"),
+        (accuracy_answer(gradient=True), "torch.no_grad()"),
+        (all_at_once, "10 images at once"),
+        (
+            accuracy_answer(reduce=lambda right: torch.stack([part.mean() for part in right]).mean()),
+            "the last batch is smaller",
+        ),
+        (
+            accuracy_answer(sizes=lambda total, size: range(0, total - size + 1, size)),
+            "last, smaller batch is missing",
+        ),
+        (accuracy_answer(reduce=lambda right: 100 * torch.cat(right).mean()), "per cent"),
+        (accuracy_answer(reduce=lambda right: torch.cat(right).sum()), "divide by the number"),
+        (accuracy_answer(reduce=lambda right: 1 - torch.cat(right[:-1]).mean()), "it should be 0.5"),
+        (accuracy_answer(reduce=lambda right: math.nan), "is nan"),
+        (lambda model, images, labels, batch_size: 0.5, "never calls the model"),
+        (lambda model, images, labels, batch_size: (labels == labels).double(), "should be one number"),
+    ],
+)
 def test_wrong_accuracies_are_named(answer, words):
     assert_wrong(check_accuracy, answer, words)
 

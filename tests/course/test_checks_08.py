@@ -51,8 +51,10 @@ def five_seeds_only(a, b):
     (interval(unpaired=True), "seed by seed"),
     (interval(unpaired=True, quantile=lambda n: stats.t.ppf(0.975, 2 * n - 2)), "unpaired runs"),
     (interval(sign=-1), "wrong sign"),
-    (lambda a, b: interval()(a, b.flip(0)), "half the interval"),                            # pairs other seeds; same mean
-    (five_seeds_only, "half the interval"),                                                  # right on the first call
+    # pairs other seeds; same mean
+    (lambda a, b: interval()(a, b.flip(0)), "half the interval"),
+    # right on the first call
+    (five_seeds_only, "half the interval"),
     (lambda a, b: (a.mean() - b.mean() + 1, 0.0, 1.0), "mean of a - b"),
     (lambda a, b: (interval()(a, b)[0], interval()(a, b)[1], 9.0), "equally far"),
     (lambda a, b: interval()(a, b)[1:], "three numbers"),
@@ -79,7 +81,9 @@ def without_sorting(p):
 
 def benjamini_hochberg(p):
     order, m = p.argsort(), len(p)
-    return (m * p[order] / torch.arange(1, m + 1)).flip(0).cummin(0).values.flip(0)[order.argsort()].clamp(max=1)
+    return (
+        (m * p[order] / torch.arange(1, m + 1)).flip(0).cummin(0).values.flip(0)[order.argsort()].clamp(max=1)
+    )
 
 
 def of_seven(p):
@@ -90,14 +94,16 @@ def of_seven(p):
     (lambda p: (len(p) * p).clamp(max=1), "that is Bonferroni"),
     (lambda p: len(p) * p, "Bonferroni, and a probability"),
     (lambda p: stepped(p, back=False), "are sorted"),
-    (lambda p: stepped(p)[p.argsort()][p.argsort()], "none above 1"),                        # put back by the wrong permutation
+    # put back by the wrong permutation
+    (lambda p: stepped(p)[p.argsort()][p.argsort()], "none above 1"),
     (lambda p: stepped(p, keep_largest=False), "keep the largest so far"),
     (lambda p: stepped(p, keep_largest=False, cut=False), "must not get a smaller"),
     (lambda p: stepped(p, cut=False), "cut what is above"),
     (lambda p: stepped(p, factors=lambda m: torch.arange(1, m + 1)), "factors go up"),
     (without_sorting, "sort first"),
     (benjamini_hochberg, "Benjamini"),
-    (of_seven, "counts to 7"),                                                               # right on the first call
+    # right on the first call
+    (of_seven, "counts to 7"),
     (lambda p: p.clone(), "nothing is adjusted"),
     (lambda p: stepped(p)[:3], "is (3,)"),
     (lambda p: stepped(p) * math.nan, "contains NaN"),
@@ -148,7 +154,8 @@ class AfterSoftmax(Sharp):
         return self.sharpness * logits.softmax(dim=-1)
 
 
-class ScaledKey(Sharp):         # agrees in its output at layer 1; with one sharpness for all layers it would be right
+# agrees in its output at layer 1; with one sharpness for all layers it would be right
+class ScaledKey(Sharp):
     def weigh(self, logits):
         return logits.softmax(dim=-1)
 
@@ -304,17 +311,41 @@ class OneElement(Sharp):        # shape (1,) in place of (): as good
         self.sharpness = nn.Parameter(torch.ones(1))
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (Unused, "sharpness is not used"), (Absolute, "absolute value"), (Divided, "you divide"), (AfterSoftmax, "nor the weights"),
-    (ScaledKey, "what you cache is scaled"), (ScaledValue, "not the values"), (Unscaled, "divided by sqrt"),
-    (OverHeads, "over the heads"), (Sigmoid, "sigmoid"), (Uniform, "all 1/t"), (Squared, "at layer 2"),
-    (CopiedNumber, "copy of its number"), (Detached, "detached"), (Appends, "in place"), (KeepsOwnList, "outlives the memory"),
-    (NewestFirst, "the oldest first"), (Forgets, "memory is not used"), (MemoryOfKeys, "list of 1 pairs"), (OutputAlone, "two things"),
-    (StartsAtZero, "start at 1"), (PastTheHook, "through self.weights"), (LogitsThroughTheHook, "sums to 1"),
-    (NumberAChannel, "with one number"), (NoParameter, "nn.Parameter"), (NotDerived, "derived from MRLABase"),
-    (NotANumber, "contains NaN"), (NeedsManyChannels, "in a network"), (MRLABase, "self.sharpness"),
-    (lambda channels: torch.zeros(channels), "should make a module"),
-], ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Unused, "sharpness is not used"),
+        (Absolute, "absolute value"),
+        (Divided, "you divide"),
+        (AfterSoftmax, "nor the weights"),
+        (ScaledKey, "what you cache is scaled"),
+        (ScaledValue, "not the values"),
+        (Unscaled, "divided by sqrt"),
+        (OverHeads, "over the heads"),
+        (Sigmoid, "sigmoid"),
+        (Uniform, "all 1/t"),
+        (Squared, "at layer 2"),
+        (CopiedNumber, "copy of its number"),
+        (Detached, "detached"),
+        (Appends, "in place"),
+        (KeepsOwnList, "outlives the memory"),
+        (NewestFirst, "the oldest first"),
+        (Forgets, "memory is not used"),
+        (MemoryOfKeys, "list of 1 pairs"),
+        (OutputAlone, "two things"),
+        (StartsAtZero, "start at 1"),
+        (PastTheHook, "through self.weights"),
+        (LogitsThroughTheHook, "sums to 1"),
+        (NumberAChannel, "with one number"),
+        (NoParameter, "nn.Parameter"),
+        (NotDerived, "derived from MRLABase"),
+        (NotANumber, "contains NaN"),
+        (NeedsManyChannels, "in a network"),
+        (MRLABase, "self.sharpness"),
+        (lambda channels: torch.zeros(channels), "should make a module"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_wrong_sharpness_is_named(answer, words):
     assert_wrong(check_sharp_base, answer, words)
 
@@ -325,7 +356,11 @@ def test_the_right_sharpness_passes(answer):
 
 
 def test_sharpness_lies_between_base_and_the_uniform_mean():
-    layers, uniform, base = [Sharp(32) for _ in range(3)], [UniformMean(32) for _ in range(3)], [MRLABase(32) for _ in range(3)]
+    layers, uniform, base = (
+        [Sharp(32) for _ in range(3)],
+        [UniformMean(32) for _ in range(3)],
+        [MRLABase(32) for _ in range(3)],
+    )
     for sharpness, others in ((0.0, uniform), (1.0, base)):
         memory = given = None
         for layer, other in zip(layers, others, strict=True):

@@ -1,4 +1,6 @@
-"""Notebook 09: its checkers name plausible mistakes; and its cells that read records, in every state of data/results."""
+"""Notebook 09: its checkers name plausible mistakes; and its cells that read records, in every state of
+data/results.
+"""
 
 import ast
 import contextlib
@@ -17,7 +19,13 @@ from mrla_minimal.course.checks.ablating import check_blend, check_reach, check_
 from mrla_minimal.lab import evidence
 from mrla_minimal.lab.evidence.running import final_jobs
 from mrla_minimal.lab.files import append_record
-from mrla_minimal.layer_attention import channel_convolution, per_channel, pool, split_heads, value_convolution
+from mrla_minimal.layer_attention import (
+    channel_convolution,
+    per_channel,
+    pool,
+    split_heads,
+    value_convolution,
+)
 from mrla_minimal.shapes import choose_head_dim
 
 NAME = "09_which_part_matters.ipynb"
@@ -29,7 +37,11 @@ def three_effects(table, own=lambda gain: gain.mean((1, 2)), depth=lambda gain: 
                   width=lambda gain: gain[:, :, 1] - gain[:, :, 0], over=lambda part: part.mean(1)):
     """The right answer, where each keyword makes one mistake."""
     gain = table[:, 1] - table[:, 0]
-    return {"attention": own(gain), "attention x depth": over(depth(gain)), "attention x width": over(width(gain))}
+    return {
+        "attention": own(gain),
+        "attention x depth": over(depth(gain)),
+        "attention x width": over(width(gain)),
+    }
 
 
 def of_accuracy(table):
@@ -37,22 +49,33 @@ def of_accuracy(table):
     return three_effects(table) | {"attention x depth": by_depth}
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda table: three_effects(table, own=lambda gain: gain.sum((1, 2))), "a sum over the other factors"),
-    (lambda table: three_effects(table, over=lambda part: part.sum(1)), "a sum over the other factors"),
-    (lambda table: three_effects(table, over=lambda part: part.mean(1) / 2), "is halved"),
-    (lambda table: three_effects(table, over=lambda part: part[:, 0]), "one level of the other factor"),
-    (lambda table: three_effects(table, over=lambda part: -part.mean(1)), "wrong sign"),
-    (lambda table: three_effects(-table), "wrong sign"),
-    (lambda table: three_effects(table.transpose(2, 3)), "the wrong way round"),
-    (lambda table: three_effects(table.transpose(1, 2)), "averaged over the four sizes"),
-    (of_accuracy, "take the gains first"),
-    (lambda table: three_effects(table) | {"attention": table[:, 1, 1, 1] - table[:, 0, 1, 1]}, "averaged over the four sizes"),
-    (lambda table: {name: effect.mean() for name, effect in three_effects(table).items()}, "is ()"),      # the seeds are gone
-    (lambda table: three_effects(table)["attention"], "a dictionary with the keys"),
-    (lambda table: three_effects(table * math.nan), "contains NaN"),
-    (lambda table: three_effects(table[:5].reshape(5, 2, 2, 2)), "your code raises"),                        # five seeds only
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            lambda table: three_effects(table, own=lambda gain: gain.sum((1, 2))),
+            "a sum over the other factors",
+        ),
+        (lambda table: three_effects(table, over=lambda part: part.sum(1)), "a sum over the other factors"),
+        (lambda table: three_effects(table, over=lambda part: part.mean(1) / 2), "is halved"),
+        (lambda table: three_effects(table, over=lambda part: part[:, 0]), "one level of the other factor"),
+        (lambda table: three_effects(table, over=lambda part: -part.mean(1)), "wrong sign"),
+        (lambda table: three_effects(-table), "wrong sign"),
+        (lambda table: three_effects(table.transpose(2, 3)), "the wrong way round"),
+        (lambda table: three_effects(table.transpose(1, 2)), "averaged over the four sizes"),
+        (of_accuracy, "take the gains first"),
+        (
+            lambda table: three_effects(table) | {"attention": table[:, 1, 1, 1] - table[:, 0, 1, 1]},
+            "averaged over the four sizes",
+        ),
+        # the seeds are gone
+        (lambda table: {name: effect.mean() for name, effect in three_effects(table).items()}, "is ()"),
+        (lambda table: three_effects(table)["attention"], "a dictionary with the keys"),
+        (lambda table: three_effects(table * math.nan), "contains NaN"),
+        # five seeds only
+        (lambda table: three_effects(table[:5].reshape(5, 2, 2, 2)), "your code raises"),
+    ],
+)
 def test_wrong_effects_are_named(answer, words):
     assert_wrong(check_three_effects, answer, words)
 
@@ -82,23 +105,30 @@ def product_of_medians(lambdas):
     return reach([row.abs().median()[None] for row in lambdas])
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda lambdas: reach(lambdas).T, "rows and columns are exchanged"),
-    (lambda lambdas: reach(lambdas) + reach(lambdas).T.triu(1), "above the diagonal"),
-    (lambda lambdas: reach(lambdas, first=0), "by lambda^s too"),
-    (lambda lambdas: reach(lambdas, last=0), "lambda^t is missing"),
-    (lambda lambdas: reach(lambdas, first=0, last=0), "one layer early"),
-    (lambda lambdas: reach(lambdas, summary=lambda beta: beta.median()), "signed betas"),
-    (lambda lambdas: reach(lambdas, summary=lambda beta: beta.median().abs()), "before the median, not after"),
-    (lambda lambdas: reach(lambdas, summary=lambda beta: beta.abs().mean()), "mean over channels"),
-    (lambda lambdas: reach(lambdas, summary=lambda beta: beta.abs().quantile(0.5)), "take the lower one"),   # agrees for 7 channels
-    (product_of_medians, "multiplied medians"),
-    (by_logarithms, "NaN"),                                           # right until a lambda is 0
-    (lambda lambdas: reach(lambdas) - torch.eye(len(lambdas)), "diagonal should be 1"),
-    (lambda lambdas: reach(lambdas).square(), "right on its diagonal"),
-    (lambda lambdas: reach(lambdas)[1:], "is (4, 5)"),
-    (lambda lambdas: reach(lambdas) if len(lambdas) > 1 else torch.zeros(1, 1), "with one layer"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda lambdas: reach(lambdas).T, "rows and columns are exchanged"),
+        (lambda lambdas: reach(lambdas) + reach(lambdas).T.triu(1), "above the diagonal"),
+        (lambda lambdas: reach(lambdas, first=0), "by lambda^s too"),
+        (lambda lambdas: reach(lambdas, last=0), "lambda^t is missing"),
+        (lambda lambdas: reach(lambdas, first=0, last=0), "one layer early"),
+        (lambda lambdas: reach(lambdas, summary=lambda beta: beta.median()), "signed betas"),
+        (
+            lambda lambdas: reach(lambdas, summary=lambda beta: beta.median().abs()),
+            "before the median, not after",
+        ),
+        (lambda lambdas: reach(lambdas, summary=lambda beta: beta.abs().mean()), "mean over channels"),
+        # agrees for 7 channels
+        (lambda lambdas: reach(lambdas, summary=lambda beta: beta.abs().quantile(0.5)), "take the lower one"),
+        (product_of_medians, "multiplied medians"),
+        (by_logarithms, "NaN"),  # right until a lambda is 0
+        (lambda lambdas: reach(lambdas) - torch.eye(len(lambdas)), "diagonal should be 1"),
+        (lambda lambdas: reach(lambdas).square(), "right on its diagonal"),
+        (lambda lambdas: reach(lambdas)[1:], "is (4, 5)"),
+        (lambda lambdas: reach(lambdas) if len(lambdas) > 1 else torch.zeros(1, 1), "with one layer"),
+    ],
+)
 def test_wrong_reaches_are_named(answer, words):
     assert_wrong(check_reach, answer, words)
 
@@ -113,7 +143,11 @@ class Blend(nn.Module):
     def __init__(self, channels, head_dim=None):
         super().__init__()
         self.head_dim = choose_head_dim(channels, head_dim, largest=self.largest)
-        self.query, self.key, self.value = channel_convolution(channels), channel_convolution(channels), value_convolution(channels)
+        self.query, self.key, self.value = (
+            channel_convolution(channels),
+            channel_convolution(channels),
+            value_convolution(channels),
+        )
 
     def gate(self, x):
         query, key = (split_heads(part(pool(x)), self.head_dim) for part in (self.query, self.key))
@@ -124,7 +158,9 @@ class Blend(nn.Module):
 
     def forward(self, x, memory=None):
         value = self.value(x)
-        output = self.mix(per_channel(self.gate(x), value), torch.zeros_like(value) if memory is None else memory, value)
+        output = self.mix(
+            per_channel(self.gate(x), value), torch.zeros_like(value) if memory is None else memory, value
+        )
         return output, output
 
 
@@ -142,7 +178,9 @@ def gate_without_sigmoid(self, x):
 
 
 def gate_of_all_heads(self, x):
-    return torch.sigmoid(torch.logit(Blend.gate(self, x)).mean(1, keepdim=True)).expand(-1, self.value.weight.shape[0] // self.head_dim)
+    return torch.sigmoid(torch.logit(Blend.gate(self, x)).mean(1, keepdim=True)).expand(
+        -1, self.value.weight.shape[0] // self.head_dim
+    )
 
 
 def forward_with_entry(self, x, memory=None):
@@ -180,12 +218,14 @@ class Detached(Blend):
 
 @pytest.mark.parametrize(("answer", "words"), [
     (changed(mix=lambda self, gate, old, new: gate * old + (1 - gate) * new), "the wrong way round"),
-    (changed(mix=lambda self, gate, old, new: old + gate * new), "old map is not scaled"),                  # agrees at t = 1
+    # agrees at t = 1
+    (changed(mix=lambda self, gate, old, new: old + gate * new), "old map is not scaled"),
     (changed(mix=lambda self, gate, old, new: gate * new), "the old map is missing"),
     (changed(mix=lambda self, gate, old, new: (1 - gate) * old + new), "at layer 1"),
     (changed(gate=gate_without_scale), "1 / sqrt(d)"),
     (changed(gate=gate_without_sigmoid), "bare product"),
-    (changed(gate=gate_of_all_heads), "one for all heads"),                                                 # agrees with one head
+    # agrees with one head
+    (changed(gate=gate_of_all_heads), "one for all heads"),
     (changed(forward=forward_with_entry), "the output O^t itself"),
     (changed(forward=forward_cut), "is the memory detached"),
     (changed(forward=forward_in_place), "in place"),
@@ -203,7 +243,8 @@ def test_wrong_blends_are_named(answer, words):
     assert_wrong(check_blend, answer, words)
 
 
-# The cells that read records: with none, with a pilot's, with one seed, two and five, and with runs that are missing
+# The cells that read records: with none, a pilot's, one seed, two and five, and with runs that are missing
+
 
 def runs_of(suite, seeds, leave_out=()):
     """Made-up records of a suite, a line each as `mrla compare` writes them."""
@@ -212,23 +253,62 @@ def runs_of(suite, seeds, leave_out=()):
     for number, job in enumerate(final_jobs(suite, suite.variants, seeds, rates)):
         if job.variant not in leave_out:
             config = dataclasses.asdict(job.config)
-            yield {"id": job.id, "suite": suite.name, "variant": job.variant, "seed": job.config.seed, "phase": "final",
-                   "note": suite.note, "learning_rate": job.config.learning_rate, "recipe": suite.recipe_of(config), "config": config,
-                   "test_accuracy": 0.9 + 0.001 * ((7 * number) % 11), "source": "cifar10", "fingerprint": "made up"}
+            yield {
+                "id": job.id,
+                "suite": suite.name,
+                "variant": job.variant,
+                "seed": job.config.seed,
+                "phase": "final",
+                "note": suite.note,
+                "learning_rate": job.config.learning_rate,
+                "recipe": suite.recipe_of(config),
+                "config": config,
+                "test_accuracy": 0.9 + 0.001 * ((7 * number) % 11),
+                "source": "cifar10",
+                "fingerprint": "made up",
+            }
 
 
 def quiz_runs():
     for width, steps in ((4, 400), (32, 400), (32, 1500)):
-        yield {"method": "residual", "question": "late", "width": width, "steps": steps, "key_dim": 8, "seed": 0, "accuracy": width / 33}
+        yield {
+            "method": "residual",
+            "question": "late",
+            "width": width,
+            "steps": steps,
+            "key_dim": 8,
+            "seed": 0,
+            "accuracy": width / 33,
+        }
 
 
-ALL = ("cifar10-thin56", "cifar10-resnet20", "cifar10-depth20-width8", "cifar10-depth56-width16", "cifar10-lambda")
+ALL = (
+    "cifar10-thin56",
+    "cifar10-resnet20",
+    "cifar10-depth20-width8",
+    "cifar10-depth56-width16",
+    "cifar10-lambda",
+)
 STATES = {
     "no records": ([], 0, "no records yet"),
-    "the pilot": (list(runs_of("cifar10-thin56-cpu", (0, 1))), 0, "corners with records: depthwise, mrla-light"),
-    **{f"{len(seeds)} seeds": ([run for suite in ALL for run in runs_of(suite, seeds)], 3, words)
-       for seeds, words in (((0,), "no interval from this"), ((0, 1), "95 % "), ((0, 1, 2, 3, 4), "effect of depth on that gain"))},
-    "a corner is missing": (list(runs_of("cifar10-thin56", (0, 1, 2), ("depthwise-carry",))), 1, "corners with records"),
+    "the pilot": (
+        list(runs_of("cifar10-thin56-cpu", (0, 1))),
+        0,
+        "corners with records: depthwise, mrla-light",
+    ),
+    **{
+        f"{len(seeds)} seeds": ([run for suite in ALL for run in runs_of(suite, seeds)], 3, words)
+        for seeds, words in (
+            ((0,), "no interval from this"),
+            ((0, 1), "95 % "),
+            ((0, 1, 2, 3, 4), "effect of depth on that gain"),
+        )
+    },
+    "a corner is missing": (
+        list(runs_of("cifar10-thin56", (0, 1, 2), ("depthwise-carry",))),
+        1,
+        "corners with records",
+    ),
     "two sizes": ([run for suite in ALL[:2] for run in runs_of(suite, (0, 1))], 2, "effects need all four"),
 }
 
@@ -236,7 +316,9 @@ STATES = {
 def is_plain(node):
     """A definition, an import, or a constant: what cells that read records may lean on."""
     return isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)) or (
-        isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) and target.id.isupper() for target in node.targets))
+        isinstance(node, ast.Assign)
+        and all(isinstance(target, ast.Name) and target.id.isupper() for target in node.targets)
+    )
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -52,25 +52,38 @@ def approximate(lost, gained, images):
     return math.erfc(abs(lost - gained) / math.sqrt(2 * (lost + gained)))
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (lambda *inputs: (*counts(*inputs)[::-1], 0.5), "exchanged"),
-    (changed_answers, "wrong before and after"),
-    (net_change, "difference of the two accuracies"),
-    (lambda *inputs: (0, 0, 1.0), "are lost and"),
-    (with_p(lambda lost, gained, images: tail(min(lost, gained), lost + gained)), "one side"),
-    (with_p(lambda lost, gained, images: tail(gained, lost + gained)), "one side"),
-    (with_p(lambda lost, gained, images: min(1.0, 2 * tail(max(lost, gained), lost + gained))), "take the smaller"),
-    (with_p(lambda lost, gained, images: 2 * tail(min(lost, gained), lost + gained)), "at most 1"),       # right unless they are near
-    (with_p(lambda lost, gained, images: 2 * math.comb(lost + gained, gained) / 2 ** (lost + gained)), "exactly this count"),
-    (with_p(lambda lost, gained, images: min(1.0, 2 * tail(min(lost, gained), images))), "once an image"),
-    (with_p(approximate), "normal approximation"),
-    (with_p(lambda lost, gained, images: 0.0 if lost + gained == 0 else right_p(lost, gained, images)), "p is 1"),
-    (with_p(no_guard), "ZeroDivisionError"),
-    (with_p(lambda lost, gained, images: math.nan), "NaN"),
-    (with_p(lambda lost, gained, images: 0.05), "at least this uneven"),
-    (counts, "three numbers"),
-    (lambda before, after, labels: (before == labels, after == labels, 0.5), "one number"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda *inputs: (*counts(*inputs)[::-1], 0.5), "exchanged"),
+        (changed_answers, "wrong before and after"),
+        (net_change, "difference of the two accuracies"),
+        (lambda *inputs: (0, 0, 1.0), "are lost and"),
+        (with_p(lambda lost, gained, images: tail(min(lost, gained), lost + gained)), "one side"),
+        (with_p(lambda lost, gained, images: tail(gained, lost + gained)), "one side"),
+        (
+            with_p(lambda lost, gained, images: min(1.0, 2 * tail(max(lost, gained), lost + gained))),
+            "take the smaller",
+        ),
+        # right unless they are near
+        (with_p(lambda lost, gained, images: 2 * tail(min(lost, gained), lost + gained)), "at most 1"),
+        (
+            with_p(lambda lost, gained, images: 2 * math.comb(lost + gained, gained) / 2 ** (lost + gained)),
+            "exactly this count",
+        ),
+        (with_p(lambda lost, gained, images: min(1.0, 2 * tail(min(lost, gained), images))), "once an image"),
+        (with_p(approximate), "normal approximation"),
+        (
+            with_p(lambda lost, gained, images: 0.0 if lost + gained == 0 else right_p(lost, gained, images)),
+            "p is 1",
+        ),
+        (with_p(no_guard), "ZeroDivisionError"),
+        (with_p(lambda lost, gained, images: math.nan), "NaN"),
+        (with_p(lambda lost, gained, images: 0.05), "at least this uneven"),
+        (counts, "three numbers"),
+        (lambda before, after, labels: (before == labels, after == labels, 0.5), "one number"),
+    ],
+)
 def test_wrong_paired_tests_are_named(answer, words):
     assert_wrong(check_paired_test, answer, words)
 
@@ -108,14 +121,17 @@ def only_two_layers(weights, labels, classes):
     (variant(mean=lambda of_layer, own: of_layer.mean(dim=0)), "classes are alike"),
     (variant(mean=lambda of_layer, own: of_layer[own].sum(dim=0)), "divide by their number"),
     (variant(mean=lambda of_layer, own: of_layer[own].sum(dim=0) / len(own)), "the class's own"),
-    (variant(mean=lambda of_layer, own: of_layer[own][0]), "mean of weights[t - 1]"),                     # agrees with one image a class
-    (variant(place=lambda t: slice(-t, None)), "above the diagonal"),                                      # agrees at t = T
+    # agrees with one image a class
+    (variant(mean=lambda of_layer, own: of_layer[own][0]), "mean of weights[t - 1]"),
+    # agrees at t = T
+    (variant(place=lambda t: slice(-t, None)), "above the diagonal"),
     (lambda *inputs: by_class(*inputs).flip(3), "newest layer to the oldest"),
     (lambda *inputs: by_class(*inputs).transpose(2, 3), "exchanged"),
     (variant(empty=0.25), "without images"),
     (no_guard_for_empty, "contains NaN"),
     (lambda *inputs: by_class(*inputs).mean(dim=1), "the shape of your"),
-    (lambda weights, labels, classes: by_class(weights, labels, 5), "the shape of your"),    # agrees on the first inputs
+    # agrees on the first inputs
+    (lambda weights, labels, classes: by_class(weights, labels, 5), "the shape of your"),
     (only_two_layers, "above the diagonal"),
 ])
 def test_wrong_weights_by_class_are_named(answer, words):
@@ -286,31 +302,37 @@ def test_scores_by_position_pass_too():
     assert check_fixed_weights.judge(ByPosition) == ("passed", "passed")
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (ByDistanceInOneNumber, "take softmax(a)"), (SquashedScores, "take softmax(a)"), (Shares, "take softmax(a)"),
-    (CutTooLate, "cut off"),
-    (OverHeads, "over the heads"),
-    (PerImage, "between the images of one batch"),
-    (PerBatch, "change with the images"),                                # agrees within a batch
-    (Uniform, "uniform control"),
-    (SameHeads, "both heads"),                                           # agrees with one head
-    (BigHeads, "it should be (2, 2, 1)"),
-    (Unseen, "nothing passes through"),
-    (SeenElsewhere, "opposite order"),                                   # agrees at t = 1
-    (NewestOnly, "newest value only"),                                   # agrees at t = 1
-    (Appends, "in place"),
-    (Detached, "gets no gradient"),
-    (NoReLU, "relu_after_norm = True"),
-    (FewLayers, "at layer 10 of a stage of 32"),                         # enough for a net of nine layers a stage
-    (DenseValue, "value_convolution(channels)"),
-    (NoScores, "no parameter but the value's"),
-    (Louder, "not the sum of weights"),
-    (NaN, "NaN"),
-    (NoMemory, "return two things"),
-    (UniformMean, "nn.Identity()"),
-    (MRLABase, "query or a key"),
-    (lambda channels: channels, "make a module"),
-])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (ByDistanceInOneNumber, "take softmax(a)"),
+        (SquashedScores, "take softmax(a)"),
+        (Shares, "take softmax(a)"),
+        (CutTooLate, "cut off"),
+        (OverHeads, "over the heads"),
+        (PerImage, "between the images of one batch"),
+        (PerBatch, "change with the images"),  # agrees within a batch
+        (Uniform, "uniform control"),
+        (SameHeads, "both heads"),  # agrees with one head
+        (BigHeads, "it should be (2, 2, 1)"),
+        (Unseen, "nothing passes through"),
+        (SeenElsewhere, "opposite order"),  # agrees at t = 1
+        (NewestOnly, "newest value only"),  # agrees at t = 1
+        (Appends, "in place"),
+        (Detached, "gets no gradient"),
+        (NoReLU, "relu_after_norm = True"),
+        # enough for a net of nine layers a stage
+        (FewLayers, "at layer 10 of a stage of 32"),
+        (DenseValue, "value_convolution(channels)"),
+        (NoScores, "no parameter but the value's"),
+        (Louder, "not the sum of weights"),
+        (NaN, "NaN"),
+        (NoMemory, "return two things"),
+        (UniformMean, "nn.Identity()"),
+        (MRLABase, "query or a key"),
+        (lambda channels: channels, "make a module"),
+    ],
+)
 def test_wrong_attentions_are_named(answer, words):
     assert_wrong(check_fixed_weights, answer, words)
 

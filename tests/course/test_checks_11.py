@@ -38,19 +38,22 @@ def empties_its_list(widths):
 
 
 @pytest.mark.parametrize(("answer", "words"), [
-    (total(lambda c: 2 * taps(c) + 11 * c), "not"),                                  # lambda_o, or half of the BN, is missing
+    # lambda_o, or half of the BN, is missing
+    (total(lambda c: 2 * taps(c) + 11 * c), "not"),
     (total(lambda c: 2 * taps(c) + 10 * c), "the BN after the attention is missing"),
     (total(lambda c: 2 * taps(c) + 9 * c), "lambda_o and the BN are missing"),
     (total(lambda c: 2 * taps(c) + 14 * c), "running mean and variance"),
     (total(lambda c: taps(c) + 12 * c), "two convolutions along the channels, one for the query"),
     (total(lambda c: 3 * taps(c) + 12 * c), "none for the value"),
-    (total(lambda c: 6 + 12 * c), "eca_kernel_size(channels) says how many"),        # agrees up to 127 channels
+    # agrees up to 127 channels
+    (total(lambda c: 6 + 12 * c), "eca_kernel_size(channels) says how many"),
     (total(lambda c: 2 * taps(c) + 9 * c * c + 3 * c), "depthwise"),
     (total(lambda c: 2 * c * c + 12 * c), "whole matrices"),
     (total(lambda c: 2 * taps(c) + 2 + 13 * c), "none of MRLA's has"),
     (lambda widths: right_total(widths[:1]), "first block only"),                    # agrees with one block
     (lambda widths: right_total(widths[-1:]), "last block only"),
-    (lambda widths: right_total(set(widths)), "you count"),                          # agrees if all widths differ
+    # agrees if all widths differ
+    (lambda widths: right_total(set(widths)), "you count"),
     (total(lambda c: 27 * c * c), "even more than ordinary"),
     (empties_its_list, "in place"),
     (lambda widths: float("nan"), "NaN"),
@@ -100,15 +103,19 @@ def right_once():
 @pytest.mark.parametrize(("answer", "words"), [
     (depth_answer({"layer": lambda T: T * (T + 1) // 2}), "feature maps they are made from"),
     (depth_answer({"layer": lambda T: 2 * T}), "you count Eq. 4 as base"),
-    (depth_answer({"mrla-base": lambda T: T * (T + 3) // 2}), "you count base as Eq. 4"),         # agrees up to T = 1
+    # agrees up to T = 1
+    (depth_answer({"mrla-base": lambda T: T * (T + 3) // 2}), "you count base as Eq. 4"),
     (depth_answer({"mrla-base": lambda T: T}), "what base hands on"),
-    (depth_answer({"mrla-light": lambda T: 2 * T}), "each O^(t-1) too"),                          # agrees at T = 1
+    # agrees at T = 1
+    (depth_answer({"mrla-light": lambda T: 2 * T}), "each O^(t-1) too"),
     (depth_answer({"mrla-light": lambda T: 3 * T}), "there is no O^(t-1) yet"),
     (depth_answer({"mrla-light": lambda T: T}), "for the form 'mrla-light' and a budget of"),
     (depth_answer(bytes_a_number=1), "takes 4 bytes"),
     (depth_answer(bytes_a_number=2), "layers, which keep"),
-    (depth_answer(batched=False), "every image of the batch"),                                    # agrees with a batch of 1
-    (depth_answer(strict=True), "to the last byte"),                                              # agrees where some room is left
+    # agrees with a batch of 1
+    (depth_answer(batched=False), "every image of the batch"),
+    # agrees where some room is left
+    (depth_answer(strict=True), "to the last byte"),
     (depth_answer(one_more=True), "the first depth that does not fit"),
     (depth_answer(at_least=1), "not even one layer"),
     (right_once(), "layers, which keep"),
@@ -200,7 +207,8 @@ class OutputOnly(MRLABase):
 @pytest.mark.parametrize("answer", [
     window_class(before=newest),
     window_class(before=lambda memory, window: newest(memory, window) or None),
-    window_class(after=lambda memory, window: newest(memory, window)),          # hands on what the next layer reads, no more
+    # hands on what the next layer reads, no more
+    window_class(after=lambda memory, window: newest(memory, window)),
     window_class(after=lambda memory, window: newest(memory, window) or None),
 ])
 def test_other_right_windows_pass(answer):
@@ -208,21 +216,26 @@ def test_other_right_windows_pass(answer):
 
 
 @pytest.mark.parametrize(("answer", "words"), [
-    (window_class(), "you read every entry"),                                                   # agrees up to t = window
+    # agrees up to t = window
+    (window_class(), "you read every entry"),
     (window_class(after=lambda memory, window: memory[-window:]), "older entries beside your own"),
     (window_class(before=lambda memory, window: memory[: window - 1]), "you keep the oldest entries"),
-    (window_class(before=lambda memory, window: []), "own entry alone"),                        # agrees at window 1
+    # agrees at window 1
+    (window_class(before=lambda memory, window: []), "own entry alone"),
     (window_class(before=lambda memory, window: newest(memory, window - 1)), "one entry too few"),
-    (window_class(before=lambda memory, window: memory[-(window - 1):]), "memory[-0:] is the whole list"),    # agrees for window > 1
+    # agrees for window > 1
+    (window_class(before=lambda memory, window: memory[-(window - 1):]), "memory[-0:] is the whole list"),
     (window_class(before=newest, after=lambda memory, window: [*memory, *memory]), "over the 2 newest"),
-    (window_class(before=lambda memory, window: newest(memory, 3)), "with window 2"),           # ignores its argument
+    # ignores its argument
+    (window_class(before=lambda memory, window: newest(memory, 3)), "with window 2"),
     (window_class(before=newest, default=2), "with window 3"),
     (window_class(before=pops), "in place"),
     (window_class(before=poisoned), "contains NaN"),
     (window_class(before=newest, base=MRLALight), "derive it from MRLABase"),
     (NoWindow, "derive it from MRLABase"),
     (MRLABase, "you read every entry"),
-    (RemembersItself, "newest entries"),                                                        # right on the first call only
+    # right on the first call only
+    (RemembersItself, "newest entries"),
     (OutputOnly, "return two things"),
     (lambda channels, window=3: "a string", "a class of modules"),
     (lambda: None, "should be built as WindowedBase(channels)"),
@@ -250,7 +263,11 @@ def test_a_window_saves_macs_and_not_what_training_keeps():
     windowed = read_answers(NAME, "solution")[check_windowed_base]
     models = [cifar_resnet(38, width=8, layer_attention=form) for form in ("mrla-base", windowed)]
     base, own = (count_macs(model, 16) for model in models)
-    entries = sum(block.channels * side * side for stage, side in zip(models[0].stages, (16, 8, 4), strict=True) for block in stage[:1])
+    entries = sum(
+        block.channels * side * side
+        for stage, side in zip(models[0].stages, (16, 8, 4), strict=True)
+        for block in stage[:1]
+    )
     # Layers 4, 5, 6 read 3 entries each: 6 sums of maps less, and as many q.k
     assert base - own == 6 * entries + 6 * (8 + 16 + 32)
     images = torch.randn(2, 3, 32, 32)

@@ -1,4 +1,6 @@
-"""What every exercise's checker is made of: stubs, wrong answers and right ones are told apart, and nothing crashes."""
+"""What every exercise's checker is made of: stubs, wrong answers and right ones are told apart, and nothing
+crashes.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`mrla check`: good layer attentions pass, and each way to break one is caught by the check that is meant for it."""
+"""`mrla check`: good layer attentions pass, and each way to break one is caught by the check meant for it."""
 
 import json
 import re
@@ -58,72 +58,194 @@ BASE = """
 BROKEN = {
     "no pair": (LIGHT, "return output, output", "return output", "shapes", "should return a pair"),
     "no memory argument": (LIGHT, "x, memory=None", "x", "shapes", "your code raises TypeError"),
-    "another constructor": (LIGHT, "self, channels)", "self, channels, heads)", "built",
-                            "must be built as MyLight(channels), further arguments with defaults; MyLight(16) raises TypeError"),
-    "pooled output": (LIGHT, "return output, output", "return output.mean(dim=3), output", "shapes",
-                      "at layer 1 is (3, 16, 5)"),
+    "another constructor": (
+        LIGHT,
+        "self, channels)",
+        "self, channels, heads)",
+        "built",
+        "must be built as MyLight(channels), further arguments with defaults; MyLight(16) raises TypeError",
+    ),
+    "pooled output": (
+        LIGHT,
+        "return output, output",
+        "return output.mean(dim=3), output",
+        "shapes",
+        "at layer 1 is (3, 16, 5)",
+    ),
     "NaN": (LIGHT, ".sigmoid()", ".log()", "shapes", "NaN"),
     "memory not read": (LIGHT, "memory is not None", "False", "depth", "the memory is not read"),
-    "own map not read": (LIGHT, "if memory is not None:", "if memory is not None:\n                output = memory",
-                         "depth", "does not change the output of layer 2 itself"),
+    "own map not read": (
+        LIGHT,
+        "if memory is not None:",
+        "if memory is not None:\n                output = memory",
+        "depth",
+        "does not change the output of layer 2 itself",
+    ),
     "shared between layers": (
-        BASE, "memory = [] if memory is None else list(memory)",
-        "memory = MyBase.shared = list(getattr(MyBase, 'shared', []))[-9:]", "depth", "they share something"),
-    "kept between calls": (LIGHT, "return output, output",
-                           "self.calls = getattr(self, 'calls', 0) + 1\n            return output * self.calls, output",
-                           "calls", "keeps something from call to call"),
+        BASE,
+        "memory = [] if memory is None else list(memory)",
+        "memory = MyBase.shared = list(getattr(MyBase, 'shared', []))[-9:]",
+        "depth",
+        "they share something",
+    ),
+    "kept between calls": (
+        LIGHT,
+        "return output, output",
+        "self.calls = getattr(self, 'calls', 0) + 1\n            return output * self.calls, output",
+        "calls",
+        "keeps something from call to call",
+    ),
     "kept for a batch of the same size": (
-        LIGHT, "return output, output",
+        LIGHT,
+        "return output, output",
         "last, self.last = getattr(self, 'last', None), output.detach()\n"
-        "            return output if last is None or len(last) != len(x) else output + last, output", "calls", "from call to call"),
+        "            return output if last is None or len(last) != len(x) else output + last, output",
+        "calls",
+        "from call to call",
+    ),
     "kept from the first call on": (
-        LIGHT, "return output, output",
+        LIGHT,
+        "return output, output",
         "self.first = getattr(self, 'first', x.detach())\n"
-        "            return output + self.first.mean(), output", "calls", "keeps something from call to call"),
+        "            return output + self.first.mean(), output",
+        "calls",
+        "keeps something from call to call",
+    ),
     "kept in a list of the module's": (
-        BASE, "memory = [] if memory is None else list(memory)",
-        "store = MyBase.__dict__.get('store', [])\n            memory = MyBase.store = [] if memory is None else store", "calls",
-        "disturb each other"),
-    "batch mixed": (LIGHT, "dim=(2, 3))[:, None]", "dim=(0, 2, 3))[None, None]", "batch", "beside other samples"),
+        BASE,
+        "memory = [] if memory is None else list(memory)",
+        "store = MyBase.__dict__.get('store', [])\n"
+        "            memory = MyBase.store = [] if memory is None else store",
+        "calls",
+        "disturb each other",
+    ),
+    "batch mixed": (
+        LIGHT,
+        "dim=(2, 3))[:, None]",
+        "dim=(0, 2, 3))[None, None]",
+        "batch",
+        "beside other samples",
+    ),
     "softmax over the batch": (BASE, "softmax(dim=1)", "softmax(dim=0)", "batch", "beside other samples"),
-    "memory appended in place": (BASE, "else list(memory)", "else memory", "memory is a value", "changes the memory"),
-    "memory scaled in place": (LIGHT, "self.scale * memory", "memory.mul_(self.scale.detach())",
-                               "memory is a value", "changes the memory"),
-    "x changed in place": (LIGHT, "row = x", "x = x.detach().mul_(2.0) + 0.0 * x\n            row = x",
-                           "memory is a value", "changes x in place"),
-    "memory detached": (LIGHT, "return output, output", "return output, output.detach()", "gradients",
-                        "is the memory detached?"),
-    "unused parameter": (LIGHT, "self.scale =",
-                         "self.forgotten = nn.Parameter(torch.ones(3))\n            self.scale =", "gradients",
-                         "the parameter forgotten gets no gradient"),
-    "query cut off": (BASE, "self.query(pooled)[", "self.query(pooled).detach()[", "gradients",
-                      "query.weight gets no gradient"),
-    "leaves the program": (LIGHT, "row = x", "raise SystemExit(0)\n            row = x", "shapes", "your code raises SystemExit"),
-    "one width only": (LIGHT, "super()", "assert channels == 16\n            super()", "network",
-                       "your code raises AssertionError"),
-    "divides by what a ReLU made 0": (LIGHT, "self.value(x)\n", "self.value(x) * (x / x)\n", "network", "not finite"),
+    "memory appended in place": (
+        BASE,
+        "else list(memory)",
+        "else memory",
+        "memory is a value",
+        "changes the memory",
+    ),
+    "memory scaled in place": (
+        LIGHT,
+        "self.scale * memory",
+        "memory.mul_(self.scale.detach())",
+        "memory is a value",
+        "changes the memory",
+    ),
+    "x changed in place": (
+        LIGHT,
+        "row = x",
+        "x = x.detach().mul_(2.0) + 0.0 * x\n            row = x",
+        "memory is a value",
+        "changes x in place",
+    ),
+    "memory detached": (
+        LIGHT,
+        "return output, output",
+        "return output, output.detach()",
+        "gradients",
+        "is the memory detached?",
+    ),
+    "unused parameter": (
+        LIGHT,
+        "self.scale =",
+        "self.forgotten = nn.Parameter(torch.ones(3))\n            self.scale =",
+        "gradients",
+        "the parameter forgotten gets no gradient",
+    ),
+    "query cut off": (
+        BASE,
+        "self.query(pooled)[",
+        "self.query(pooled).detach()[",
+        "gradients",
+        "query.weight gets no gradient",
+    ),
+    "leaves the program": (
+        LIGHT,
+        "row = x",
+        "raise SystemExit(0)\n            row = x",
+        "shapes",
+        "your code raises SystemExit",
+    ),
+    "one width only": (
+        LIGHT,
+        "super()",
+        "assert channels == 16\n            super()",
+        "network",
+        "your code raises AssertionError",
+    ),
+    "divides by what a ReLU made 0": (
+        LIGHT,
+        "self.value(x)\n",
+        "self.value(x) * (x / x)\n",
+        "network",
+        "not finite",
+    ),
     # What the checks above let through and training does not stand: maps are channels last, types are mixed.
-    "view": (LIGHT, "gate[:, :, None, None] * self.value(x)",
-             "(gate[:, :, None] * self.value(x).view(len(x), x.shape[1], -1).view(len(x), 4, -1)"
-             ".view(len(x), x.shape[1], -1)).view(x.shape)", "channels last", "use reshape or flatten"),
-    "order in memory": (LIGHT, "row = x", "x = x.as_strided(x.shape, (x[0].numel(), x[0, 0].numel(), x.shape[3], 1))\n"
-                        "            row = x", "channels last", "relies on the order in memory"),
-    "lerp": (LIGHT, "output + self.scale * memory", "torch.lerp(memory, output, self.scale)", "half precision",
-             "bring them to one type"),
+    "view": (
+        LIGHT,
+        "gate[:, :, None, None] * self.value(x)",
+        "(gate[:, :, None] * self.value(x).view(len(x), x.shape[1], -1).view(len(x), 4, -1)"
+        ".view(len(x), x.shape[1], -1)).view(x.shape)",
+        "channels last",
+        "use reshape or flatten",
+    ),
+    "order in memory": (
+        LIGHT,
+        "row = x",
+        "x = x.as_strided(x.shape, (x[0].numel(), x[0, 0].numel(), x.shape[3], 1))\n            row = x",
+        "channels last",
+        "relies on the order in memory",
+    ),
+    "lerp": (
+        LIGHT,
+        "output + self.scale * memory",
+        "torch.lerp(memory, output, self.scale)",
+        "half precision",
+        "bring them to one type",
+    ),
     "batch statistics in evaluation": (
-        LIGHT, "return output, output", "output = output - output.mean(dim=0) * (x.shape[1] == 8)\n"
-        "            return output, output", "evaluation", "in evaluation mode an image gets other logits"),
+        LIGHT,
+        "return output, output",
+        "output = output - output.mean(dim=0) * (x.shape[1] == 8)\n            return output, output",
+        "evaluation",
+        "in evaluation mode an image gets other logits",
+    ),
     "a buffer that moves in evaluation": (
-        LIGHT.replace("super().__init__()", "super().__init__()\n            self.register_buffer('seen', torch.zeros(()))"),
-        "return output, output", "self.seen += 1\n            return output, output", "evaluation",
-        "in evaluation mode changes stages.0.0.layer_attention.seen"),
+        LIGHT.replace(
+            "super().__init__()",
+            "super().__init__()\n            self.register_buffer('seen', torch.zeros(()))",
+        ),
+        "return output, output",
+        "self.seen += 1\n            return output, output",
+        "evaluation",
+        "in evaluation mode changes stages.0.0.layer_attention.seen",
+    ),
     "a parameter made in forward": (
-        LIGHT, "row = x", "self.late = getattr(self, 'late', nn.Parameter(torch.ones(1)))\n"
+        LIGHT,
+        "row = x",
+        "self.late = getattr(self, 'late', nn.Parameter(torch.ones(1)))\n"
         "            x = x * self.late\n            row = x",
-        "checkpoint", "in __init__"),
+        "checkpoint",
+        "in __init__",
+    ),
     "a plain attribute that is kept": (
-        LIGHT, "row = x", "self.mean = x.mean().item() if self.training else getattr(self, 'mean', 0.0)\n"
-        "            x = x * (1 + self.mean * (x.shape[1] == 8))\n            row = x", "checkpoint", "other logits"),
+        LIGHT,
+        "row = x",
+        "self.mean = x.mean().item() if self.training else getattr(self, 'mean', 0.0)\n"
+        "            x = x * (1 + self.mean * (x.shape[1] == 8))\n            row = x",
+        "checkpoint",
+        "other logits",
+    ),
 }
 FADING = """
     import torch
@@ -172,7 +294,9 @@ def no_quiz(monkeypatch):
 
 
 def all_pass(results):
-    return [result["passed"] for result in results] == [True] * len(CHECKS) + [None] * len(coursework.REPORTED)
+    return [result["passed"] for result in results] == [True] * len(CHECKS) + [None] * len(
+        coursework.REPORTED
+    )
 
 
 def text_of(results, check):
@@ -190,7 +314,9 @@ def test_a_good_module_passes_every_check(write, source, growth):
 def readme_example():
     """The class that the README shows under "Use it in coursework", with its imports."""
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class LastTwo" in block]
+    (block,) = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class LastTwo" in block
+    ]
     return block
 
 
@@ -231,13 +357,17 @@ def test_grading_leaves_random_numbers_and_modules_as_they_were(write):
     before = dict(sys.modules)
     grade(write(LIGHT))
     assert torch.equal(torch.rand(3), expected)
-    assert "my_attention" not in sys.modules and all(sys.modules[name] is module for name, module in before.items())
+    assert "my_attention" not in sys.modules and all(
+        sys.modules[name] is module for name, module in before.items()
+    )
 
 
 def test_what_one_device_stands_and_several_do_not_is_reported_and_fails_nobody(write):
     results = grade(write(FADING))
     assert all_pass(results), coursework.report(results)
-    assert text_of(results, "several GPUs").startswith("fade gets no gradient at layer 1 of a stage: with torchrun DDP")
+    assert text_of(results, "several GPUs").startswith(
+        "fade gets no gradient at layer 1 of a stage: with torchrun DDP"
+    )
     assert "every parameter gets a gradient" in text_of(grade(write(BY_KEYWORD)), "several GPUs")
 
 
@@ -251,15 +381,28 @@ def line_of(source, words):
     return 1 + next(n for n, line in enumerate(textwrap.dedent(source).splitlines()) if words in line)
 
 
-@pytest.mark.parametrize(("old", "new", "check", "words"), [
-    ("row = x.mean", "row = x.meen", "shapes", "line {row = }, in forward)"),
-    ("self.query = nn", "self.query = nm", "built", "line {self.query = }, in __init__)"),
-    ("x, memory=None", "x", "shapes", "line {class MyLight}, class MyLight)"),            # the call fits no line of it
-    ("self, channels)", "self, channels, heads)", "built", "line {class MyLight}, class MyLight)"),
-    ("row = x", "raise SystemExit\n            row = x", "shapes", "line {row = }, in forward)"),
-    ("super()", "assert channels == 16\n            super()", "network", "line {assert}, in __init__)"),
-    ("output + self.scale * memory", "torch.lerp(memory, output, self.scale)", "half precision", "line {lerp}, in forward)"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "check", "words"),
+    [
+        ("row = x.mean", "row = x.meen", "shapes", "line {row = }, in forward)"),
+        ("self.query = nn", "self.query = nm", "built", "line {self.query = }, in __init__)"),
+        (
+            "x, memory=None",
+            "x",
+            "shapes",
+            "line {class MyLight}, class MyLight)",
+        ),  # the call fits no line of it
+        ("self, channels)", "self, channels, heads)", "built", "line {class MyLight}, class MyLight)"),
+        ("row = x", "raise SystemExit\n            row = x", "shapes", "line {row = }, in forward)"),
+        ("super()", "assert channels == 16\n            super()", "network", "line {assert}, in __init__)"),
+        (
+            "output + self.scale * memory",
+            "torch.lerp(memory, output, self.scale)",
+            "half precision",
+            "line {lerp}, in forward)",
+        ),
+    ],
+)
 def test_what_the_code_raises_is_told_with_its_line(write, old, new, check, words):
     source = LIGHT.replace(old, new)
     path = write(source)
@@ -273,7 +416,9 @@ def test_a_helper_of_the_file_is_told_with_its_line_too(write):
     helper = write("def halve(x):\n    return x / 2 + y\n", "helper.py")
     source = LIGHT.replace("import math", "import math\n    from helper import halve")
     path = write(source.replace("row = x", "halve(x)\n            row = x"))
-    assert f"NameError: name 'y' is not defined ({helper}, line 2, in halve)" in text_of(grade(path), "shapes")
+    assert f"NameError: name 'y' is not defined ({helper}, line 2, in halve)" in text_of(
+        grade(path), "shapes"
+    )
 
 
 def test_two_submissions_in_one_process_get_their_own_helpers(write, tmp_path):
@@ -309,7 +454,11 @@ def test_the_quiz_shows_how_far_it_is(write, monkeypatch, capsys):
     monkeypatch.setattr(coursework, "train_module_quiz", lambda *args, **more: train(*args, **more, steps=2))
     coursework.grade(write(LIGHT))
     err = capsys.readouterr().err
-    assert "checks:" in err and "corridor quiz, late question:" in err and "corridor quiz, early question:" in err
+    assert (
+        "checks:" in err
+        and "corridor quiz, late question:" in err
+        and "corridor quiz, early question:" in err
+    )
     coursework.grade(write(LIGHT), progress=False)
     assert capsys.readouterr() == ("", "")
 
@@ -319,7 +468,9 @@ def test_exit_status_0_and_a_line_for_each_check(write, no_quiz, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("[OK]") for line in lines) == len(CHECKS)
     assert [line for line in lines if "corridor quiz" in line] == [
-        "[INFO] corridor quiz, late question: not run here", "[INFO] corridor quiz, early question: not run here"]
+        "[INFO] corridor quiz, late question: not run here",
+        "[INFO] corridor quiz, early question: not run here",
+    ]
     assert lines[-1] == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
 
 

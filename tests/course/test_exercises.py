@@ -1,4 +1,7 @@
-"""Every exercise of every notebook: its stub is not attempted, its solution passes. What is wrong is in test_checks_NN.py."""
+"""Every exercise of every notebook: its stub is not attempted, its solution passes.
+
+What is wrong is in test_checks_NN.py.
+"""
 
 import importlib
 from pathlib import Path
@@ -13,7 +16,11 @@ def library_checks():
     """Every checker that the library holds."""
     for path in Path(checks.__file__).parent.glob("*.py"):
         module = importlib.import_module(f"{checks.__name__}.{path.stem}")
-        yield from (value for name, value in vars(module).items() if name.startswith("check_") and hasattr(value, "judge"))
+        yield from (
+            value
+            for name, value in vars(module).items()
+            if name.startswith("check_") and hasattr(value, "judge")
+        )
 
 
 @pytest.mark.parametrize("name", LESSONS)

@@ -1,4 +1,6 @@
-"""The corridor quiz: each method solves what it is for and nothing else, as vectors and with the library's modules."""
+"""The corridor quiz: each method solves what it is for and nothing else, as vectors and with the library's
+modules.
+"""
 
 import functools
 import itertools
@@ -11,14 +13,15 @@ from mrla_minimal import MRLABase, MRLALight, UniformMean
 from mrla_minimal.course import quiz, quiz_records
 from mrla_minimal.course.quiz_methods import METHODS
 
-
 QUICK = 200         # steps that solve what 400 solve, in the vector form
 
 
 @pytest.fixture(scope="module")
 def trained():
     """Each vector-form run once, whatever the number of tests that look at it."""
-    return functools.cache(lambda method, question, steps=QUICK, **more: quiz.train_quiz(method, question, steps=steps, **more))
+    return functools.cache(
+        lambda method, question, steps=QUICK, **more: quiz.train_quiz(method, question, steps=steps, **more)
+    )
 
 
 @pytest.mark.parametrize("question", quiz.QUESTIONS)
@@ -96,7 +99,9 @@ def test_weights_map_shows_the_room_asked_for(trained, method, question):
     assert weights_map.shape == (quiz.ROOMS, quiz.LAYERS)
     assert torch.equal(weights_map.argmax(dim=-1), torch.arange(quiz.ROOMS))
     diagonal = weights_map.diagonal().mean()
-    others = (weights_map[:, :quiz.ROOMS].sum() - weights_map.diagonal().sum()) / (quiz.ROOMS * (quiz.ROOMS - 1))
+    others = (weights_map[:, : quiz.ROOMS].sum() - weights_map.diagonal().sum()) / (
+        quiz.ROOMS * (quiz.ROOMS - 1)
+    )
     assert diagonal > 0.7 and others < 0.2
     assert trained("mean", "late").weights_map is None
 
@@ -145,7 +150,9 @@ def test_a_class_of_ones_own_is_trained_like_a_named_one():
     assert torch.equal(parameters_of(by_class), parameters_of(by_name))
 
 
-@pytest.mark.parametrize("train, argument", [(quiz.train_quiz, "layer-tagged"), (quiz.train_module_quiz, MRLALight)])
+@pytest.mark.parametrize(
+    "train, argument", [(quiz.train_quiz, "layer-tagged"), (quiz.train_module_quiz, MRLALight)]
+)
 def test_other_defaults_of_the_program_change_nothing(train, argument):
     expected = parameters_of(train(argument, steps=3))
     torch.set_default_dtype(torch.float64)
@@ -171,27 +178,39 @@ class WrongShape(torch.nn.Module):
         return x[:, :1], None
 
 
-@pytest.mark.parametrize("call, named", [
-    (lambda: quiz.train_quiz("bass"), "'base'.*not 'bass'"),
-    (lambda: quiz.train_quiz("base", "soon"), "'late', 'early', not 'soon'"),
-    (lambda: quiz.train_quiz("base", width=0), "width.*not 0"),
-    (lambda: quiz.train_quiz("base", key_dim=2.0), "key_dim.*not 2.0"),
-    (lambda: quiz.train_quiz("base", steps=True), "steps.*not True"),
-    (lambda: quiz.train_quiz("base", seed=-1), "seed.*not -1"),
-    (lambda: quiz.train_quiz("base", seed=quiz.TEST_SEED), "seed"),
-    (lambda: quiz.train_module_quiz("mrla-base"), "callable.*not 'mrla-base'"),
-    (lambda: quiz.train_module_quiz(MRLABase(8)), "attention_factory must make modules; here is one module, a MRLABase"),
-    (lambda: quiz.train_quiz(METHODS["base"](4, 8)), "method must make modules; here is one module, a VectorBase"),
-    (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'late', 'early', not 'soon'"),
-    (lambda: quiz.train_module_quiz(MRLABase, channels=0), "channels.*not 0"),
-    (lambda: quiz.train_module_quiz(lambda channels: WrongShape()), r"\(128, 8, 1, 1\), not \(128, 1, 1, 1\)"),
-    (lambda: quiz.draw_corridors(0, "late", torch.Generator()), "count.*not 0"),
-    (lambda: quiz.draw_corridors(1, None, torch.Generator()), "question.*not None"),
-    (lambda: quiz.accuracy_without_choice(None, "median"), "'mean', 'shuffle', not 'median'"),
-    (lambda: quiz.verdict(float("nan")), "not nan"),
-    (lambda: quiz.verdict(1.2), "not 1.2"),
-    (lambda: next(quiz_records.quiz_records(methods=("base", "bass"))), "not 'bass'"),
-])
+@pytest.mark.parametrize(
+    "call, named",
+    [
+        (lambda: quiz.train_quiz("bass"), "'base'.*not 'bass'"),
+        (lambda: quiz.train_quiz("base", "soon"), "'late', 'early', not 'soon'"),
+        (lambda: quiz.train_quiz("base", width=0), "width.*not 0"),
+        (lambda: quiz.train_quiz("base", key_dim=2.0), "key_dim.*not 2.0"),
+        (lambda: quiz.train_quiz("base", steps=True), "steps.*not True"),
+        (lambda: quiz.train_quiz("base", seed=-1), "seed.*not -1"),
+        (lambda: quiz.train_quiz("base", seed=quiz.TEST_SEED), "seed"),
+        (lambda: quiz.train_module_quiz("mrla-base"), "callable.*not 'mrla-base'"),
+        (
+            lambda: quiz.train_module_quiz(MRLABase(8)),
+            "attention_factory must make modules; here is one module, a MRLABase",
+        ),
+        (
+            lambda: quiz.train_quiz(METHODS["base"](4, 8)),
+            "method must make modules; here is one module, a VectorBase",
+        ),
+        (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'late', 'early', not 'soon'"),
+        (lambda: quiz.train_module_quiz(MRLABase, channels=0), "channels.*not 0"),
+        (
+            lambda: quiz.train_module_quiz(lambda channels: WrongShape()),
+            r"\(128, 8, 1, 1\), not \(128, 1, 1, 1\)",
+        ),
+        (lambda: quiz.draw_corridors(0, "late", torch.Generator()), "count.*not 0"),
+        (lambda: quiz.draw_corridors(1, None, torch.Generator()), "question.*not None"),
+        (lambda: quiz.accuracy_without_choice(None, "median"), "'mean', 'shuffle', not 'median'"),
+        (lambda: quiz.verdict(float("nan")), "not nan"),
+        (lambda: quiz.verdict(1.2), "not 1.2"),
+        (lambda: next(quiz_records.quiz_records(methods=("base", "bass"))), "not 'bass'"),
+    ],
+)
 def test_bad_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named) as refused:
         call()
@@ -199,8 +218,9 @@ def test_bad_arguments_are_named(call, named):
 
 
 def few_records(known=()):
-    return quiz_records.quiz_records(seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2,
-                             known=known)
+    return quiz_records.quiz_records(
+        seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2, known=known
+    )
 
 
 def test_records_are_plain_and_continue():
@@ -210,7 +230,8 @@ def test_records_are_plain_and_continue():
     assert all(record["accuracy_mean"] is None for record in records if record["method"] == "mean")
     assert all(0 <= record["accuracy_shuffle"] <= 1 for record in records if record["method"] == "light")
     assert len({record["id"] for record in records}) == len(records)
-    assert [record["id"] for record in records] == [record["id"] for record in few_records()]      # of the setting alone
+    # of the setting alone
+    assert [record["id"] for record in records] == [record["id"] for record in few_records()]
     continued = list(few_records(known=records[:3] + records[5:]))
     assert continued == records[3:5]
 
@@ -219,8 +240,11 @@ def test_the_file_of_records_survives_being_stopped(tmp_path, monkeypatch):
     path = tmp_path / "results" / "quiz.jsonl"
     make = quiz_records.quiz_records
     few = dict(seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2)
-    monkeypatch.setattr(quiz_records, "quiz_records", lambda known, **part: itertools.islice(make(**few, known=known), 1))
-    begun = quiz_records.write_quiz_records(path)                                # stopped after one record of each part
+    monkeypatch.setattr(
+        quiz_records, "quiz_records", lambda known, **part: itertools.islice(make(**few, known=known), 1)
+    )
+    # stopped after one record of each part
+    begun = quiz_records.write_quiz_records(path)
     assert len(begun) == 3
     monkeypatch.setattr(quiz_records, "quiz_records", lambda known, **part: make(**few, known=known))
     finished = quiz_records.write_quiz_records(path)

@@ -1,4 +1,6 @@
-"""What a model costs: against closed formulas, against the published counts, and leaving no trace on the model."""
+"""What a model costs: against closed formulas, against the published counts, and leaving no trace on the
+model.
+"""
 
 import re
 
@@ -21,7 +23,10 @@ from mrla_minimal.shapes import eca_kernel_size
 
 @pytest.fixture(scope="module")
 def paper_rows():
-    return {(depth, row.name): row for depth, row in zip([50] * 8 + [101] * 2, cost_tables.paper_table(), strict=True)}
+    return {
+        (depth, row.name): row
+        for depth, row in zip([50] * 8 + [101] * 2, cost_tables.paper_table(), strict=True)
+    }
 
 
 # Parameters and multiply-adds
@@ -87,7 +92,8 @@ def extra_by_formula(name, stages, layers, every_product):
 
 
 @pytest.mark.parametrize("every_product", [False, True])
-@pytest.mark.parametrize("head_dim", [None, 1, 4])       # at 1, an einsum is no matrix product to torch's counter
+# at 1, an einsum is no matrix product to torch's counter
+@pytest.mark.parametrize("head_dim", [None, 1, 4])
 @pytest.mark.parametrize("name", [*LAYER_ATTENTIONS, *CHANNEL_ATTENTIONS])
 def test_every_attention_adds_what_its_formula_says(name, head_dim, every_product):
     if name in CHANNEL_ATTENTIONS:
@@ -144,8 +150,11 @@ def test_images_of_other_channels_are_what_the_first_convolution_takes():
     def net(channels):
         return nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
 
-    assert [cost.count_macs(net(channels), 5) for channels in (1, 3, 4)] == [25 * (36 * c + 8) for c in (1, 3, 4)]
-    tokens = nn.Sequential(nn.Flatten(), nn.Linear(2 * 9, 7))           # no convolution tells: three, or what is given
+    assert [cost.count_macs(net(channels), 5) for channels in (1, 3, 4)] == [
+        25 * (36 * c + 8) for c in (1, 3, 4)
+    ]
+    # no convolution tells: three, or what is given
+    tokens = nn.Sequential(nn.Flatten(), nn.Linear(2 * 9, 7))
     assert cost.count_macs(tokens, 3, in_channels=2) == 18 * 7
     for wrong in (0, 1.5, True):
         with pytest.raises(ValueError, match=f"in_channels must be a positive integer, not {wrong!r}"):
@@ -173,7 +182,9 @@ def test_an_attention_that_is_called_by_keyword_counts_the_same(name):
 
 def test_an_attention_inside_another_is_taken_back_once():
     class Both(MRLABase):
-        """Base whose value is an attention's output: q.k, weights and products of both count, and nothing twice."""
+        """Base whose value is an attention's output: q.k, weights and products of both count, and nothing
+        twice.
+        """
 
         def __init__(self, channels):
             super().__init__(channels, head_dim=4)
@@ -214,7 +225,9 @@ def test_a_measured_model_is_left_as_it_was(training, measure):
     values = {key: gradient.clone() for key, gradient in before[1].items()}
     measure(model, images)
     after = trace(model)
-    assert before[0].keys() == after[0].keys() and all(torch.equal(after[0][key], before[0][key]) for key in before[0])
+    assert before[0].keys() == after[0].keys() and all(
+        torch.equal(after[0][key], before[0][key]) for key in before[0]
+    )
     assert all(after[1][key] is before[1][key] and torch.equal(after[1][key], values[key]) for key in values)
     assert after[2:4] == before[2:4] and after[3] == 0
     assert torch.equal(after[4], before[4])
@@ -261,7 +274,7 @@ def test_base_keeps_two_maps_a_layer(layers):
 def test_what_a_linear_layer_keeps_is_its_input_alone(as_function):
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     images = torch.randn(4, 5)
-    # Input of the first, and the ReLU's output, which is the second one's input: two storages, kept three times.
+    # Input of the first; the ReLU's output, which is the second's input: two storages, kept three times.
     assert cost.saved_activation_bytes(model.forward if as_function else model, images) == 4 * (4 * 5 + 4 * 7)
     assert cost.saved_activation_bytes(model.double(), images.double()) == 8 * (4 * 5 + 4 * 7)
 
@@ -329,11 +342,14 @@ def test_the_printed_table_holds_what_the_functions_count():
     plain, light = cifar_resnet(8, width=4), cifar_resnet(8, width=4, layer_attention="mrla-light")
     images = torch.zeros(cost_tables.BATCH, 3, 8, 8)
     assert text.splitlines()[4].split()[1:] == [
-        f"{cost.count_parameters(light):,}", f"+{cost.count_parameters(light) - cost.count_parameters(plain):,}",
+        f"{cost.count_parameters(light):,}",
+        f"+{cost.count_parameters(light) - cost.count_parameters(plain):,}",
         f"{cost.count_macs(light, 8) / 1e6:.2f}",
         f"+{(cost.count_macs(light, 8) - cost.count_macs(plain, 8)) / 1e6:.2f}",
-        f"{cost.saved_activation_bytes(light, images) / 2**20:.1f}"]
-    assert len({len(line) for line in text.splitlines()[2:6]}) == 1              # columns stand below each other
+        f"{cost.saved_activation_bytes(light, images) / 2**20:.1f}",
+    ]
+    # columns stand below each other
+    assert len({len(line) for line in text.splitlines()[2:6]}) == 1
 
 
 def test_all_variants_are_printed_and_step_times_as_ratios():

@@ -1,1 +1,1 @@
-"""The exercises' checkers, one module a notebook, and what grades a layer attention of your own (`mrla check`)."""
+"""The exercises' checkers, a module a notebook, and what grades your own layer attention (`mrla check`)."""

@@ -1,6 +1,7 @@
 """The checkers of notebook 03: layer attention, Eq. 4, on vectors.
 
-No two sizes are equal, so that a swap of layers, heads and channels shows in a shape; each check takes several sizes.
+No two sizes are equal, so that a swap of layers, heads and channels shows in a shape; each check takes
+several sizes.
 """
 
 import math
@@ -19,13 +20,15 @@ def _run_twice(answer, *inputs):
     first, second = (pair(run(answer, *inputs), "the output", "the weights") for _ in range(2))
     for one, other in zip(first, second, strict=True):
         if isinstance(one, torch.Tensor) and not one.isnan().any() and not close(other, one):
-            raise Wrong("a second call on the same inputs gives another result: something is kept between calls")
+            raise Wrong("a second call on the same inputs gives another "
+                        "result: something is kept between calls")
     return first
 
 
 @checker("exercise 1")
-def check_count(answer):
-    """answer(lengths) -> how often a net with stages of these lengths applies a key projection under Eq. 4."""
+def check_count(answer: object) -> None:
+    """answer(lengths) -> how often a net with stages of these lengths applies a key projection under Eq. 4.
+    """
     for lengths in STAGES:
         given = run(answer, lengths)
         if not hasattr(given, "__float__") or isinstance(given, bool):
@@ -33,20 +36,27 @@ def check_count(answer):
         total = sum(lengths)
         right = sum(length * (length + 1) // 2 for length in lengths)
         mistakes = [
-            (total * (total + 1) // 2, "a layer reads its own stage only; the next stage starts with an empty memory"),
-            (2 * right, "you count key and value projections together; the question is about key projections"),
-            (total, "you count one key projection a layer; under Eq. 4 layer t applies its own to t features"),
-            (sum(length * length for length in lengths), "you let layers read later layers; layer t reads 1 to t only"),
+            (total * (total + 1) // 2, "a layer reads its own stage only; the "
+                                       "next stage starts with an empty memory"),
+            (2 * right, "you count key and value projections together; "
+                        "the question is about key projections"),
+            (total, "you count one key projection a layer; under "
+                    "Eq. 4 layer t applies its own to t features"),
+            (sum(length * length for length in lengths), "you let layers read later layers; "
+                                                         "layer t reads 1 to t only"),
             (right - total, "you leave out a layer's own feature; layer t reads layers 1 to t, itself too"),
         ]
         stages = f" (stages {lengths} gave {float(given):g})"
-        blame(given, right, [(wrong, message + stages) for wrong, message in mistakes], "the count is not right" + stages)
+        named = [(wrong, message + stages) for wrong, message in mistakes]
+        blame(given, right, named, "the count is not right" + stages)
 
 
 HEAD_MISTAKES = {
     "view": "your heads mix layers and channels: (layers, channels) needs a transpose, not only a view",
-    "woven": "your heads take every n-th channel; head 1 should have the first head_dim channels, head 2 the next",
-    "root of dim": "you divide by the root of dim; a head's dot product has head_dim terms, so divide by its root",
+    "woven":
+        "your heads take every n-th channel; head 1 should have the first head_dim channels, head 2 the next",
+    "root of dim":
+        "you divide by the root of dim; a head's dot product has head_dim terms, so divide by its root",
     "no scale": "you do not divide by the root of head_dim",
     "over heads": "your softmax runs over the heads; it should run over the layers, for each head",
     "first asks": "you ask with layer 1's query; the last row of features is the layer that asks",
@@ -84,7 +94,7 @@ def _in_heads(features, maps, heads, mistake=None):
 
 
 @checker("exercise 2")
-def check_heads(answer):
+def check_heads(answer: object) -> None:
     """answer(features (t, dim), three maps (dim, dim), heads) -> output (dim,), weights (heads, t)."""
     for number, (layers, heads, head_dim) in enumerate(HEAD_SIZES):
         dim = heads * head_dim
@@ -99,7 +109,9 @@ def check_heads(answer):
 
 
 TAG_MISTAKES = {
-    "none": "your keys do not tell the layers apart: shuffling the earlier ones changes nothing; give feature s tag s",
+    "none":
+        "your keys do not tell the layers apart: shuffling the earlier ones changes nothing; "
+        "give feature s tag s",
     "query": "your query is tagged too; it should come from the plain feature",
     "values": "your values are tagged too; they should come from the plain features",
     "all": "you tag queries and values too; only the keys should know the tags",
@@ -121,7 +133,7 @@ def _tagged(features, tags, maps, mistake=None):
 
 
 @checker("exercise 3")
-def check_tags(answer):
+def check_tags(answer: object) -> None:
     """answer(features (t, dim), tags (t, dim), three maps (dim, dim)) -> output (dim,), weights (t,)."""
     for number, (layers, dim) in enumerate(TAG_SIZES):
         features, tags = numbers(layers, dim, seed=number), numbers(layers, dim, seed=number + 20)
@@ -129,7 +141,8 @@ def check_tags(answer):
         output, weights = _run_twice(answer, features, tags, *maps)
         right = _tagged(features, tags, maps)
         wrong = {mistake: _tagged(features, tags, maps, mistake) for mistake in TAG_MISTAKES}
-        # Both parts at once: "values" and "all" give the right weights or the right output, never the same pair.
+        # Both parts at once: "values" and "all" give the right weights or the right output, never both.
         joined = [(torch.cat(wrong[mistake]), TAG_MISTAKES[mistake]) for mistake in wrong]
         given = torch.cat([tensor(output, (dim,)), tensor(weights, (layers,), "weights")])
-        blame(given, torch.cat(right), joined, "the numbers differ from Eq. 4's with tagged keys; try plain loops")
+        blame(given, torch.cat(right), joined, "the numbers differ from Eq. 4's "
+                                               "with tagged keys; try plain loops")

@@ -1,7 +1,7 @@
 """Whether a layer attention stands what training does with it: what passes here, trains.
 
-Each check takes a callable channels -> module, and returns what it found, or raises Wrong. The network is a small
-cifar_resnet, on images drawn from a fixed seed.
+Each check takes a callable channels -> module, and returns what it found, or raises Wrong. The network is a
+small cifar_resnet, on images drawn from a fixed seed.
 """
 
 import copy
@@ -78,7 +78,8 @@ def check_channels_last(attention: Attention) -> str:
 def check_half_precision(attention: Attention) -> str:
     for dtype in (torch.bfloat16, torch.float32):       # under autocast, maps come in either
         stack, maps = build(attention), [x.to(dtype) for x in features()]
-        with _explained(attention, "on a GPU, training runs under autocast, where some tensors are of half precision "
+        with _explained(attention, "on a GPU, training runs under autocast, "
+                                   "where some tensors are of half precision "
                                    "and others float32: bring them to one type, as in a.to(b.dtype)"):
             with torch.autocast("cpu", torch.bfloat16):
                 outputs = run_stack(stack, maps)
@@ -98,7 +99,8 @@ def check_evaluation(attention: Attention) -> str:
         raise Wrong("in evaluation mode an image gets other logits alone than beside others")
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     if changed:
-        raise Wrong(f"a forward pass in evaluation mode changes {changed[0]}; ask self.training before you change it")
+        raise Wrong(f"a forward pass in evaluation mode changes {changed[0]}; "
+                    "ask self.training before you change it")
     return "in evaluation mode an image's logits are its own, and nothing in the net changes"
 
 
@@ -111,12 +113,13 @@ def check_checkpoint(attention: Attention) -> str:
     try:
         fresh.load_state_dict(torch.load(file, weights_only=True))
     except RuntimeError as error:
-        raise Wrong("the weights of a trained net do not fit a new one: make all parameters and buffers in __init__, "
+        raise Wrong("the weights of a trained net do not fit a new one: "
+                    "make all parameters and buffers in __init__, "
                     "none in forward") from error
     with torch.no_grad():
         if not near(fresh.eval()(images), model.eval()(images)):
-            raise Wrong("a net that is restored from its checkpoint gives other logits: what is learned or kept must be "
-                        "an nn.Parameter or a buffer (register_buffer), not a plain attribute")
+            raise Wrong("a net that is restored from its checkpoint gives other logits: what is learned or "
+                        "kept must be an nn.Parameter or a buffer (register_buffer), not a plain attribute")
     return "a net restored from its checkpoint is the same net"
 
 
@@ -144,4 +147,5 @@ def several_gpus(attention: Attention) -> str:
 
 
 # What an exercise's own attention must stand as well, in this order
-AS_TRAINED = (check_training_step, check_channels_last, check_half_precision, check_evaluation, check_checkpoint)
+AS_TRAINED = (check_training_step, check_channels_last, check_half_precision, check_evaluation,
+              check_checkpoint)

@@ -1,6 +1,6 @@
 """What every exercise's checker is made of.
 
-A checker runs the answer on inputs of its own and says, in one line and in the student's terms, what it found:
+A checker runs the answer on inputs of its own, and says in one line, in the student's terms, what it found:
 
     @checker("exercise 1")
     def check_rows(answer):
@@ -13,6 +13,8 @@ A checker runs the answer on inputs of its own and says, in one line and in the 
 """
 
 import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,12 +38,13 @@ def _is_stub(value):
     return value is None or value is Ellipsis
 
 
-def checker(title):
+def checker(title: str) -> Callable[[Callable[[object], object]], Callable[[object], None]]:
     """Decorator: turn a function that raises Wrong (or returns) into one that prints a line and returns None.
 
-    The function gains `.judge(answer) -> (status, message)`, status one of "not attempted", "wrong", "passed". Neither
-    lets an exception through, nor an answer that leaves the program, so that Run All reaches the notebook's end; only an
-    interrupt passes. Neither touches torch's global random state, and neither minds other default types and devices.
+    The function gains `.judge(answer) -> (status, message)`, status one of "not attempted", "wrong",
+    "passed". Neither lets an exception through, nor an answer that leaves the program, so that Run All
+    reaches the notebook's end; only an interrupt passes. Neither touches torch's global random state, and
+    neither minds other default types and devices.
     """
     def decorate(body):
         def judge(answer):
@@ -70,7 +73,8 @@ def checker(title):
 
 
 def _copy(value):
-    """A copy of tensors, also inside lists and tuples (gradients reach the originals); anything else as it is."""
+    """A copy of tensors, also inside lists and tuples; anything else as it is. Gradients reach the originals.
+    """
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, (list, tuple)):
@@ -87,11 +91,11 @@ def _same(a, b):
     return True
 
 
-def run(answer, *inputs):
+def run(answer: object, *inputs: object) -> Any:
     """The answer's output on copies of `inputs`.
 
-    Raises NotAttempted for a stub (the answer, or what it returns, is None or ...; or it raises NotImplementedError),
-    and Wrong if the answer cannot be called, raises, or changes an input in place.
+    Raises NotAttempted for a stub (the answer, or what it returns, is None or ...; or it raises
+    NotImplementedError), and Wrong if the answer cannot be called, raises, or changes an input in place.
     """
     if _is_stub(answer):
         raise NotAttempted
@@ -109,11 +113,12 @@ def run(answer, *inputs):
     for number, (given, after) in enumerate(zip(inputs, copies, strict=True), start=1):
         if not _same(given, after):
             kind = "list" if isinstance(given, list) else "tensor"
-            raise Wrong(f"your code changes its input number {number} (a {kind}) in place; make a new one instead")
+            raise Wrong(f"your code changes its input number {number} "
+                        f"(a {kind}) in place; make a new one instead")
     return output
 
 
-def tensor(output, shape, name="output"):
+def tensor(output: object, shape: Iterable[int], name: str = "output") -> torch.Tensor:
     """`output`, if it is a tensor of that shape with finite numbers only; else raises Wrong."""
     if not isinstance(output, torch.Tensor):
         raise Wrong(f"your {name} should be a tensor, not of type {type(output).__name__}")
@@ -126,8 +131,9 @@ def tensor(output, shape, name="output"):
     return output
 
 
-def pair(output, first="the output", second="the memory for the next layer"):
-    """`output`, if it is a tuple of two things, called `first` and `second`; NotAttempted if both are None."""
+def pair(output: object, first: str = "the output", second: str = "the memory for the next layer") -> tuple:
+    """`output`, if it is a tuple of two things, called `first` and `second`; NotAttempted if both are None.
+    """
     if not isinstance(output, tuple) or len(output) != 2:
         raise Wrong(f"return two things, {first} and {second}, in this order")
     if output[0] is None and output[1] is None:
@@ -135,8 +141,11 @@ def pair(output, first="the output", second="the memory for the next layer"):
     return output
 
 
-def three_numbers(output, names):
-    """`output` as three floats, if it is three numbers (`names` says which); else raises Wrong. A NaN stays one."""
+def three_numbers(output: object, names: str) -> tuple[float, float, float]:
+    """`output` as three floats, if it is three numbers (`names` says which); else raises Wrong.
+
+    A NaN stays one.
+    """
     if not isinstance(output, (tuple, list)) or len(output) != 3:
         raise Wrong(f"your function should return three numbers: {names}")
     if not all(isinstance(number, (int, float)) or getattr(number, "shape", None) == () for number in output):
@@ -144,7 +153,7 @@ def three_numbers(output, names):
     return tuple(float(number) for number in output)
 
 
-def built(answer, channels, shape):
+def built(answer: object, channels: int, shape: Iterable[int]) -> nn.Module:
     """A new answer(channels), once another was found to be a module, and no stub, on a map of `shape`.
 
     Raises NotAttempted or Wrong if it is none.
@@ -156,10 +165,13 @@ def built(answer, channels, shape):
     return run(answer, channels)        # nothing that the first one kept
 
 
-def close(a, b, tolerance=1e-8):
-    """Whether two tensors (or numbers) agree in shape and, relative to b's largest number or 1, in every entry.
+def close(a: torch.Tensor | float, b: torch.Tensor | float, tolerance: float = 1e-8) -> bool:
+    """Whether two tensors (or numbers) agree in shape and in every entry.
 
-    False wherever a NaN is. Where one is float32 (torch.zeros makes it so) its own precision is asked, not `tolerance`.
+    The tolerance is relative to b's largest number, or to 1.
+
+    False wherever a NaN is. Where one is float32 (torch.zeros makes it so) its own precision is asked, not
+    `tolerance`.
     """
     a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()
     if a.shape != b.shape:
@@ -172,11 +184,12 @@ def close(a, b, tolerance=1e-8):
     return bool(((a - b).abs() <= tolerance * max(1.0, b.abs().max().item())).all())
 
 
-def blame(given, right, mistakes, otherwise, prefix=""):
-    """Nothing if `given` is `right`; else raises Wrong with the message of the first mistake that gives the same.
+def blame(given: torch.Tensor | float, right: torch.Tensor | float, mistakes: dict | Iterable[tuple],
+          otherwise: str, prefix: str = "") -> None:
+    """Raises Wrong unless `given` is `right`, with the message of the first mistake that gives the same.
 
-    mistakes: pairs (what the mistake gives, message), or a dictionary message -> what the mistake gives; `otherwise` is
-    the message if none of them fits. `prefix` goes before any of them.
+    mistakes: pairs (what the mistake gives, message), or a dictionary message -> what the mistake gives;
+    `otherwise` is the message if none of them fits. `prefix` goes before any of them.
     """
     if close(given, right):
         return
@@ -188,6 +201,6 @@ def blame(given, right, mistakes, otherwise, prefix=""):
     raise Wrong(prefix + otherwise)
 
 
-def numbers(*shape, seed=0):
-    """Fixed normal numbers, float64: the same on every machine, and without touching torch's global random state."""
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Fixed normal numbers, float64, the same on every machine; torch's own random state stays as it is."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,7 +1,10 @@
-"""`mrla check FILE`: grade a layer attention of your own, by what all of them share and by what training asks of them.
+"""`mrla check FILE`: grade a layer attention of your own.
 
-The file holds one nn.Module class that is built as Class(channels), or several and one is named. It is run in this
-process: what its code does to files or to the network is not held back. Grade strangers' files where that does no harm.
+By what all of them share (signature.py), and by what training asks of them (as_trained.py).
+
+The file holds one nn.Module class that is built as Class(channels), or several and one is named. It is run in
+this process: what its code does to files or to the network is not held back. Grade strangers' files where
+that does no harm.
 """
 
 from collections.abc import Callable
@@ -49,12 +52,13 @@ CHECKS: dict[str, Check] = NEEDED | {
 REPORTED: dict[str, Check] = {"memory": signature.memory_growth, "several GPUs": as_trained.several_gpus}
 
 
-def grade(path: str | Path, class_name: str | None = None, quiz: bool = True, progress: bool = True) -> list[dict]:
-    """All checks on the class in a file, as a list of {"check": its name, "passed": ..., "text": what was found}.
+def grade(path: str | Path, class_name: str | None = None, quiz: bool = True,
+          progress: bool = True) -> list[dict]:
+    """All checks on the class in a file: a list of {"check": its name, "passed": ..., "text": the finding}.
 
-    `passed` is True or False, and None where something is only reported. Takes about half a minute, nearly all of it for
-    the corridor quiz (left out if `quiz` is False); `progress` shows a bar on stderr meanwhile. Raises ValueError as
-    `load_class` does; whatever the class itself raises is a failed check.
+    `passed` is True or False, and None where something is only reported. Takes about half a minute, nearly
+    all of it for the corridor quiz (left out if `quiz` is False); `progress` shows a bar on stderr meanwhile.
+    Raises ValueError as `load_class` does; whatever the class itself raises is a failed check.
     """
     with plain_defaults():
         attention = load_class(path, class_name)
@@ -67,8 +71,9 @@ def grade(path: str | Path, class_name: str | None = None, quiz: bool = True, pr
                 return [*results, {"check": "note", "passed": None, "text": text}]
         reported = dict(REPORTED)
         if quiz:
-            reported |= {f"corridor quiz, {question} question": partial(quiz_verdict, question=question, progress=progress)
-                         for question in QUESTIONS}
+            for question in QUESTIONS:
+                asked = partial(quiz_verdict, question=question, progress=progress)
+                reported[f"corridor quiz, {question} question"] = asked
         for name, check in reported.items():
             results.append({"check": name, "passed": None, "text": _outcome(check, attention)[1]})
         return results

@@ -1,4 +1,4 @@
-"""Checkers of notebook 10: a paired count and its p value, weights by class; the third, check_fixed_weights, stands by itself."""
+"""Checkers of notebook 10: a paired count and its p value, weights by class. The third: fixed_weights.py."""
 
 import math
 
@@ -14,8 +14,8 @@ COUNTS = ((20, 9, 2, 6), (11, 1, 6, 3), (5, 3, 3, 4), (7, 0, 0, 2), (30, 40, 31,
 
 
 @checker("exercise 1")
-def check_paired_test(answer):
-    """answer(before, after, labels), predicted and true classes (n,) each -> (lost, gained, p), p of the exact McNemar test."""
+def check_paired_test(answer: object) -> None:
+    """answer(before, after, labels), classes (n,) each -> (lost, gained, p), p of the exact McNemar test."""
     for counts in COUNTS:
         before, after, labels = _predictions(*counts)
         lost, gained, p = three_numbers(run(answer, before, after, labels), "lost, gained, p")
@@ -26,13 +26,14 @@ def check_paired_test(answer):
 
 
 def _predictions(kept, lost, gained, neither):
-    """Images in mixed order; of those that are wrong before and after, every second one changes its wrong answer."""
+    """Images in mixed order. Of those wrong before and after, every second one changes its wrong answer."""
     n = kept + lost + gained + neither
     labels = torch.arange(n) % 10
     right, other, third = labels, (labels + 1) % 10, (labels + 4) % 10
     kind = torch.tensor([0] * kept + [1] * lost + [2] * gained + [3] * neither)
     before = torch.where(kind <= 1, right, other)
-    after = torch.where((kind == 0) | (kind == 2), right, torch.where((kind == 3) & (labels % 2 == 0), third, other))
+    wrong = torch.where((kind == 3) & (labels % 2 == 0), third, other)
+    after = torch.where((kind == 0) | (kind == 2), right, wrong)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
     return before[order], after[order], labels[order]
 
@@ -42,11 +43,15 @@ def _explain_counts(lost, gained, kept, right_lost, right_gained, neither):
         return
     if (lost, gained) == (right_gained, right_lost):
         raise Wrong("lost and gained are exchanged: lost were right before and are wrong after")
-    if (lost, gained) == (right_lost + neither, right_gained + neither) or lost + gained > right_lost + right_gained:
-        raise Wrong("you count images that were wrong before and after; one wrong answer for another neither gains nor loses")
+    both_wrong = (lost, gained) == (right_lost + neither, right_gained + neither)
+    if both_wrong or lost + gained > right_lost + right_gained:
+        raise Wrong("you count images that were wrong before and after; "
+                    "one wrong answer for another neither gains nor loses")
     if lost + gained == abs(right_lost - right_gained):
-        raise Wrong("you took the difference of the two accuracies; it hides the images that were lost and gained in equal number")
-    raise Wrong(f"of {kept + right_lost + right_gained + neither} images {right_lost} are lost and {right_gained} gained; "
+        raise Wrong("you took the difference of the two accuracies; it hides "
+                    "the images that were lost and gained in equal number")
+    images = kept + right_lost + right_gained + neither
+    raise Wrong(f"of {images} images {right_lost} are lost and {right_gained} gained; "
                 f"yours: {lost:g} and {gained:g}")
 
 
@@ -65,22 +70,31 @@ def _explain_p(p, kept, lost, gained, neither):
     if close(p, min(1.0, 2 * _tail(max(lost, gained), trials))):
         raise Wrong("you summed up to the larger of the two counts; take the smaller")
     if close(p, _tail(fewer, trials)) or close(p, _tail(lost, trials)) or close(p, _tail(gained, trials)):
-        raise Wrong("that is one side of the binomial; you did not know beforehand which way it would go, so take both: twice the smaller")
+        raise Wrong("that is one side of the binomial; you did not know beforehand "
+                    "which way it would go, so take both: twice the smaller")
     if close(p, 2 * math.comb(trials, fewer) * 0.5**trials):
-        raise Wrong("you took the chance of exactly this count; p is the chance of this one or a more extreme one: sum from 0")
+        raise Wrong("you took the chance of exactly this count; p is the "
+                    "chance of this one or a more extreme one: sum from 0")
     if close(p, min(1.0, 2 * _tail(fewer, n))) or close(p, _tail(fewer, n)):
-        raise Wrong("your coin is thrown once an image; only the lost and gained ones say anything, so throw it lost + gained times")
+        raise Wrong("your coin is thrown once an image; only the lost and "
+                    "gained ones say anything, so throw it lost + gained times")
     if close(p, math.erfc(abs(lost - gained) / math.sqrt(2 * trials))):
-        raise Wrong("that is the normal approximation, too rough for a handful of images; sum the binomial itself")
-    raise Wrong(f"with {lost} lost and {gained} gained, p is the chance that {trials} throws of a fair coin are at least this uneven")
+        raise Wrong("that is the normal approximation, too rough for "
+                    "a handful of images; sum the binomial itself")
+    raise Wrong(f"with {lost} lost and {gained} gained, p is the chance that "
+                f"{trials} throws of a fair coin are at least this uneven")
 
 
 @checker("exercise 2")
-def check_by_class(answer):
-    """answer(weights, labels, classes): T tensors (batch, heads, t) -> (classes, heads, T, T), each class's mean, 0 elsewhere."""
+def check_by_class(answer: object) -> None:
+    """answer(weights, labels, classes): T tensors (batch, heads, t) -> (classes, heads, T, T).
+
+    Each class's mean; 0 above the diagonal.
+    """
     for batch, heads, layers, classes in ((11, 2, 4, 5), (7, 3, 2, 6)):
         weights = [numbers(batch, heads, t, seed=t).softmax(dim=-1) for t in range(1, layers + 1)]
-        labels = torch.tensor([3, 0, 2, 3, 3, 0, 2, 3, 0, 2, 2])[:batch]         # class 1 and the last ones have no image
+        # class 1 and the last ones have no image
+        labels = torch.tensor([3, 0, 2, 3, 3, 0, 2, 3, 0, 2, 2])[:batch]
         given = tensor(run(answer, weights, labels, classes), (classes, heads, layers, layers))
         wanted = _by_class(weights, labels, classes)
         if not close(given, wanted):
@@ -114,8 +128,10 @@ def _explain_by_class(given, wanted, weights, labels, classes, heads, layers):
     if close(given, wanted.flip(3)):
         raise Wrong("your columns run from the newest layer to the oldest; column s belongs to layer s")
     if not close(given.triu(1), torch.zeros_like(given)):
-        raise Wrong("something stands above the diagonal; layer t has read layers 1 to t only, the rest of its row is 0")
+        raise Wrong("something stands above the diagonal; layer t has "
+                    "read layers 1 to t only, the rest of its row is 0")
     empty = [label for label in range(classes) if not (labels == label).any()]
     if not close(given[empty], torch.zeros_like(given[empty])):
         raise Wrong("a class without images should be all 0")
-    raise Wrong("entry [class, head, t - 1, s - 1] should be the mean of weights[t - 1][image, head, s - 1] over the class's images")
+    raise Wrong("entry [class, head, t - 1, s - 1] should be the mean of "
+                "weights[t - 1][image, head, s - 1] over the class's images")

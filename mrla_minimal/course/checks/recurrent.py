@@ -36,7 +36,8 @@ def _sum(query, keys, values, scale=1.0):
 
 
 def _mistakes(query, keys, values, first_query):
-    """What the likely mistakes give where a layer should read these `keys` and `values`, its own among them."""
+    """What the likely mistakes give where a layer should read these `keys` and `values`, its own among them.
+    """
     heads, d = query.shape
     root = math.sqrt(d)
     mistakes = [
@@ -46,19 +47,21 @@ def _mistakes(query, keys, values, first_query):
         (_read(query, keys, values, axis=1),
          "your softmax runs over the heads; it should run over the layers, for each head"),
         (_read(query, keys[:, :1].expand_as(keys), values), "all your heads read with head 1's keys"),
-        (_read(first_query, keys, values), "you ask with the first layer's query; each layer brings a new one"),
+        (_read(first_query, keys, values), "you ask with the first layer's query; "
+                                           "each layer brings a new one"),
         (values.mean(dim=0), "your weights are all equal: the query plays no part"),
         (values[-1], "your output is the layer's own value: it does not read the memory"),
         (_sum(query, keys, values), "you left out the softmax"),
         (_sum(query, keys, values, root), "you left out the softmax"),
     ]
     if len(keys) > 1:
-        mistakes.append((_read(query, keys[:-1], values[:-1]), "your layer does not read its own key and value"))
+        mistakes.append((_read(query, keys[:-1], values[:-1]),
+                         "your layer does not read its own key and value"))
     return mistakes
 
 
 def _check_pairs(memory, keys, values):
-    """Raises Wrong unless `memory` is the list of the pairs of these keys (t, heads, d) and values (t, heads, e)."""
+    """Raises Wrong unless `memory` is the list of pairs of keys (t, heads, d) and values (t, heads, e)."""
     if not isinstance(memory, list):
         raise Wrong(f"the memory should be a list of (key, value) pairs, not of type {type(memory).__name__}")
     if len(memory) != len(keys):
@@ -72,18 +75,19 @@ def _check_pairs(memory, keys, values):
 
 
 def _step(answer, shape, *inputs):
-    """The answer's (output, memory), its output of that shape, if a second call from the same memory gives the same."""
+    """The answer's (output, memory), if its output has that shape, and comes again from the same memory."""
     output, memory = pair(run(answer, *inputs), "the output", "the memory")
     tensor(output, shape)
     again, _ = pair(run(answer, *inputs), "the output", "the memory")
     if not close(again, output):
-        raise Wrong("the same call from the same memory gives another output: something is kept between calls")
+        raise Wrong("the same call from the same memory gives "
+                    "another output: something is kept between calls")
     return output, memory
 
 
 @checker("exercise 1")
-def check_cache(answer):
-    """answer(query, key (heads, d), value (heads, e), memory) -> output (heads, e), memory: (key, value) pairs."""
+def check_cache(answer: object) -> None:
+    """answer(query, key (heads, d), value (heads, e), memory) -> output (heads, e), memory: pairs."""
     for seed, (layers, heads, d, e) in enumerate(SIZES):
         queries, keys, values = _stack(seed, layers, heads, d, e)
         memory = None
@@ -91,13 +95,17 @@ def check_cache(answer):
             output, memory = _step(answer, (heads, e), queries[t], keys[t], values[t], memory)
             seen = keys[: t + 1], values[: t + 1]
             blame(output, _read(queries[t], *seen), _mistakes(queries[t], *seen, queries[0]),
-                  f"the output at layer {t + 1} is not the attention over layers 1 to {t + 1}; try plain loops")
+                  f"the output at layer {t + 1} is not the attention "
+                  f"over layers 1 to {t + 1}; try plain loops")
             _check_pairs(memory, *seen)
 
 
 @checker("exercise 2")
-def check_state(answer):
-    """answer(query, key (heads, d), value (heads, e), state) -> output (heads, e), state (heads, d, e); no softmax."""
+def check_state(answer: object) -> None:
+    """answer(query, key (heads, d), value (heads, e), state) -> output (heads, e), state (heads, d, e).
+
+    Without softmax.
+    """
     for seed, (layers, heads, d, e) in enumerate(SIZES):
         queries, keys, values = _stack(seed, layers, heads, d, e)
         state, right = None, torch.zeros(heads, d, e, dtype=torch.float64)
@@ -107,7 +115,8 @@ def check_state(answer):
             right = before + entry
             scaled = "leave out the scale: this is Eq. 6 as the paper writes it"
             if isinstance(state, torch.Tensor) and state.shape == (heads, e, d):
-                raise Wrong(f"your state is {(heads, e, d)}, it should be {(heads, d, e)}: keys down, values across")
+                raise Wrong(f"your state is {(heads, e, d)}, it should be "
+                            f"{(heads, d, e)}: keys down, values across")
             blame(tensor(state, (heads, d, e), "state"), right, [
                 (entry, "your state holds the newest entry only: the older ones are lost"),
                 (before, "your state does not take in the layer's own entry"),
@@ -118,15 +127,17 @@ def check_state(answer):
                 (_ask(queries[t], before), "you ask the old state; add the layer's own entry first"),
                 (_ask(queries[t], entry), "your output asks the layer's own entry only; ask the whole state"),
                 (_ask(queries[t], right) / math.sqrt(d), scaled),
-                (_ask(queries[0], right), "you ask with the first layer's query; each layer brings a new one"),
+                (_ask(queries[0], right), "you ask with the first layer's query; "
+                                          "each layer brings a new one"),
                 (_ask(keys[t], right), "you ask with the key in place of the query"),
                 (_read(queries[t], keys[: t + 1], values[: t + 1]), "leave out the softmax"),
             ], f"the output at layer {t + 1} is not the query times the state, head by head")
 
 
 @checker("exercise 3")
-def check_window(answer):
-    """answer(query, key, value, memory, window) -> output, memory: as exercise 1, over the latest `window` pairs."""
+def check_window(answer: object) -> None:
+    """answer(query, key, value, memory, window) -> output, memory: exercise 1 over the latest `window` pairs.
+    """
     layers, heads, d, e = 5, 2, 3, 4
     for window in WINDOWS:
         queries, keys, values = _stack(window, layers, heads, d, e)
@@ -136,7 +147,8 @@ def check_window(answer):
             ranges = {
                 "your layer reads more than `window` pairs, the layer's own among them": (t - window, t + 1),
                 "you keep the oldest pairs; the window is the latest ones": (0, min(window, t + 1)),
-                "your window is one too short: the own pair and window - 1 earlier ones": (t + 2 - window, t + 1),
+                "your window is one too short: the own pair and window - 1 earlier ones":
+                    (t + 2 - window, t + 1),
             }
             mistakes = []
             for message, (first, last) in ranges.items():
@@ -145,10 +157,13 @@ def check_window(answer):
                     mistakes.append((_read(queries[t], keys[part], values[part]), message))
             seen = keys[max(t + 1 - window, 0) : t + 1], values[max(t + 1 - window, 0) : t + 1]
             blame(output, _read(queries[t], *seen), mistakes + _mistakes(queries[t], *seen, queries[0]),
-                  f"the output at layer {t + 1} with window {window} is not the attention over its latest pairs")
+                  f"the output at layer {t + 1} with window {window} "
+                  "is not the attention over its latest pairs")
             if isinstance(memory, list) and len(memory) > window:
-                raise Wrong(f"your memory holds {len(memory)} pairs with a window of {window}: drop the old ones")
+                raise Wrong(f"your memory holds {len(memory)} pairs with "
+                            f"a window of {window}: drop the old ones")
             handed_on = [] if memory is None else memory
-            if isinstance(handed_on, list) and len(handed_on) == window - 1:        # all that the next layer will read
+            # all that the next layer will read
+            if isinstance(handed_on, list) and len(handed_on) == window - 1:
                 seen = [part[len(part) - min(window - 1, len(part)) :] for part in seen]
             _check_pairs(handed_on, *seen)

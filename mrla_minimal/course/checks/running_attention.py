@@ -2,7 +2,7 @@
 
 import torch
 
-from mrla_minimal.course.checks.common import Wrong, checker, close, numbers, pair, run, tensor
+from mrla_minimal.course.checks.common import Wrong, blame, checker, close, numbers, pair, run, tensor
 
 
 def _window_mask(tokens, first, last):
@@ -13,7 +13,7 @@ def _window_mask(tokens, first, last):
 
 
 @checker("exercise 1")
-def check_causal_window(answer):
+def check_causal_window(answer: object) -> None:
     """causal_window(tokens, window) -> boolean mask (tokens, tokens)."""
     for tokens, window in ((7, 3), (5, 1), (4, 9)):
         mask = tensor(run(answer, tokens, window), (tokens, tokens), "mask")
@@ -22,9 +22,11 @@ def check_causal_window(answer):
         reach = f"with window={window} a token reads itself and {window - 1} before it"
         mistakes = {
             "your mask is turned round: True means may attend": ~_window_mask(tokens, 0, window - 1),
-            "your mask lets tokens read the future: row t is the token that reads, column s the one that is read":
+            "your mask lets tokens read the future: row t is the "
+            "token that reads, column s the one that is read":
                 _window_mask(tokens, 1 - window, 0),
-            "your mask has no lower limit: the future has a negative distance t - s": _window_mask(tokens, -tokens, window - 1),
+            "your mask has no lower limit: the future has a negative distance t - s":
+                _window_mask(tokens, -tokens, window - 1),
             "your window also reaches forward: token t may not read a later one":
                 _window_mask(tokens, 1 - window, window - 1),
             f"your window is one token too wide: {reach}": _window_mask(tokens, 0, window),
@@ -39,7 +41,8 @@ def check_causal_window(answer):
         for said, mistaken in mistakes.items():
             if torch.equal(mask, mistaken):
                 raise Wrong(said)
-        raise Wrong(f"for {tokens} tokens and window={window}: token t may attend to s where 0 <= t - s < window")
+        raise Wrong(f"for {tokens} tokens and window={window}: token "
+                    "t may attend to s where 0 <= t - s < window")
 
 
 def _entries(count, seed):
@@ -57,17 +60,19 @@ def _attend(logits, values):
 
 
 @checker("exercise 2")
-def check_merge(answer):
+def check_merge(answer: object) -> None:
     """merge(output_a (n, e), log_sum_a (n,), output_b, log_sum_b) -> (output (n, e), log_sum (n,))."""
     (logits_a, values_a), (logits_b, values_b) = _entries(4, seed=10), _entries(2, seed=20)
-    logits_b = logits_b + logits_b.new_tensor([[3.0], [0.0], [-1.0]])      # neither basket always has the larger sum
+    # neither basket always has the larger sum
+    logits_b = logits_b + logits_b.new_tensor([[3.0], [0.0], [-1.0]])
     (output_a, sum_a), (output_b, sum_b) = _attend(logits_a, values_a), _attend(logits_b, values_b)
     right, right_sum = _attend(torch.cat([logits_a, logits_b], dim=1), torch.cat([values_a, values_b], dim=1))
     given = pair(run(answer, output_a, sum_a, output_b, sum_b), *MERGED)
     output, log_sum = tensor(given[0], (3, 5), "output"), tensor(given[1], (3,), "log_sum")
     share = torch.sigmoid(sum_a - sum_b)[:, None]               # (3, 1): A's part of all exponentials
     mistakes = {
-        "the outputs are averaged evenly; each counts as much as its sum of exponentials": (output_a + output_b) / 2,
+        "the outputs are averaged evenly; each counts as much as its sum of exponentials":
+            (output_a + output_b) / 2,
         "the outputs are averaged by the number of entries; each counts as much as its sum of exponentials":
             (4 * output_a + 2 * output_b) / 6,
         "the outputs are weighed by the logarithms of the sums; undo the logarithm with exp()":
@@ -76,41 +81,43 @@ def check_merge(answer):
         "the outputs are weighed and added, but not divided by the whole sum":
             sum_a.exp()[:, None] * output_a + sum_b.exp()[:, None] * output_b,
     }
-    if not close(output, right):
-        for said, mistaken in mistakes.items():
-            if close(output, mistaken):
-                raise Wrong(said)
-        raise Wrong("your output is not the attention over all entries: weigh each by its own sum of exponentials")
+    blame(output, right, mistakes,
+          "your output is not the attention over all entries: weigh each by its own sum of exponentials")
     sums = {
         "log_sum adds the two logarithms; add the sums themselves, then take the logarithm": sum_a + sum_b,
-        "you subtracted the larger log_sum and did not add it back at the end": right_sum - torch.maximum(sum_a, sum_b),
+        "you subtracted the larger log_sum and did not add it back at the end":
+            right_sum - torch.maximum(sum_a, sum_b),
         "log_sum is the larger of the two; both sums count": torch.maximum(sum_a, sum_b),
         "log_sum is the sum itself; take its logarithm, so that the result can be merged again":
             sum_a.exp() + sum_b.exp(),
     }
-    if not close(log_sum, right_sum):
-        for said, mistaken in sums.items():
-            if close(log_sum, mistaken):
-                raise Wrong(f"your output is right, but {said}")
-        raise Wrong("your output is right, but log_sum should be log(exp(log_sum_a) + exp(log_sum_b))")
+    blame(log_sum, right_sum, sums, "log_sum should be log(exp(log_sum_a) + exp(log_sum_b))",
+          prefix="your output is right, but ")
     _check_merge_far_apart(answer)
 
 
 def _check_merge_far_apart(answer):
-    """Logits near 1000 and near -1000: exp() of the one overflows, of the other it is 0. The last case has one shift a query."""
-    for shift_a, shift_b in ((1000, 1001), (-1000, -1001), (1000, -1000), ((1000, -1000, 1000), (1001, -1001, -1000))):
+    """Logits near 1000 and near -1000: exp() of the one overflows, of the other it is 0.
+
+    The last case has one shift a query.
+    """
+    shifts = (1000, 1001), (-1000, -1001), (1000, -1000), ((1000, -1000, 1000), (1001, -1001, -1000))
+    for shift_a, shift_b in shifts:
         (logits_a, values_a), (logits_b, values_b) = _entries(4, seed=30), _entries(2, seed=40)
         logits_a, logits_b = (logits + logits.new_tensor(shift).reshape(-1, 1)
                               for logits, shift in ((logits_a, shift_a), (logits_b, shift_b)))
-        right, right_sum = _attend(torch.cat([logits_a, logits_b], dim=1), torch.cat([values_a, values_b], dim=1))
-        output, log_sum = pair(run(answer, *_attend(logits_a, values_a), *_attend(logits_b, values_b)), *MERGED)
+        logits, values = torch.cat([logits_a, logits_b], dim=1), torch.cat([values_a, values_b], dim=1)
+        right, right_sum = _attend(logits, values)
+        parts = *_attend(logits_a, values_a), *_attend(logits_b, values_b)
+        output, log_sum = pair(run(answer, *parts), *MERGED)
         if not (close(output, right) and close(log_sum, right_sum)):
-            raise Wrong(f"right for small logits, but not for log sums near {shift_a} and {shift_b}, where exp() is "
-                        "inf or 0: subtract the larger log_sum of each query from both before exp()")
+            raise Wrong(f"right for small logits, but not for log sums near {shift_a} and {shift_b}, where "
+                        "exp() is inf or 0: subtract the larger log_sum of each query from both before exp()")
 
 
 def _decayed(query, key, value, decay, old=False):
-    """Outputs (batch, heads, tokens, e); decay broadcasts against (tokens, batch, heads); `old` asks S_(t-1)."""
+    """Outputs (batch, heads, tokens, e); decay broadcasts against (tokens, batch, heads); `old` asks S_(t-1).
+    """
     state = key.new_zeros(*key.shape[:2], key.shape[-1], value.shape[-1])
     outputs = []
     for t in range(query.shape[2]):
@@ -121,7 +128,7 @@ def _decayed(query, key, value, decay, old=False):
 
 
 @checker("exercise 3")
-def check_decayed_state(answer):
+def check_decayed_state(answer: object) -> None:
     """decayed_state(query, key, value, decay) -> outputs (batch, heads, tokens, e).
 
     query and key (batch, heads, tokens, d), value (batch, heads, tokens, e), decay (tokens, heads).
@@ -141,12 +148,15 @@ def check_decayed_state(answer):
             _decayed(query, key, value, torch.ones_like(lambdas)),
         "your decay also multiplies the new entry; it should multiply the old state alone":
             _decayed(query, key, lambdas.permute(1, 2, 0)[..., None] * value, lambdas),
-        "your decay comes one token late: at token t the old state is multiplied by decay[t], not by decay[t - 1]":
+        "your decay comes one token late: at token t the old "
+        "state is multiplied by decay[t], not by decay[t - 1]":
             _decayed(query, key, value, late),
-        "all heads decay like head 0; decay[t] holds one number a head": _decayed(query, key, value, lambdas[:, :, :1]),
+        "all heads decay like head 0; decay[t] holds one number a head":
+            _decayed(query, key, value, lambdas[:, :, :1]),
         "all tokens decay by decay[0]; each token brings its own":
             _decayed(query, key, value, lambdas[:1].expand(tokens, 1, heads)),
-        "decay[0] is raised to powers; each token brings its own decay, used once": _decayed(query, key, value, powers),
+        "decay[0] is raised to powers; each token brings its own decay, used once":
+            _decayed(query, key, value, powers),
         "token t asks the old state; update the state first, then ask it":
             _decayed(query, key, value, lambdas, old=True),
         "token t asks the decayed old state; its own entry is missing": right - own_entry,
@@ -157,12 +167,9 @@ def check_decayed_state(answer):
         "you carry the old output instead of the old state: the new query never asks what the state holds":
             _decayed(ones, ones, own_entry, lambdas),
     }
-    if not close(output, right):
-        for said, mistaken in mistakes.items():
-            if close(output, mistaken):
-                raise Wrong(said)
-        first = next(t for t in range(tokens) if not close(output[:, :, t], right[:, :, t]))
-        raise Wrong(f"wrong from token {first + 1} on: S_t should be decay_t * S_(t-1) + k_t^T v_t, and O_t = q_t S_t")
+    first = next((t for t in range(tokens) if not close(output[:, :, t], right[:, :, t])), tokens - 1)
+    blame(output, right, mistakes, f"wrong from token {first + 1} on: S_t should be "
+                                   "decay_t * S_(t-1) + k_t^T v_t, and O_t = q_t S_t")
     again = run(answer, query, key, value, decay)
     if not close(tensor(again, shape), right):
         raise Wrong("right on the first call, wrong on the second: your code keeps a state between calls")
@@ -174,6 +181,7 @@ def _shared_state(query, key, value, decay, keep):
     state = key.new_zeros(key.shape[1], key.shape[-1], value.shape[-1])
     outputs = []
     for t in range(query.shape[2]):
-        state = decay[t, 0][:, None, None] * state + torch.einsum("bhd,bhe->hde", keys[:, :, t], values[:, :, t])
+        entry = torch.einsum("bhd,bhe->hde", keys[:, :, t], values[:, :, t])
+        state = decay[t, 0][:, None, None] * state + entry
         outputs.append(torch.einsum("bhd,hde->bhe", query[:, :, t], state))
     return torch.stack(outputs, dim=2)

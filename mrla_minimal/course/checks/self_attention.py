@@ -7,7 +7,7 @@ from einops import rearrange
 from torch.overrides import TorchFunctionMode
 
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
-from mrla_minimal.course.checks.common import Wrong, checker, close, numbers, pair, run, tensor
+from mrla_minimal.course.checks.common import Wrong, blame, checker, close, numbers, pair, run, tensor
 
 
 class _SoftmaxWatch(TorchFunctionMode):
@@ -21,24 +21,23 @@ class _SoftmaxWatch(TorchFunctionMode):
 
 
 @checker("exercise 1")
-def check_softmax_rows(answer):
+def check_softmax_rows(answer: object) -> None:
     """softmax_rows(logits (n, m)) -> weights (n, m)."""
     logits = numbers(3, 5)
     with _SoftmaxWatch() as watch:
         weights = tensor(run(answer, logits), (3, 5), "weights")
     mistakes = {
-        "your weights sum to 1 over the queries (each column), not over the keys (each row)": logits.softmax(dim=0),
+        "your weights sum to 1 over the queries (each column), not over the keys (each row)":
+            logits.softmax(dim=0),
         "your weights sum to 1 over the whole table, not over each row": logits.exp() / logits.exp().sum(),
         "you divide the logits by their sum, but exp() comes first": logits / logits.sum(dim=1, keepdim=True),
         "these are the exponentials: each row must still be divided by its sum": logits.exp(),
-        "you subtract the largest logit of each column; only one number for a whole row leaves its softmax unchanged":
+        "you subtract the largest logit of each column; only one "
+        "number for a whole row leaves its softmax unchanged":
             (logits - logits.amax(dim=0)).softmax(dim=1),
     }
-    for said, mistaken in mistakes.items():
-        if close(weights, mistaken):
-            raise Wrong(said)
-    if not close(weights, logits.softmax(dim=1)):
-        raise Wrong("weight s of row t should be exp(logits[t, s]) divided by the sum of exp over row t")
+    blame(weights, logits.softmax(dim=1), mistakes,
+          "weight s of row t should be exp(logits[t, s]) divided by the sum of exp over row t")
 
     shifts = [1000, -1000, 0, 900]
     far = numbers(4, 3, seed=1) + logits.new_tensor(shifts)[:, None]
@@ -50,22 +49,26 @@ def check_softmax_rows(answer):
         raise Wrong(f"right for small logits, but not finite in rows with logits near {', '.join(broken)}: "
                     "subtract each row's own largest logit before exp()")
     if not close(weights, far.softmax(dim=1)):
-        raise Wrong("right for small logits, but wrong where rows are far apart: subtract each row's own largest logit")
+        raise Wrong("right for small logits, but wrong where rows are "
+                    "far apart: subtract each row's own largest logit")
     if watch.used:
-        raise Wrong("the numbers are right, but they are torch's own softmax's; write it with exp() and sum()")
+        raise Wrong("the numbers are right, but they are torch's "
+                    "own softmax's; write it with exp() and sum()")
 
 
 @checker("exercise 2")
-def check_softmax_gradient(answer):
+def check_softmax_gradient(answer: object) -> None:
     """softmax_gradient(weights (n, m), gradient (n, m)) -> the gradient with respect to the logits (n, m)."""
     for rows, keys, seed in ((3, 5, 0), (1, 4, 2)):
         weights = numbers(rows, keys, seed=seed).softmax(dim=1)
         gradient = numbers(rows, keys, seed=seed + 1)
         output = tensor(run(answer, weights, gradient), (rows, keys), "gradient")
         mistakes = {
-            "this is only a weight's answer to its own logit (r = s); each logit moves all weights of its row":
+            "this is only a weight's answer to its own logit "
+            "(r = s); each logit moves all weights of its row":
                 weights * (1 - weights) * gradient,
-            "your sum runs over the queries, it should run over the keys (dim=-1), the axis that the softmax runs over":
+            "your sum runs over the queries, it should run over the "
+            "keys (dim=-1), the axis that the softmax runs over":
                 weights * (gradient - (weights * gradient).sum(dim=0, keepdim=True)),
             "the sum must weigh each gradient by its weight: sum of w * g, not of g":
                 weights * (gradient - gradient.sum(dim=-1, keepdim=True)),
@@ -75,23 +78,20 @@ def check_softmax_gradient(answer):
                 gradient - (weights * gradient).sum(dim=-1, keepdim=True),
             "the weighted average is subtracted without its own factor w_r":
                 weights * gradient - (weights * gradient).sum(dim=-1, keepdim=True),
-            "this is the first term only; the weighted average of the gradient is to be subtracted": weights * gradient,
+            "this is the first term only; the weighted average of the gradient is to be subtracted":
+                weights * gradient,
             "the sign is turned round": weights * ((weights * gradient).sum(dim=-1, keepdim=True) - gradient),
         }
         right = weights * (gradient - (weights * gradient).sum(dim=-1, keepdim=True))
-        if close(output, right):
-            continue
-        for said, mistaken in mistakes.items():
-            if close(output, mistaken):
-                raise Wrong(said)
-        raise Wrong("not the gradient that autograd finds; write out the sum over s of g_s * w_s * ([r == s] - w_r)")
+        blame(output, right, mistakes, "not the gradient that autograd finds; write out the sum over s of "
+                                       "g_s * w_s * ([r == s] - w_r)")
 
 
 PATTERN = "batch tokens (heads d) -> batch heads tokens d"
 
 
 def _attend(query, key, value, heads, pattern=PATTERN):
-    """The heads' outputs, joined again but not projected (batch, n, dim), and the weights (batch, heads, n, m)."""
+    """The heads' outputs, joined and not projected (batch, n, dim), and the weights (batch, heads, n, m)."""
     query, key, value = (rearrange(part, pattern, heads=heads) for part in (query, key, value))
     output, weights = softmax_attention(query, key, value)
     left, right = pattern.split(" -> ")
@@ -99,7 +99,7 @@ def _attend(query, key, value, heads, pattern=PATTERN):
 
 
 @checker("exercise 3")
-def check_cross_attention(answer):
+def check_cross_attention(answer: object) -> None:
     """cross_attention(x, context, attention) -> output (batch, n, dim), weights (batch, heads, n, m).
 
     x (batch, n, dim), context (batch, m, dim), attention a MultiHeadSelfAttention.
@@ -110,7 +110,8 @@ def check_cross_attention(answer):
     given = pair(run(answer, x, context, attention), "the output", "the weights")
     shape = tuple(getattr(given[1], "shape", ()))
     if shape == (batch, heads, n, n):
-        raise Wrong(f"your weights are (batch, heads, n, n): the keys should come from the context, of m = {m} tokens")
+        raise Wrong("your weights are (batch, heads, n, n): the keys "
+                    f"should come from the context, of m = {m} tokens")
     if shape == (batch, n, m):
         raise Wrong("your weights have no heads: each head attends on its own slice of the channels")
     _check_cross_weights(tensor(given[1], (batch, heads, n, m), "weights"), x, context, attention)
@@ -123,11 +124,14 @@ def _check_cross_weights(weights, x, context, attention):
     viewed_query, viewed_key = (part.reshape(len(part), heads, -1, d) for part in (query, key))
     logits = rearrange(query, PATTERN, heads=heads) @ rearrange(key, PATTERN, heads=heads).transpose(-2, -1)
     mistakes = {
-        "a view of (batch, tokens, dim) as (batch, heads, tokens, d) mixes tokens and heads: split dim, then transpose":
+        "a view of (batch, tokens, dim) as (batch, heads, tokens, "
+        "d) mixes tokens and heads: split dim, then transpose":
             softmax_attention(viewed_query, viewed_key, viewed_key)[1],
-        "your heads are interleaved (channel c in head c % heads); head h owns the channels h * d up to (h + 1) * d":
+        "your heads are interleaved (channel c in head c % heads); "
+        "head h owns the channels h * d up to (h + 1) * d":
             _attend(query, key, key, heads, "batch tokens (d heads) -> batch heads tokens d")[1],
-        f"you divide the logits by sqrt(dim), dim = {attention.dim}; a head's dot product has only d = {d} terms":
+        f"you divide the logits by sqrt(dim), dim = {attention.dim}; "
+        f"a head's dot product has only d = {d} terms":
             (logits / math.sqrt(attention.dim)).softmax(dim=-1),
         "you forgot to divide the logits by sqrt(d)": logits.softmax(dim=-1),
         "your queries and keys are swapped: attention.query is for x, attention.key for the context":
@@ -136,16 +140,13 @@ def _check_cross_weights(weights, x, context, attention):
             _attend(x, context, context, heads)[1],
         "your weights sum to 1 over the queries, not over the keys": (logits / math.sqrt(d)).softmax(dim=-2),
     }
-    if close(weights, (logits / math.sqrt(d)).softmax(dim=-1)):
-        return
-    for said, mistaken in mistakes.items():
-        if close(weights, mistaken):
-            raise Wrong(said)
-    raise Wrong("your weights are not softmax(q k^T / sqrt(d)) within each head, q from x and k from the context")
+    blame(weights, (logits / math.sqrt(d)).softmax(dim=-1), mistakes,
+          "your weights are not softmax(q k^T / sqrt(d)) within each head, q from x and k from the context")
 
 
 def _check_cross_output(output, x, context, attention):
-    query, key, value, heads = attention.query(x), attention.key(context), attention.value(context), attention.heads
+    query, key, value = attention.query(x), attention.key(context), attention.value(context)
+    heads = attention.heads
     joined, _ = _attend(query, key, value, heads)                       # (batch, n, dim)
     viewed = rearrange(joined, PATTERN, heads=heads).reshape(joined.shape)
     mistakes = {
@@ -155,9 +156,6 @@ def _check_cross_output(output, x, context, attention):
             attention.output(_attend(query, key, context, heads)[0]),
         "a view joins the heads: transpose to (batch, tokens, heads, d) first": attention.output(viewed),
     }
-    if close(output, attention.output(joined)):
-        return
-    for said, mistaken in mistakes.items():
-        if close(output, mistaken):
-            raise Wrong(f"your weights are right, but {said}")
-    raise Wrong("your weights are right; the output should be attention.output of the heads, joined channel by channel")
+    blame(output, attention.output(joined), mistakes,
+          "the output should be attention.output of the heads, joined channel by channel",
+          prefix="your weights are right, but ")

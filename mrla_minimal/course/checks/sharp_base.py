@@ -1,4 +1,4 @@
-"""Checker of notebook 08's layer attention of one's own: MRLA-base whose softmax can be made sharper or flatter."""
+"""Checker of notebook 08's own layer attention: MRLA-base whose softmax can be sharper or flatter."""
 
 import torch
 
@@ -21,8 +21,9 @@ LAYERS, CHANNELS, SHAPE = 4, 48, (2, 48, 5, 7)      # three heads of 16
 
 
 @checker("exercise 3")
-def check_sharp_base(answer):
-    """answer(channels) -> an MRLABase with .sharpness, one number: softmax(sharpness * logits) over the t cached layers."""
+def check_sharp_base(answer: object) -> None:
+    """answer(channels) -> an MRLABase with .sharpness, one number: softmax(sharpness * logits) over t layers.
+    """
     layers = [_layer(answer) for _ in range(LAYERS)]
     with torch.no_grad():
         for number, layer in enumerate(layers):
@@ -38,11 +39,13 @@ def check_sharp_base(answer):
             query, key, value = _project(layer, x)
             cached.append((key, value))
             sharpness.append(layer.sharpness.detach().reshape(()))
-            logits = torch.stack([(query * key).sum(dim=-1) for key, _ in cached], dim=-1) / 4       # (batch, heads, t)
+            # (batch, heads, t)
+            logits = torch.stack([(query * key).sum(dim=-1) for key, _ in cached], dim=-1) / 4
             tensor(output, SHAPE)
             if not close(output, _mix((sharpness[-1] * logits).softmax(dim=-1), cached)):
                 if stage:
-                    raise Wrong("your module is right on its first stage only: something outlives the memory, which is None again there")
+                    raise Wrong("your module is right on its first stage only: "
+                                "something outlives the memory, which is None again there")
                 _explain_sharp(output, logits, cached, sharpness[-1])
             _check_pairs(memory, cached, sharpness)
     _check_gradients(layers, output)
@@ -58,7 +61,8 @@ def check_sharp_base(answer):
 def _layer(answer):
     layer = built(answer, CHANNELS, SHAPE).double()
     if not isinstance(layer, MRLABase):
-        raise Wrong("your class should be derived from MRLABase, so that it differs from base in the sharpness alone")
+        raise Wrong("your class should be derived from MRLABase, so "
+                    "that it differs from base in the sharpness alone")
     sharpness = dict(layer.named_parameters()).get("sharpness")
     if sharpness is None or sharpness.numel() != 1:
         raise Wrong("your module should hold self.sharpness, an nn.Parameter with one number")
@@ -76,8 +80,9 @@ def _project(layer, x):
 
 
 def _mix(weights, cached):
-    """weights (batch, heads, t) and t pairs -> sum over s of weights[..., s] * v^s, each weight on its head's channels."""
-    return sum(weights[:, :, s].repeat_interleave(16, dim=1)[:, :, None, None] * value for s, (_, value) in enumerate(cached))
+    """weights (batch, heads, t), t pairs -> sum over s of weights[..., s] * v^s, head by head."""
+    spread = weights.repeat_interleave(16, dim=1)                                    # (batch, channels, t)
+    return sum(spread[:, :, s, None, None] * value for s, (_, value) in enumerate(cached))
 
 
 def _explain_sharp(output, logits, cached, own):
@@ -85,36 +90,46 @@ def _explain_sharp(output, logits, cached, own):
     weights = (own * logits).softmax(dim=-1)
     if t == 1:
         if close(output, own * _mix(weights, cached)):
-            raise Wrong("at the first layer your output is sharpness * v^1: multiply the logits, not the values nor the weights")
-        raise Wrong("at the first layer there is one entry, whose weight is 1 whatever the sharpness: your output should be v^1")
+            raise Wrong("at the first layer your output is sharpness * v^1: "
+                        "multiply the logits, not the values nor the weights")
+        raise Wrong("at the first layer there is one entry, whose weight is "
+                    "1 whatever the sharpness: your output should be v^1")
     mistakes = (
         (logits.softmax(dim=-1), "your output is base's: the sharpness is not used"),
-        ((abs(own) * logits).softmax(dim=-1), "a sharpness below 0 should prefer what matches least; you take its absolute value"),
-        ((logits / own).softmax(dim=-1), "you divide by the sharpness; multiply, so that 0 gives equal weights"),
+        ((abs(own) * logits).softmax(dim=-1), "a sharpness below 0 should prefer what "
+                                              "matches least; you take its absolute value"),
+        ((logits / own).softmax(dim=-1), "you divide by the sharpness; "
+                                         "multiply, so that 0 gives equal weights"),
         ((4 * own * logits).softmax(dim=-1), "the logits should still be divided by sqrt(head_dim)"),
-        ((own * logits).softmax(dim=1), "your softmax runs over the heads; it should run over the t layers, the last dimension"),
+        ((own * logits).softmax(dim=1), "your softmax runs over the heads; it should "
+                                        "run over the t layers, the last dimension"),
         ((own * logits).sigmoid(), "your weights come from a sigmoid; base has a softmax over the t layers"),
-        (torch.full_like(logits, 1 / t), "your weights are all 1/t: that is the uniform mean, whatever the sharpness"),
+        (torch.full_like(logits, 1 / t), "your weights are all 1/t: that is the "
+                                         "uniform mean, whatever the sharpness"),
     )
     made = [(_mix(wrong, cached), message) for wrong, message in mistakes]
     made.append((cached[-1][1], "your code is right at the first layer only: the memory is not used"))
-    blame(output, _mix(weights, cached), made, f"at layer {t} your output is not softmax(sharpness * q.k / sqrt(head_dim)) "
-                                               f"over the {t} cached layers, head by head")
+    blame(output, _mix(weights, cached), made,
+          f"at layer {t} your output is not softmax(sharpness * q.k / sqrt(head_dim)) over the {t} cached "
+          "layers, head by head")
 
 
 def _check_pairs(memory, cached, sharpness):
     t = len(cached)
     pairs = isinstance(memory, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in memory)
     if not pairs or len(memory) != t:
-        raise Wrong(f"after layer {t} your memory should be a list of {t} pairs (key, value), one for each layer so far")
+        raise Wrong(f"after layer {t} your memory should be a list of "
+                    f"{t} pairs (key, value), one for each layer so far")
     key, value = memory[-1]
     tensor(key, cached[-1][0].shape, "cached key")
     tensor(value, SHAPE, "cached value")
     if close(key, sharpness[-1] * cached[-1][0]) or close(value, sharpness[-1] * cached[-1][1]):
-        raise Wrong("what you cache is scaled: later layers would read it with this layer's sharpness, not with their own")
+        raise Wrong("what you cache is scaled: later layers would read "
+                    "it with this layer's sharpness, not with their own")
     for (key, value), (own_key, own_value) in zip(memory, cached, strict=True):
         if not close(key, own_key) or not close(value, own_value):
-            raise Wrong("your memory should hold the key and the value of each layer as that layer made them, the oldest first")
+            raise Wrong("your memory should hold the key and the value of "
+                        "each layer as that layer made them, the oldest first")
 
 
 def _check_gradients(layers, output):
@@ -133,5 +148,7 @@ def _check_hook(layers, memory):
     handle.remove()
     if len(seen) != 1:
         raise Wrong("pass your weights through self.weights: that is where they are looked at and replaced")
-    if not close(tensor(seen[0], (SHAPE[0], 3, LAYERS), "weights").sum(dim=-1), torch.ones(SHAPE[0], 3, dtype=torch.float64)):
-        raise Wrong("what passes through self.weights should be the softmax's result, which sums to 1 over the layers")
+    sums = tensor(seen[0], (SHAPE[0], 3, LAYERS), "weights").sum(dim=-1)
+    if not close(sums, torch.ones(SHAPE[0], 3, dtype=torch.float64)):
+        raise Wrong("what passes through self.weights should be the "
+                    "softmax's result, which sums to 1 over the layers")

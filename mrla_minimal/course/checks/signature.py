@@ -1,9 +1,10 @@
 """What every layer attention must hold to: the checks of the signature that all of them share.
 
-    output, memory = attention(x, memory)       # x, output (batch, channels, height, width); memory None at layer 1
+    # x, output (batch, channels, height, width); memory None at layer 1
+    output, memory = attention(x, memory)
 
-Each check takes a callable channels -> module, runs a stack of layers on small random maps, each layer with an instance
-of its own as in a stage of a network, and returns what it found, or raises Wrong.
+Each check takes a callable channels -> module, runs a stack of layers on small random maps, each layer with
+an instance of its own as in a stage of a network, and returns what it found, or raises Wrong.
 """
 
 import copy
@@ -16,7 +17,8 @@ from mrla_minimal.course.checks.common import Wrong, close, numbers, tensor
 
 BATCH, CHANNELS, HEIGHT, WIDTH = 3, 16, 5, 7
 LAYERS = 4
-TOLERANCE = 1e-4        # of the largest number, in float32: a batch of another size may be summed in another order
+# of the largest number, in float32: a batch of another size may be summed in another order
+TOLERANCE = 1e-4
 Attention = Callable[[int], nn.Module]
 Memory = object         # whatever the attention makes of it
 
@@ -29,7 +31,7 @@ def features(seed: int = 0, batch: int = BATCH) -> list[torch.Tensor]:
 
 
 def build(attention: Attention) -> list[nn.Module]:
-    """One instance a layer, in evaluation mode; every parameter is moved a little: a 0 would hide what it does."""
+    """One instance a layer, in evaluation mode, every parameter moved: a 0 would hide what it does."""
     stack = [attention(CHANNELS).eval() for _ in range(LAYERS)]
     with torch.no_grad():
         for parameter in nn.ModuleList(stack).parameters():
@@ -47,7 +49,10 @@ def call(layer: nn.Module, x: torch.Tensor, memory: Memory) -> tuple[torch.Tenso
 
 
 def run_stack(stack: list[nn.Module], maps: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The outputs O^1 .. O^T. Copies of maps go in, copies of outputs come out: writing into them does no harm."""
+    """The outputs O^1 ..
+
+    O^T. Copies of maps go in, copies of outputs come out: writing into them does no harm.
+    """
     outputs, memory = [], None
     for layer, x in zip(stack, maps, strict=True):
         output, memory = call(layer, x.clone(), memory)
@@ -93,7 +98,8 @@ def check_reading(attention: Attention) -> str:
     for changed in range(LAYERS):
         after = run_stack(copy.deepcopy(stack), [*maps[:changed], others[changed], *maps[changed + 1 :]])
         if not same(before[:changed], after[:changed]):
-            raise Wrong(f"another X^{changed + 1} changes the output of an earlier layer: they share something")
+            raise Wrong(f"another X^{changed + 1} changes the output "
+                        "of an earlier layer: they share something")
         if near(after[changed], before[changed]):
             raise Wrong(f"another X^{changed + 1} does not change the output of layer {changed + 1} itself")
         if changed + 1 < LAYERS and near(after[changed + 1], before[changed + 1]):
@@ -109,7 +115,8 @@ def check_batch(attention: Attention) -> str:
     for sample in range(BATCH):
         alone = run_stack(copy.deepcopy(stack), [x[sample : sample + 1] for x in maps])
         if not same(alone, [output[sample : sample + 1] for output in together]):
-            raise Wrong(f"sample {sample + 1} gets another output alone than beside other samples of its batch")
+            raise Wrong(f"sample {sample + 1} gets another output "
+                        "alone than beside other samples of its batch")
     return "a sample's output does not depend on its batch-mates"
 
 
@@ -117,17 +124,21 @@ def check_batch(attention: Attention) -> str:
 def check_calls(attention: Attention) -> str:
     stack, maps, others = build(attention), features(), features(seed=1)
     first = run_stack(copy.deepcopy(stack), maps)
-    for between in (features(seed=1, batch=BATCH + 1), others):     # of the same size too: what is kept may fit only then
+    # of the same size too: what is kept may fit only then
+    for between in (features(seed=1, batch=BATCH + 1), others):
         run_stack(stack, between)
         if not same(first, run_stack(stack, maps)):
-            raise Wrong("the same maps give another output the second time: the module keeps something from call to call")
+            raise Wrong("the same maps give another output the second time: "
+                        "the module keeps something from call to call")
     if not same(first, _interleaved(stack, maps, others)):
-        raise Wrong("two networks that run at the same time disturb each other: something is kept outside of the memory")
+        raise Wrong("two networks that run at the same time disturb each "
+                    "other: something is kept outside of the memory")
     return "the same maps give the same output again: nothing is kept between calls"
 
 
 def _interleaved(stack, maps, others):
-    """The outputs for `maps` if another network of the same class runs on `others`, layer by layer, in between."""
+    """The outputs for `maps` while another network of the class runs on `others`, layer by layer, in between.
+    """
     outputs, memory, other_memory = [], None, None
     twins = copy.deepcopy(stack), copy.deepcopy(stack)
     for layer, other_layer, x, other in zip(*twins, maps, others, strict=True):
@@ -172,7 +183,8 @@ def check_gradients(attention: Attention) -> str:
 
 @torch.no_grad()
 def memory_growth(attention: Attention) -> str:
-    """How many maps' worth of numbers each layer hands on; a tensor that is in the memory twice counts once."""
+    """How many maps' worth of numbers each layer hands on; a tensor that is in the memory twice counts once.
+    """
     kept, memory = [], None
     for layer, x in zip(build(attention), features(), strict=True):
         _, memory = call(layer, x, memory)
