@@ -46,6 +46,12 @@ def quiet_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="print the result alone: no progress, no notes")
 
 
+def trust_option(command: argparse.ArgumentParser) -> None:
+    """--trust: the Python file that a run folder names may run."""
+    command.add_argument("--trust", action="store_true",
+                         help="run the Python file that this run's attention comes from, whoever wrote it")
+
+
 @contextmanager
 def hushed(quiet: bool) -> Iterator[None]:
     """Within it, if `quiet`, nothing is printed. An exception passes, and main() tells it all the same."""

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mrla_minimal.lab import engine
-from mrla_minimal.lab.cli_parser import add_command, hushed, json_option, positive, quiet_option, whole
+from mrla_minimal.lab.cli_parser import add_command, hushed, json_option, positive, quiet_option, trust_option, whole
 from mrla_minimal.lab.engine import TrainConfig
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
@@ -20,6 +20,7 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--split", choices=["test", "validation", "train"], default="test")
     evaluate.add_argument("--device", default="cpu", help=DEVICES)
     evaluate.add_argument("--data-root", help="folder of the data files")
+    trust_option(evaluate)
     json_option(evaluate)
     quiet_option(evaluate)
 
@@ -33,6 +34,7 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     predict.add_argument("--top", type=positive(whole), default=3,
                          help="how many classes a picture (default: 3)")
     predict.add_argument("--device", default="cpu", help=DEVICES)
+    trust_option(predict)
     json_option(predict)
 
     runs = add_command(commands, "runs", "list the runs in a folder", run_runs,
@@ -57,14 +59,14 @@ def _model_of(state: dict) -> str:
 def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
     from mrla_minimal.lab.data import hold_out, load_cifar
 
-    model, state = engine.load_model(arguments.run, arguments.device)
+    model, state = engine.load_model(arguments.run, arguments.device, arguments.trust)
     config = state["config"]
     if state["source"] not in (config["dataset"], "synthetic"):
         raise ValueError(f"{arguments.run} was trained on images of your own ({state['source']}), which "
                          "the command does not know; in Python: engine.evaluate(engine.load_model(RUN)[0], split)")
     source = "synthetic" if state["source"] == "synthetic" else "real"
     with hushed(arguments.quiet):
-        data = load_cifar(config["dataset"], arguments.data_root or config["data_root"], source)
+        data = load_cifar(config["dataset"], arguments.data_root or engine.usable_root(config["data_root"]), source)
     if data.fingerprint != state["fingerprint"]:
         raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
     trained_on, held_out = hold_out(data.train, seed=0) if config["validation"] else (data.train, None)
@@ -88,7 +90,7 @@ def run_predict(arguments: argparse.Namespace) -> tuple[int, dict]:
     from mrla_minimal.lab.predict import probabilities, read_image
 
     images = torch.stack([read_image(path) for path in arguments.images])
-    model, state = engine.load_model(arguments.run, arguments.device)
+    model, state = engine.load_model(arguments.run, arguments.device, arguments.trust)
     if state.get("in_channels", 3) != 3:
         raise ValueError(f"{arguments.run} was trained on images of {state['in_channels']} channels, "
                          "not on colour pictures")

@@ -16,6 +16,7 @@ from mrla_minimal.lab.cli_parser import (
     or_none,
     positive,
     quiet_option,
+    trust_option,
     whole,
 )
 from mrla_minimal.lab.engine import PRESETS, TrainConfig
@@ -23,6 +24,7 @@ from mrla_minimal.lab.engine import PRESETS, TrainConfig
 EXAMPLES = (
     "mrla train --layer-attention mrla-base --epochs 3 --name base",
     "mrla train --resume runs/base",
+    "mrla train --resume runs/base --epochs 6",
 )
 
 
@@ -34,7 +36,9 @@ def add_train_command(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--name", type=folder_name,
                        help="the run's folder under runs/ (default: after the model, the data and the seed)")
     train.add_argument("--out", metavar="FOLDER", help="the run's folder, anywhere, in place of runs/NAME")
-    train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder; with more "
+                       "--epochs or --steps for longer, on the schedule of the new length")
+    trust_option(train)
     train.add_argument("--checkpoint-seconds", type=positive(float), default=60.0,
                        help="write a checkpoint this often (default: 60)")
     json_option(train)
@@ -93,7 +97,7 @@ def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     config = config_of(arguments, engine.read_config(run_dir) if resuming else None)
     with hushed(arguments.quiet):
         result = engine.train(config, run_dir, resume=resuming, progress=not arguments.quiet,
-                              checkpoint_seconds=arguments.checkpoint_seconds)
+                              trust=arguments.trust, checkpoint_seconds=arguments.checkpoint_seconds)
     if os.environ.get("RANK", "0") != "0":
         return 0
     if result.source == "synthetic":

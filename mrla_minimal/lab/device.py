@@ -2,29 +2,46 @@
 
 import os
 import platform
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 
+from mrla_minimal.lab.arguments import one_of
+
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
-def choose_device(name="auto"):
-    """A torch.device from "auto" (cuda, else mps, else cpu), "cuda", "mps" or "cpu". ValueError if it is none, or not here."""
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(map(repr, DEVICES))}, not {name!r}")
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+def device_text(name: str, value) -> str:
+    """The check of a device's text: one of DEVICES, or "cuda:N" for a certain GPU. Whether it is here is not asked."""
+    if isinstance(value, str) and re.fullmatch(r"cuda:\d{1,3}", value):
+        return value
+    try:
+        return one_of(name, value, DEVICES)
+    except ValueError as error:
+        raise ValueError(str(error).replace("'cuda'", "'cuda', 'cuda:N'", 1)) from None
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """A torch.device from "auto" (cuda, else mps, else cpu), "cuda", "cuda:N", "mps" or "cpu".
+
+    Raises ValueError if it is none of these, or not here.
+    """
+    device_text("device", name)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cuda"] * (gpus > 0) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if name == "auto":
-        name = next(device for device, available in here.items() if available)
-    elif not here[name]:
-        raise ValueError(f"device {name!r} is not available here; available: {', '.join(d for d in here if here[d])}")
+        return torch.device(here[0])
+    if name not in (*here, *(f"cuda:{number}" for number in range(gpus))):
+        listed = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else []
+        raise ValueError(f"device {name!r} is not available here; available: {', '.join([*here[:-1], *listed, 'cpu'])}")
     return torch.device(name)
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str:
     """What a person would call it: the GPU's name, or the processor's with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -43,16 +60,16 @@ class World:
     device: torch.device
 
     @property
-    def parallel(self):
+    def parallel(self) -> bool:
         return self.size > 1
 
-    def sum(self, tensor):
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor summed over all processes, in place; the same tensor if there is one process."""
         if self.parallel:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def first_then_others(self, action):
+    def first_then_others(self, action: Callable):
         """Rank 0 runs `action` before the others do, so that what it downloads is there for them."""
         if self.parallel and self.rank > 0:
             torch.distributed.barrier()
@@ -70,24 +87,32 @@ class World:
         return values[0]
 
 
-def join_world(device="auto"):
-    """The World that torchrun's environment variables describe; a world of one without them."""
-    device = choose_device(device)
+def join_world(device: str = "auto") -> World:
+    """The World that torchrun's environment variables describe; a world of one without them.
+
+    Raises ValueError for a device that is not here, or that several processes cannot share.
+    """
+    chosen = choose_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(0, 1, device)
-    if device.type == "mps":
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)       # compiled kernels go to the current device
+        return World(0, 1, chosen)
+    if chosen.type == "mps":
         raise ValueError("data-parallel training runs on cuda (nccl) or cpu (gloo), not on mps")
-    if device.type == "cuda":
+    if chosen.index is not None:
+        raise ValueError(f"data-parallel training takes one GPU a process: the device must be cuda, not {device}")
+    if chosen.type == "cuda":
         local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= here:
-            raise ValueError(f"there are {here} GPUs for {local + 1} or more processes; start at most {here}, or use --device cpu")
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+            raise ValueError(f"there are {here} GPUs for {local + 1} or more processes; start at most {here}, "
+                             "or use --device cpu")
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
     if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))      # rank 0 may be downloading
-    return World(torch.distributed.get_rank(), size, device)
+    return World(torch.distributed.get_rank(), size, chosen)
 
 
 @contextmanager

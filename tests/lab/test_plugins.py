@@ -113,7 +113,11 @@ def test_train_evaluate_and_resume_on_the_command_line(folder, capsys, fresh_pro
     assert cli.main(["train", "--layer-attention", "my_attention.py", *TINY]) == 0
     (run,) = (folder / "runs").iterdir()
     assert run.name == "resnet8-my_attention-cifar10-seed0"
-    assert cli.main(["train", "--resume", str(run)]) == 0
+    for command in (["train", "--resume", str(run)], ["evaluate", str(run)]):
+        capsys.readouterr()
+        assert cli.main(command) == 2 and "needs my_attention.py" in (told := capsys.readouterr().err)
+        assert "--trust" in told and told.count("\n") == 1
+        assert cli.main([*command, "--trust"]) == 0
     trained = (folder / "my_attention.py").read_bytes()
     change(folder)
     # the run has a copy of the version that it was trained with
@@ -121,15 +125,15 @@ def test_train_evaluate_and_resume_on_the_command_line(folder, capsys, fresh_pro
         place.mkdir(exist_ok=True)
         monkeypatch.chdir(place)
         fresh_process()
-        assert cli.main(["train", "--resume", str(run)]) == 0
-        assert cli.main(["evaluate", str(run)]) == 0
+        assert cli.main(["train", "--resume", str(run), "--trust"]) == 0
+        assert cli.main(["evaluate", str(run), "--trust"]) == 0
     assert (run / "my_attention.py").read_bytes() == trained
     (run / "my_attention.py").unlink()
     capsys.readouterr()
     before = sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
     for place, words in ((folder, "was changed since"), (folder / "elsewhere", "is not there (")):
         monkeypatch.chdir(place)
-        for command in (["train", "--resume", str(run)], ["evaluate", str(run)]):
+        for command in (["train", "--resume", str(run), "--trust"], ["evaluate", str(run), "--trust"]):
             fresh_process()
             assert cli.main(command) == 2
             captured = capsys.readouterr()

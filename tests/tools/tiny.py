@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mrla_minimal.lab.data import Cifar, Split
+from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine import Run, TrainConfig, TrainingInterrupted, train
 
 CLASSES = tuple("abcdefghij")
@@ -31,6 +32,11 @@ def tiny_cifar(name="cifar10", root=None, source="auto", train=96, test=40):
 def tiny_config(**changes):
     fields = {"depth": 8, "width": 4, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0, "drop_path": 0.2, "device": "cpu", **changes}
     return TrainConfig(**fields)
+
+
+def tiny_run(**changes):
+    """A Run of the tiny data on this process, at its first step."""
+    return Run(tiny_config(**changes), World(0, 1, torch.device("cpu")), data=tiny_cifar())
 
 
 def tiny_train(config, run_dir, **options):

@@ -1,86 +1,151 @@
 """The files that let a run survive being killed: reading and writing checkpoint.pt, and reading config.json.
 
-All of a run's state is in checkpoint.pt. It is written whole or not at all.
+All of a run's state is in checkpoint.pt. It is written whole or not at all, and nothing of it is used before it has
+been checked: the sums of its bytes, then the kinds of its parts.
 """
 
+import dataclasses
+import hashlib
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from mrla_minimal.lab.arguments import integer, shown, text
 from mrla_minimal.lab.device import choose_device
-from mrla_minimal.lab.engine.config import config_from_dict
+from mrla_minimal.lab.engine.config import TrainConfig, config_from_dict
 from mrla_minimal.lab.engine.model import build_model
 from mrla_minimal.lab.files import replace_file
+from mrla_minimal.lab.plugins import OwnAttention
 
 CHECKPOINT_FORMAT = "mrla-minimal checkpoint 1"
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a finite number."""
+def read_checkpoint(path: str | Path, sha256: str | None = None) -> dict:
+    """The state in a checkpoint file (or in a run folder's); its configuration is whole, as `TrainConfig` has it.
 
-
-def read_checkpoint(path):
-    """The state in a checkpoint file (or in a run folder's). ValueError, one line, if it is none."""
+    `sha256` is the sum that the file was published with, if it was. Raises ValueError, one line, for a file that has
+    another sum, is damaged, or is no checkpoint.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; expected a run folder or a checkpoint file")
+    content = path.read_bytes()     # once: what is checked is what is loaded
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is not the file that was published: its SHA-256 is "
+                         f"{hashlib.sha256(content).hexdigest()}, not {sha256}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:       # bytes that are no checkpoint make the unpickler raise anything at all
-        raise ValueError(f"{path} is not a checkpoint, or is damaged") from None
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:       # torch.load reads past a wrong check sum
+            whole = archive.testzip() is None
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if whole else None
+    except Exception:       # bytes that are no checkpoint make zip and unpickler raise anything at all
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is not a checkpoint, or is damaged")
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this package (no {CHECKPOINT_FORMAT!r} in it)")
     require_parts(state, ("config", "classes", "source", "fingerprint", "model"), path)
-    return state
+    try:
+        for name in ("source", "fingerprint"):
+            text(name, state[name])
+        integer("in_channels", state.setdefault("in_channels", 3))
+        if not isinstance(state["classes"], list | tuple) or not state["classes"]:
+            raise ValueError(f"classes must be a list of names, not {shown(state['classes'])}")
+        for name in state["classes"]:
+            text("the name of a class", name)
+        _check_weights(state["model"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return {**state, "config": dataclasses.asdict(config_from_dict(state["config"], path))}
 
 
-def require_parts(state, names, path):
+def require_parts(state: dict, names: tuple[str, ...], path: Path) -> None:
+    """ValueError unless the state has all parts of these names."""
     missing = [name for name in names if name not in state]
     if missing:
         raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}")
 
 
-def load_weights(model, state, path):
+def is_plain(tensor: object) -> bool:
+    """Whether this is a tensor as a checkpoint holds it: dense, in memory, and finite if its numbers can be otherwise."""
+    return (isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+            and (not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())))
+
+
+def _check_weights(weights):
+    if not isinstance(weights, dict):
+        raise ValueError(f"model must hold tensors by name, not {shown(weights)}")
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not is_plain(tensor):
+            raise ValueError(f"model: {shown(name)} must be a tensor of finite numbers, not {shown(tensor)}")
+
+
+def load_weights(model: nn.Module, state: dict, path: Path) -> None:
+    """Give a model the weights of a state. ValueError if they are another model's."""
+    wanted = model.state_dict()
+    lines = [f"{name} is {shown(tensor)}" for name, tensor in state["model"].items()
+             if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point()]
     try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
+        if not lines:
+            model.load_state_dict(state["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise ValueError(f"{path} holds the weights of another model: {' '.join(lines[:2])[:200]}") from None
+    if lines:
+        raise ValueError(f"{path} holds the weights of another model: {' '.join(lines[:2])[:200]}")
 
 
-def load_model(path, device="cpu"):
-    """(model in evaluation mode, state) of a run folder or a checkpoint file, in float32 on `device`. ValueError if it is none."""
-    state = read_checkpoint(path)
-    run_dir = Path(path) if Path(path).is_dir() else Path(path).parent
+def require_trust(layer_attention: str | None, path: str | Path, trust: bool) -> None:
+    """ValueError if a run folder or a checkpoint asks for code, and its user has not said that it may run.
+
+    Whoever made the folder chose the code: it may lie in the folder, or anywhere that its name leads to. So the rule is
+    the same for all of it, and for runs of one's own: what only a folder names is not run without being asked for.
+    """
+    own = OwnAttention.parse(layer_attention)
+    if own and not trust:
+        raise ValueError(f"{path} needs {own.path}, and to read it is to run that Python file: if "
+                         "you trust whoever wrote it, say so with --trust (in Python: trust=True)")
+
+
+def load_model(path: str | Path, device: str = "cpu", trust: bool = False,
+               sha256: str | None = None) -> tuple[nn.Module, dict]:
+    """(model in evaluation mode, state) of a run folder or a checkpoint file, in float32 on `device`.
+
+    A net with an attention of one's own is loaded only with `trust`: that runs a Python file, from where the
+    checkpoint says it lies, or the copy in the run folder. Raises ValueError without it, and as `read_checkpoint`.
+    """
+    state = read_checkpoint(path, sha256)
     config = config_from_dict(state["config"], path)
-    model = build_model(config, len(state["classes"]), run_dir, state.get("in_channels", 3))
+    require_trust(config.layer_attention, path, trust)
+    run_dir = Path(path) if Path(path).is_dir() else Path(path).parent
+    model = build_model(config, len(state["classes"]), run_dir, state["in_channels"])
     load_weights(model, state, path)
     return model.to(choose_device(device)).eval(), state
 
 
-def read_config(run_dir):
+def read_config(run_dir: str | Path) -> TrainConfig:
     """The TrainConfig in a run folder. ValueError if there is none."""
     path = Path(run_dir) / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{run_dir} is not a run folder: it has no config.json") from None
-    except ValueError as error:     # not text, or not JSON
+    except (ValueError, RecursionError) as error:     # not text, not JSON, or nested without end
         raise ValueError(f"{path} is not JSON: {error}") from None
     return config_from_dict(values, path)
 
 
-def save(run, run_dir):
-    """Write the checkpoint, whole or not at all. It is put together in memory first: torch's own writer hides a full disk's OSError."""
+def save(run, run_dir: Path) -> None:
+    """Write a Run's checkpoint, whole or not at all.
+
+    It is put together in memory first: torch's own writer hides a full disk's OSError. Raises TrainingDiverged, and
+    writes nothing, if a number in it is not finite.
+    """
     state = run.state()
-    if not all(torch.isfinite(p).all() for p in run.model.parameters()):
-        raise TrainingDiverged(f"a weight is no longer finite after step {run.step} of {run.total_steps}")
     if run.world.rank == 0:
         whole = io.BytesIO()
         torch.save(state, whole)

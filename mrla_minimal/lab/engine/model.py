@@ -1,55 +1,69 @@
 """From a configuration to a model, its optimiser and its learning rates."""
 
 import math
+from pathlib import Path
 
 import torch
+from torch import nn
 
-from mrla_minimal.lab.engine.config import FURTHER_ATTENTIONS
+from mrla_minimal.lab.engine.config import FURTHER_ATTENTIONS, TrainConfig
 from mrla_minimal.lab.plugins import OwnAttention, where
 from mrla_minimal.resnet import cifar_resnet
 
 MOMENTUM = 0.9
 
 
-def build_model(config, num_classes, run_dir=None, in_channels=3):
+def build_model(config: TrainConfig, num_classes: int, run_dir: Path | None = None, in_channels: int = 3) -> nn.Module:
     """The model of a configuration, started from its seed: variants of one seed share their host's initial weights.
 
     An attention of one's own is taken from its file, or from the copy in `run_dir`.
+    Raises ValueError naming the argument that does not fit, what was given and what is allowed.
     """
-    channels = {} if in_channels == 3 else {"in_channels": in_channels}
     name = config.layer_attention
     own = OwnAttention.parse(name)
     attention = own.load(run_dir) if own else FURTHER_ATTENTIONS.get(name, name)
     torch.manual_seed(config.seed)
-    return cifar_resnet(config.depth, block=config.block, num_classes=num_classes, layer_attention=attention,
-                        channel_attention=config.channel_attention, head_dim=config.head_dim,
-                        shortcut=config.shortcut, width=config.width, drop_path=config.drop_path, **channels)
+    return cifar_resnet(config.depth, block=config.block, in_channels=in_channels, num_classes=num_classes,
+                        layer_attention=attention, channel_attention=config.channel_attention,
+                        head_dim=config.head_dim, shortcut=config.shortcut, width=config.width,
+                        drop_path=config.drop_path)
 
 
-def try_model(config, run_dir=None):
-    """Build the model once, and let an attention of one's own see an image, so that what cannot work is told at once, as a ValueError."""
+def try_model(config: TrainConfig, run_dir: Path | None = None) -> None:
+    """Build the model once, and let an attention of one's own see an image.
+
+    What cannot work is told at once, as a ValueError.
+    """
     model = build_model(config, 10, run_dir).eval()
     if OwnAttention.parse(config.layer_attention):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model(torch.zeros(2, 3, 32, 32))
         except Exception as error:
-            raise ValueError(f"layer_attention {config.layer_attention}: output, memory = attention(x, memory) does not work in "
-                             f"this net: {where(error)}; mrla check tells more") from error
+            raise ValueError(f"layer_attention {config.layer_attention}: output, memory = attention(x, memory) does not "
+                             f"work in this net: {where(error)}; mrla check tells more") from error
 
 
-def build_optimizer(config, model):
-    """SGD with Nesterov momentum; biases, norms and lambda_o (everything with one dimension) decay only with `decay_all`."""
+def build_optimizer(config: TrainConfig, model: nn.Module, fused: bool | None = None) -> torch.optim.SGD:
+    """SGD with Nesterov momentum.
+
+    Biases, norms and lambda_o (everything with one dimension) decay only with `decay_all`. A fused one takes a gradient
+    scaler's verdict on the device.
+    """
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if config.decay_all or p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if not config.decay_all and p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=config.learning_rate,
+                           momentum=MOMENTUM, nesterov=True, fused=fused)
 
 
-def learning_rate_at(config, step, steps_per_epoch, total_steps):
-    """The learning rate of one step: a linear warm-up to the peak, then a half cosine to zero, or a tenth at 1/2 and 3/4 of the run."""
+def learning_rate_at(config: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """The learning rate of one step, counted from 0.
+
+    A linear warm-up to the peak, then a half cosine to zero, or a tenth at 1/2 and at 3/4 of the run.
+    """
     warmup_steps = min(config.warmup_epochs * steps_per_epoch, total_steps)
     if step < warmup_steps:
         return config.learning_rate * min(1.0, (step + 1) / warmup_steps)

@@ -1,15 +1,10 @@
-"""One training run: its loop, its folder, and how it is interrupted and resumed.
+"""One training run: its loop, and how it is interrupted and resumed. `folder.py` says what it leaves behind."""
 
-A run folder holds config.json, metrics.jsonl (one line an epoch, no times), timing.jsonl, checkpoint.pt and curves.png.
-"""
-
-import dataclasses
-import itertools
-import math
 import shlex
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +12,35 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from mrla_minimal.lab.device import join_world
-from mrla_minimal.lab.engine.checkpoint import TrainingDiverged, read_checkpoint, read_config, save
-from mrla_minimal.lab.engine.config import differing_fields
-from mrla_minimal.lab.engine.run import Run
-from mrla_minimal.lab.files import append_record, replace_file, to_line, write_json
-from mrla_minimal.lab.plugins import OwnAttention
+from mrla_minimal.lab.arguments import not_negative
+from mrla_minimal.lab.data import Cifar
+from mrla_minimal.lab.device import device_name, join_world
+from mrla_minimal.lab.engine.checkpoint import save
+from mrla_minimal.lab.engine.config import TrainConfig
+from mrla_minimal.lab.engine.folder import begin, begun, cut_back, going_on, new_run_dir
+from mrla_minimal.lab.engine.resume import restore
+from mrla_minimal.lab.engine.run import Run, TrainingDiverged
+from mrla_minimal.lab.files import append_record
+from mrla_minimal.lab.plugins import first_line
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run is remembered by; accuracies are fractions of 1, the throughput is of training steps alone."""
+    """What a finished run is remembered by.
+
+    Accuracies are fractions of 1; the throughput is of training steps alone; `precision` is what they were
+    computed in.
+    """
 
     test_accuracy: float
-    metrics: list
+    metrics: list[dict]
     source: str
     fingerprint: str
     parameters: int
     seconds: float
     images_per_second: float
     run_dir: Path
+    precision: str
 
 
 class RunInUse(ValueError):
@@ -44,12 +48,15 @@ class RunInUse(ValueError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C, after the checkpoint was written."""
+    """Ctrl-C or SIGTERM, after the checkpoint was written."""
 
 
 @contextmanager
-def _ctrl_c_as_a_flag():
-    """Within it, a first Ctrl-C only sets the flag that is yielded: a step is never left half done. A second one interrupts."""
+def _signals_as_a_flag() -> Iterator[threading.Event]:
+    """Within it, a first Ctrl-C or SIGTERM only sets the flag that is yielded: a step is never left half done.
+
+    A second one interrupts at once.
+    """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag
@@ -60,77 +67,46 @@ def _ctrl_c_as_a_flag():
             raise KeyboardInterrupt
         flag.set()
 
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, earlier in previous.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
 
 
-def new_run_dir(config, runs="runs", source=None):
-    """Make runs/NAME, and return it: the first NAME that nobody has.
-
-    NAME says the model, its attentions, the data (`source`, of images of one's own) and the seed. The folder is made
-    here, which only one of several processes can do: two that start together get two folders.
-    """
-    own = OwnAttention.parse(config.layer_attention)
-    layer_attention = own.short_name if own else config.layer_attention
-    attention = "-".join(filter(None, (layer_attention, config.channel_attention))) or "plain"
-    data = source or ("synthetic" if config.source == "synthetic" else config.dataset)
-    name = f"resnet{config.depth}-{attention}-{data}-seed{config.seed}"
-    for number in itertools.count(1):
-        folder = Path(runs) / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            pass
-
-
-def _prepare_folder(config, run_dir, resume):
-    """Make or check the run folder, before anything is computed. Returns the checkpoint to go on from, or None."""
-    stored = run_dir / "config.json"
-    if not resume:
-        if stored.exists():
-            raise ValueError(f"{run_dir} holds a run already; resume it, or choose another name")
-        write_json(stored, dataclasses.asdict(config))
-        own = OwnAttention.parse(config.layer_attention)
-        if own:
-            own.keep_copy(run_dir)
-        return None
-    if not stored.is_file():
-        raise ValueError(f"{run_dir} is not a run folder: it has no config.json")
-    differing = differing_fields(config, read_config(run_dir))
-    if differing:
-        raise ValueError(f"{run_dir} was begun with another configuration: {'; '.join(differing)}")
-    return read_checkpoint(run_dir) if (run_dir / "checkpoint.pt").exists() else None
-
-
-def _describe(record, config, images_per_second):
-    parts = [f"epoch {record['epoch']}/{config.epochs}" if config.steps is None else f"step {record['step']}/{config.steps}",
-             f"loss {record['train_loss']:.3f}", f"train {100 * record['train_accuracy']:.2f} %"]
-    parts += [f"{name} {100 * record[f'{name}_accuracy']:.2f} %" for name in ("validation", "test") if f"{name}_accuracy" in record]
-    return "  ".join([*parts, f"{images_per_second:.0f} images/s"])
-
-
-def train(config, run_dir=None, *, data=None, resume=False, progress=True, checkpoint_seconds=60.0):
+def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar | None = None,
+          resume: bool = False, trust: bool = False, progress: bool = True, checkpoint_seconds: float = 60.0,
+          on_record: Callable[[dict], None] | None = None) -> Result:
     """Train one model as `config` says, and return its Result. Writes run_dir (default: a new folder under runs/).
 
-    `data` holds images of one's own, of any size and number of channels; None loads what the configuration names:
+    `data` holds images of one's own, of any size and number of channels; None loads what `config` names:
 
         train_split = Split(images, labels)         # uint8 (N, channels, height, width); int64 (N,)
-        data = Cifar(train_split, test_split, classes=("cat", "dog"), source="pets", fingerprint="pets, version 1")
+        data = Cifar(train_split, test_split, ("cat", "dog"), source="pets", fingerprint="pets, version 1")
         result = train(TrainConfig(depth=20), data=data)
 
-    resume=True continues what run_dir holds: a CPU run that was killed ends with the same weights and metrics.jsonl, bit for
-    bit, as one that never was, at the same number of threads. A checkpoint is written at the start, after every epoch, and
-    whenever `checkpoint_seconds` have passed since the last. Under torchrun, every process calls this.
+    resume=True continues what run_dir holds: a CPU run that was killed ends with the same weights and metrics.jsonl,
+    bit for bit, as one that never was, at the same number of threads. With more epochs (or steps) than before, a run
+    goes on for longer, also one that had ended: from there on, what follows from the length (the schedule, and
+    augment="auto") is as if it had been begun with the new length, so the learning rate may rise again. A run with an
+    attention of one's own is continued only with trust=True, for its folder says which Python file to run.
 
-    Raises ValueError for a wrong configuration or folder, TrainingDiverged when the loss is not finite, TrainingInterrupted
-    after Ctrl-C (the checkpoint is written), OSError when a file cannot be written (the last good checkpoint stays).
+    A checkpoint is written at the start, after every epoch, and whenever `checkpoint_seconds` have passed since the
+    last. Under torchrun, every process calls this. `on_record` is called with each epoch's record once it is on the
+    disk; for TensorBoard, or for a table:
+
+        writer = SummaryWriter(folder)
+        train(config, on_record=lambda record: writer.add_scalar("test", record["test_accuracy"], record["step"]))
+
+        table = csv.DictWriter(file, ["epoch", "train_loss", "test_accuracy"], extrasaction="ignore")
+        train(config, on_record=table.writerow)
+
+    Raises ValueError for a wrong configuration or folder, TrainingDiverged when a number is not finite,
+    TrainingInterrupted after Ctrl-C or SIGTERM (the checkpoint is written), OSError when a file cannot be written (the
+    last good checkpoint stays).
     """
-    if not 0 <= checkpoint_seconds < math.inf:
-        raise ValueError(f"checkpoint_seconds must be a number from 0 on, not {checkpoint_seconds!r}")
+    not_negative("checkpoint_seconds", checkpoint_seconds)
     world = join_world(config.device)
     if run_dir is None and world.rank == 0:
         run_dir = new_run_dir(config, source=data.source if data else None)
@@ -143,14 +119,20 @@ def train(config, run_dir=None, *, data=None, resume=False, progress=True, check
         except Timeout:
             raise RunInUse(f"{run_dir} is in use by another run") from None
     try:
+        if resume:
+            config = going_on(config, run_dir, trust)
         run = Run(config, world, run_dir, data)
-        state = world.first_then_others(lambda: _prepare_folder(config, run_dir, resume or world.rank > 0))
-        if world.from_rank_zero(state is not None):     # not what this rank saw: rank 0 may write a first checkpoint meanwhile
-            run.restore(state, run_dir / "checkpoint.pt")
-        return _train_to_the_end(run, run_dir, progress and world.rank == 0, checkpoint_seconds)
+        goes_on = resume or world.rank > 0      # for the others, rank 0 has begun it
+        state = world.first_then_others(lambda: begun(run, run_dir) if goes_on else begin(run, run_dir))
+        if world.from_rank_zero(state is not None):     # not what this rank saw: rank 0 may write a first one meanwhile
+            restore(run, state, run_dir / "checkpoint.pt")
+        _train_to_the_end(run, run_dir, progress and world.rank == 0, checkpoint_seconds, on_record)
+        if world.rank == 0:
+            _draw(run, run_dir)
     except TrainingDiverged as error:
-        hint = f"; the last good checkpoint is {run_dir / 'checkpoint.pt'}" if (run_dir / "checkpoint.pt").exists() else ""
-        raise TrainingDiverged(f"{error}{hint}") from None
+        checkpoint = run_dir / "checkpoint.pt"
+        raise TrainingDiverged(f"{error}; the last good checkpoint is {checkpoint}" if checkpoint.exists()
+                               else str(error)) from None
     finally:
         if world.rank == 0:
             lock.release()
@@ -158,21 +140,25 @@ def train(config, run_dir=None, *, data=None, resume=False, progress=True, check
                 (run_dir / ".lock").unlink(missing_ok=True)
                 with suppress(OSError):                     # a folder that holds something stays
                     run_dir.rmdir()
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    return Result(run.metrics[-1]["test_accuracy"], run.metrics, run.source, run.fingerprint, parameters, run.seconds,
+                  run.images_per_second, run_dir, run.precision)
 
 
-def _train_to_the_end(run, run_dir, progress, checkpoint_seconds):
+def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
     config, first = run.config, run.world.rank == 0
-    if progress and config.layer_attention and all(len(stage) == 1 for stage in run.model.stages):
-        print(f"note: ResNet-{config.depth} has one layer a stage: its layer attention has no earlier layer to read")
-    read_every = 1 if run.world.device.type == "cpu" and not run.world.parallel else 50      # reading a loss waits for the device
+    if progress:
+        print(f"training in {run.precision} on {device_name(run.world.device)}")
+        if config.layer_attention and all(len(stage) == 1 for stage in run.model.stages):
+            print(f"note: ResNet-{config.depth} has one layer a stage: its layer attention has no earlier layer to read")
+    # Reading a loss waits for the device.
+    read_every = 1 if run.world.device.type == "cpu" and not run.world.parallel else 50
     if first:
-        # What a killed run wrote after its checkpoint is cut: it will be written again, the same.
-        metrics = "".join(to_line(record) for record in run.metrics).encode()
-        replace_file(run_dir / "metrics.jsonl", lambda file: file.write(metrics))
+        cut_back(run, run_dir)
     save(run, run_dir)
     saved = time.monotonic()
     bar = tqdm(total=run.total_steps, initial=run.step, disable=not progress, unit="step", mininterval=0.5)
-    with _ctrl_c_as_a_flag() as interrupted, bar:
+    with _signals_as_a_flag() as interrupted, bar:
         while not run.finished:
             started = time.perf_counter()
             run.train_step()
@@ -183,14 +169,12 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds):
             run.seconds += time.perf_counter() - started
             bar.update()
             if reads and progress:
-                text = f"loss {run.losses[-1]:.3f}, accuracy {100 * run.hits[-1]:.0f} %, {run.images_per_second:.0f} images/s"
-                bar.set_postfix_str(text, refresh=False)
+                bar.set_postfix_str(f"loss {run.losses[-1]:.3f}, accuracy {100 * run.hits[-1]:.0f} %, "
+                                    f"{run.images_per_second:.0f} images/s", refresh=False)
             if epoch_ends:
                 record = run.close_epoch()
                 if first:
-                    append_record(run_dir / "metrics.jsonl", record)
-                    append_record(run_dir / "timing.jsonl", {"step": run.step, "training_seconds": round(run.seconds, 3),
-                                                             "images_per_second": round(run.images_per_second, 1)})
+                    _log(run, run_dir, record)
                 if progress:
                     bar.write(_describe(record, config, run.images_per_second))
             stop = run.world.from_rank_zero(interrupted.is_set()) if reads else False
@@ -198,13 +182,35 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds):
             if epoch_ends or stop or due:
                 save(run, run_dir)
                 saved = time.monotonic()
+            if epoch_ends and first and on_record is not None:
+                on_record(record)
             if stop and not run.finished:
                 raise TrainingInterrupted(f"interrupted at step {run.step} of {run.total_steps}; "
                                           f"to go on: mrla train --resume {shlex.quote(str(run_dir))}")
-    if first:
+
+
+def _log(run, run_dir, record):
+    """Add an epoch's line to metrics.jsonl, and how long it took to timing.jsonl."""
+    append_record(run_dir / "metrics.jsonl", record)
+    append_record(run_dir / "timing.jsonl", {"step": run.step, "training_seconds": round(run.seconds, 3),
+                                             "images_per_second": round(run.images_per_second, 1)})
+
+
+def _describe(record, config, images_per_second):
+    """An epoch's record on one line."""
+    position = f"epoch {record['epoch']}/{config.epochs}" if config.steps is None else \
+        f"step {record['step']}/{config.steps}"
+    parts = [position, f"loss {record['train_loss']:.3f}", f"train {100 * record['train_accuracy']:.2f} %"]
+    parts += [f"{name} {100 * record[f'{name}_accuracy']:.2f} %" for name in ("validation", "test")
+              if f"{name}_accuracy" in record]
+    return "  ".join([*parts, f"{images_per_second:.0f} images/s"])
+
+
+def _draw(run, run_dir):
+    """The curves, last of all: whatever goes wrong with a figure, the run is over and its result written."""
+    try:
         from mrla_minimal.lab.figures import plot_curves
 
         plot_curves(run.metrics, run_dir / "curves.png", source=run.source)
-    parameters = sum(p.numel() for p in run.model.parameters())
-    return Result(run.metrics[-1]["test_accuracy"], run.metrics, run.source, run.fingerprint, parameters, run.seconds,
-                  run.images_per_second, run_dir)
+    except Exception as error:
+        print(f"note: {run_dir / 'curves.png'} could not be drawn ({first_line(error)}); all else is there")

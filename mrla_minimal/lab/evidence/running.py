@@ -103,8 +103,8 @@ def _work_through(suite, jobs, records_path, runs, data, progress, checkpoint_se
         if progress:
             print(f"{suite.name}: {job.variant}, seed {job.config.seed}, learning rate {job.config.learning_rate:g}, {job.phase}")
         try:
-            result = train(job.config, run_dir, data=data, resume=(run_dir / "config.json").exists(), progress=progress,
-                           checkpoint_seconds=checkpoint_seconds)
+            result = train(job.config, run_dir, data=data, resume=(run_dir / "config.json").exists(), trust=True,
+                           progress=progress, checkpoint_seconds=checkpoint_seconds)      # trust: the suite named the file
         except RunInUse:
             left += 1
             continue
@@ -153,7 +153,7 @@ def _finished_net(suite, job, records_path, runs):
     """(model, state, "float32") of a finished run's folder; where that is gone, of the committed checkpoint if it is this run's."""
     run_dir = runs / suite.name / job.folder
     if (run_dir / "checkpoint.pt").exists():
-        return *load_model(run_dir, job.config.device), "float32"
+        return *load_model(run_dir, job.config.device, trust=True), "float32"
     committed = Path(records_path).parent.parent / "checkpoints" / f"{suite.name}-{job.variant}.pt"
     if committed.exists():
         model, state = load_model(committed, job.config.device)

@@ -1,0 +1,121 @@
+"""From a checkpoint's state back to a run at the step where it was.
+
+A state comes out of a file: every part is checked before any is used. The optimiser's settings are not among them: they
+follow from the configuration.
+"""
+
+from pathlib import Path
+
+import torch
+
+from mrla_minimal.lab.arguments import integer, not_negative, one_of, positive, share, shown, text
+from mrla_minimal.lab.engine.checkpoint import is_plain, load_weights, require_parts
+from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
+from mrla_minimal.lab.engine.precision import PRECISIONS
+from mrla_minimal.lab.engine.run import Run
+
+MAY_DIFFER = ("device", "data_root", "source", "epochs", "steps")       # a run may go on elsewhere, and for longer
+NEEDED = ("epoch", "train_loss", "train_accuracy", "learning_rate")     # in every record of an epoch
+PARTS = ("threads", "step", "losses", "hits", "metrics", "seconds", "random")
+
+
+def restore(run: Run, state: dict, path: Path) -> None:
+    """Put a new Run where the `state()` of an earlier one was.
+
+    Raises ValueError if the state is of other data, of another configuration or model, or damaged.
+    """
+    if "optimizer" not in state:
+        raise ValueError(f"{path} holds weights alone: it can be evaluated, not resumed")
+    require_parts(state, PARTS, path)
+    differing = differing_fields(run.config, config_from_dict(state["config"], path), MAY_DIFFER)
+    if differing:
+        raise ValueError(f"{path} is of another run: {'; '.join(differing)}")
+    if state["fingerprint"] != run.fingerprint:
+        raise ValueError(f"{path} was trained on other images (source {state['source']}) than are here "
+                         f"(source {run.source})")
+    load_weights(run.model, state, path)
+    try:
+        _restore_position(run, state)
+        _restore_optimizer(run, state)
+        _restore_random(run, state["random"])
+        threads = integer("threads", state["threads"])
+        precision = one_of("precision", state.get("precision", run.precision), PRECISIONS)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if run.world.rank == 0:
+        if threads != torch.get_num_threads():
+            print(f"note: {path} was written with {threads} threads, here are {torch.get_num_threads()}: "
+                  "the run goes on, but no longer bit for bit")
+        if precision != run.precision:
+            print(f"note: {path} was trained in {precision}, and goes on in {run.precision}")
+
+
+def _restore_position(run, state):
+    """How far the run had come, and what it measured on the way."""
+    step = integer("step", state["step"], 0, run.total_steps)
+    metrics = _checked_metrics(state["metrics"], step)
+    measured = metrics[-1]["step"] if metrics else 0        # the steps since then are of an epoch that is not closed
+    for name in ("losses", "hits"):
+        if not isinstance(state[name], list) or len(state[name]) != step - measured:
+            raise ValueError(f"{name} must be a list of {step - measured}, not {shown(state[name])}")
+    losses = [not_negative("a loss", loss) for loss in state["losses"]]
+    hits = [share("an accuracy", hit) for hit in state["hits"]]
+    if step == run.total_steps and (measured != step or "test_accuracy" not in metrics[-1]):
+        raise ValueError(f"the run ended at step {step}, and its metrics do not")
+    run.step, run.losses, run.hits, run.metrics = step, losses, hits, metrics
+    run.seconds = not_negative("seconds", state["seconds"])
+
+
+def _checked_metrics(metrics, step):
+    if not isinstance(metrics, list):
+        raise ValueError(f"metrics must be a list of records, not {shown(metrics)}")
+    before = 0
+    for record in metrics:
+        if not isinstance(record, dict):
+            raise ValueError(f"metrics must be a list of records, and {shown(record)} is none")
+        before = integer("the step of an epoch", record.get("step"), before + 1, step)
+        for name, value in {**dict.fromkeys(NEEDED), **record}.items():
+            check = text if name == "source" else integer if name in ("epoch", "step") else \
+                share if str(name).endswith("accuracy") else not_negative
+            parts = name in ("train_loss_parts", "train_accuracy_parts") and isinstance(value, list)
+            for number in value if parts else [value]:
+                check(f"{shown(name)} of an epoch", number)
+    return metrics
+
+
+def _restore_optimizer(run, state):
+    """The momentum of every parameter, and the scale of float16's gradients."""
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    stored = state["optimizer"].get("state") if isinstance(state["optimizer"], dict) else None
+    if not isinstance(stored, dict):
+        raise ValueError(f"optimizer must hold a state, not {shown(state['optimizer'])}")
+    momenta = {}
+    for number, entry in stored.items():
+        integer("the number of a parameter", number, 0, len(parameters) - 1)
+        momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
+        if not is_plain(momentum) or not momentum.is_floating_point() or momentum.shape != parameters[number].shape:
+            raise ValueError(f"the momentum of parameter {number} must be {tuple(parameters[number].shape)} finite "
+                             f"numbers, not {shown(momentum)}")
+        momenta[number] = {"momentum_buffer": momentum}
+    if run.step > 0 and not momenta and not run.scaler.is_enabled():        # a scaler may have left out every step
+        raise ValueError(f"optimizer must hold the momentum of {run.step} steps, and holds none")
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": momenta})
+    if run.scaler.is_enabled() and "scaler" in state:
+        scaler = state["scaler"] if isinstance(state["scaler"], dict) else {}
+        run.scaler.load_state_dict({**run.scaler.state_dict(),
+                                    "scale": positive("the scale of gradients", scaler.get("scale")),
+                                    "_growth_tracker": integer("its age", scaler.get("_growth_tracker"), 0)})
+
+
+def _restore_random(run, random):
+    if run.world.parallel:      # each process draws its own drop_path, and the checkpoint knows rank 0's alone
+        torch.manual_seed(run.config.seed + 1 + run.world.rank + run.world.size * run.step)
+        return
+    try:
+        if not isinstance(random, dict):
+            raise TypeError
+        torch.set_rng_state(random["cpu"])
+        if run.world.device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], run.world.device)
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"random is no state of torch's generators ({type(error).__name__})") from None

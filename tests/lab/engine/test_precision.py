@@ -1,0 +1,134 @@
+import pytest
+import torch
+from kill_and_resume import same
+from tiny import tiny_config, tiny_run, tiny_train
+
+from mrla_minimal.lab.engine import TrainingDiverged, choose_precision, read_checkpoint, run
+from mrla_minimal.lab.engine.precision import for_loss
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """Train in a half precision on the CPU, where it is never chosen, as on the GPU that has it."""
+    return lambda name: monkeypatch.setattr(run, "choose_precision", lambda device, amp: name)
+
+
+@pytest.mark.parametrize("gpu, capability, expected", [
+    ("A100", (8, 0), "bfloat16"), ("RTX 3060", (8, 6), "bfloat16"), ("H100", (9, 0), "bfloat16"),
+    ("B200", (10, 0), "bfloat16"), ("T4", (7, 5), "float16"), ("V100", (7, 0), "float16"),
+    ("P100", (6, 0), "float32"), ("GTX 1080", (6, 1), "float32"), ("K80", (3, 7), "float32"),
+])
+def test_the_gpu_decides_by_its_compute_capability(monkeypatch, gpu, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kw: pytest.fail("it says True of a T4"))
+    assert choose_precision(torch.device("cuda", 0)) == expected
+    assert choose_precision(torch.device("cuda", 0), amp=False) == "float32"
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_other_devices_compute_in_float32(device):
+    assert choose_precision(torch.device(device)) == "float32"
+
+
+def test_a_loss_is_never_added_up_in_half_precision():
+    for given, expected in ((torch.float16, torch.float32), (torch.bfloat16, torch.float32),
+                            (torch.float32, torch.float32), (torch.float64, torch.float64)):
+        assert for_loss(torch.zeros(2, dtype=given)).dtype == expected
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_step_computes_in_half_precision_and_keeps_weights_and_losses_in_float32(monkeypatch, half, precision):
+    half(precision)
+    state = tiny_run(layer_attention="mrla-light")
+    seen = {}
+    state.model.classifier.register_forward_hook(lambda module, inputs, output: seen.update(logits=output.dtype))
+    original = run.F.cross_entropy
+
+    def cross_entropy(logits, *args, **kw):
+        assert not torch.is_autocast_enabled("cpu")
+        seen["loss"] = logits.dtype
+        return original(logits, *args, **kw)
+
+    monkeypatch.setattr(run.F, "cross_entropy", cross_entropy)
+    state.train_step()
+    assert seen == {"logits": getattr(torch, precision), "loss": torch.float32}
+    assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
+    assert state.scaler.is_enabled() == (precision == "float16") and state._unread[0].dtype == torch.float32
+
+
+def test_float16_steps_are_those_of_float32_but_for_rounding(half):
+    """The scale must be divided out again before the step: a forgotten one would be 65536 times too far."""
+    states = {}
+    for precision in ("float32", "float16"):
+        half(precision)
+        state = tiny_run(layer_attention="mrla-light", drop_path=0.0)
+        for _ in range(3):
+            state.train_step()
+        states[precision] = state
+    for single, scaled in zip(states["float32"].model.parameters(), states["float16"].model.parameters(), strict=True):
+        assert torch.allclose(single, scaled, atol=0.02)
+
+
+def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(half):
+    half("float16")
+    state = tiny_run(layer_attention=None)
+    state.train_step()
+    before, scale = state.model.classifier.weight.clone(), state.scaler.get_scale()
+    hook = state.model.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+    state.train_step()
+    assert torch.equal(state.model.classifier.weight, before) and state.scaler.get_scale() == scale / 2
+    hook.remove()
+    state.train_step()
+    assert not torch.equal(state.model.classifier.weight, before)
+
+
+def test_a_run_whose_gradients_always_overflow_has_no_result(half, tmp_path, monkeypatch):
+    half("float16")
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **kw: scaler(*args, **kw, init_scale=2.0**-18))
+    original = run.Run.train_step
+
+    def train_step(state):
+        if state.step == 0:
+            state.model.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+        original(state)
+
+    monkeypatch.setattr(run.Run, "train_step", train_step)
+    with pytest.raises(TrainingDiverged, match="float16 holds no step's gradients any more after step 3 of 3"):
+        tiny_train(tiny_config(steps=3, layer_attention=None), tmp_path / "run")
+
+
+def test_what_was_computed_in_is_said_kept_and_returned(half, tmp_path, capsys):
+    half("bfloat16")
+    result = tiny_train(tiny_config(epochs=1), tmp_path / "run", progress=True)
+    assert result.precision == "bfloat16" and "training in bfloat16 on " in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "run")["precision"] == "bfloat16"
+    half("float32")
+    assert tiny_train(tiny_config(epochs=1), tmp_path / "run", resume=True).precision == "float32"
+    assert "was trained in bfloat16, and goes on in float32" in capsys.readouterr().out
+
+
+def test_the_scale_of_gradients_survives_a_kill(half, tmp_path, monkeypatch):
+    """Bit for bit, with a scale that changes every second step."""
+    half("float16")
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **kw: scaler(*args, **kw, growth_interval=2))
+    config = tiny_config(layer_attention="mrla-light")
+    tiny_train(config, tmp_path / "whole")
+    original = run.Run.train_step
+
+    def killed(state):
+        if state.step == 9:
+            raise SystemExit("killed")
+        original(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "train_step", killed)
+        with pytest.raises(SystemExit):
+            tiny_train(config, tmp_path / "parts", checkpoint_seconds=0.0)
+    state = read_checkpoint(tmp_path / "parts")
+    assert state["step"] == 9 and state["scaler"]["scale"] != 65536
+    tiny_train(config, tmp_path / "parts", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    scales = [read_checkpoint(tmp_path / name)["scaler"] for name in ("whole", "parts")]
+    assert scales[0] == scales[1]
