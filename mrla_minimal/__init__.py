@@ -13,8 +13,9 @@ except OSError:     # torch's libraries would end the process with a riddle
     print("mrla: the working directory is gone: change to one that exists", file=sys.stderr)
     raise SystemExit(2) from None
 
-# `python -m mrla_minimal` puts the working directory first on the path, where a random.py would stand in for Python's
-# own. It is taken off before torch is imported. (While a package is imported for -m, sys.argv[0] is "-m".)
+# `python -m mrla_minimal` puts the working directory first on the path, where a random.py would stand in for
+# Python's own. It is taken off before torch is imported. (While a package is imported for -m, sys.argv[0] is
+# "-m".)
 if sys.argv[:1] == ["-m"] and sys.path[:1] == [_here] and not sys.flags.safe_path:
     del sys.path[0]
 

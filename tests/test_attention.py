@@ -23,7 +23,7 @@ def draw(*shapes, seed=0):
 
 
 def draw_mask(*shape, seed=0):
-    """A random mask that leaves each row something: torch's function gives NaN for rows that may attend to nothing."""
+    """A random mask that leaves each row something: torch's function gives NaN for one that has nothing."""
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.6
     mask[..., 0] |= ~mask.any(dim=-1)
     return mask
@@ -95,8 +95,9 @@ def test_a_masked_key_has_no_influence_however_large():
     output, _ = softmax_attention(query, key, value, mask)
     key[2], key[4], value[2], value[4] = 1e6, -1e6, 1e6, -1e6
     assert torch.equal(softmax_attention(query, key, value, mask)[0], output)
-    key[mask] = -1e6 * query[0]                                         # the first query dislikes all it may see
-    assert_equal(softmax_attention(query, key, value, mask)[1][0].sum(), torch.tensor(1.0, dtype=torch.float64))
+    key[mask] = -1e6 * query[0]                                     # the first query dislikes all it may see
+    weights = softmax_attention(query, key, value, mask)[1]
+    assert_equal(weights[0].sum(), torch.tensor(1.0, dtype=torch.float64))
 
 
 def test_a_causal_mask_hides_the_later_tokens():
@@ -118,7 +119,7 @@ def test_large_logits_do_not_overflow():
 def test_softmax_attention_gradients(n, m, d, seed, masked):
     inputs = [t.requires_grad_() for t in draw((n, d), (m, d), (m, 2), seed=seed)]
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(n, m, generator=generator) < 0.6 if masked else None          # some rows may attend to nothing
+    mask = torch.rand(n, m, generator=generator) < 0.6 if masked else None      # some rows may see nothing
     assert torch.autograd.gradcheck(lambda *qkv: softmax_attention(*qkv, mask), inputs)
 
 
@@ -130,7 +131,7 @@ def test_softmax_attention_refuses_what_does_not_fit():
 
 
 def torch_twin(module):
-    """torch's own multi-head attention with the same weights: it stacks the three input maps in one matrix."""
+    """torch's own multi-head attention with the same weights, which it stacks in one matrix."""
     twin = nn.MultiheadAttention(module.dim, module.heads, batch_first=True, dtype=torch.float64)
     projections = (module.query, module.key, module.value)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""SqueezeExcitation and EfficientChannelAttention: against the released code, their formulas, and what they refuse."""
+"""SqueezeExcitation and EfficientChannelAttention: the released code, the formulas, what they refuse."""
 
 import math
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_efficient_channel_attention_is_its_formula(channels, taps, batch, heigh
 @every_attention
 def test_gradients(attention):
     module, = make_layers(attention, 1, 6)
-    if attention is SqueezeExcitation:                  # more than one hidden channel, and none of them silent
+    if attention is SqueezeExcitation:          # more than one hidden channel, and none silent
         module, = make_layers(attention, 1, 6, reduction=2)
         nn.init.uniform_(module.squeeze.weight, 0.1, 1.0)
     x, = make_maps(1, 2, 6, 3, 2)
@@ -83,7 +83,8 @@ def test_gradients(attention):
 
 @pytest.mark.parametrize(("channels", "reduced"), [(8, 1), (16, 1), (31, 1), (32, 2), (64, 4), (2048, 128)])
 def test_squeeze_excitation_reduces_by_sixteen_and_keeps_one(channels, reduced):
-    shapes = {name: tuple(parameter.shape) for name, parameter in SqueezeExcitation(channels).named_parameters()}
+    parameters = SqueezeExcitation(channels).named_parameters()
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     assert shapes == {"squeeze.weight": (reduced, channels), "excite.weight": (channels, reduced)}
 
 
@@ -109,7 +110,8 @@ def test_bad_maps_are_refused(attention, x, message):
     (lambda: SqueezeExcitation(8, reduction=0), "reduction must be a positive integer, not 0"),
     (lambda: SqueezeExcitation(8, reduction=2.0), "reduction must be a positive integer, not 2.0"),
     (lambda: EfficientChannelAttention(-8), "channels must be a positive integer, not -8"),
-    (lambda: EfficientChannelAttention(8, kernel_size=2), "kernel_size must be a positive odd integer, not 2"),
+    (lambda: EfficientChannelAttention(8, kernel_size=2),
+     "kernel_size must be a positive odd integer, not 2"),
 ])
 def test_bad_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):

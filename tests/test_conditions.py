@@ -1,4 +1,4 @@
-"""Every attention and control as networks use it: data types, layouts, copies, compilers, odd sizes, what is saved."""
+"""Every attention and control as networks use it: types, layouts, copies, compilers, sizes, what is saved."""
 
 import copy
 import io
@@ -36,7 +36,8 @@ def run_and_differentiate(layers, maps, scale=1.0):
     """The outputs, and the gradients of `scale` times their squares' sum by every map and parameter."""
     outputs = run_stage(layers, maps)
     leaves = [*maps, *(parameter for layer in layers for parameter in layer.parameters())]
-    return outputs, torch.autograd.grad(scale * sum(output.float().square().sum() for output in outputs), leaves)
+    loss = scale * sum(output.float().square().sum() for output in outputs)
+    return outputs, torch.autograd.grad(loss, leaves)
 
 
 # Data types
@@ -66,13 +67,14 @@ def test_bfloat16_autocast_stays_close_to_float32(module):
     for given, exact in zip(outputs, wanted, strict=True):
         assert (given - exact).norm() <= 0.05 * exact.norm()
     # Gradients all together: some of the few query and key weights have small sums of large terms.
-    given, exact = (torch.cat([gradient.flatten() for gradient in both]) for both in (gradients, wanted_gradients))
+    given, exact = (torch.cat([gradient.flatten() for gradient in each])
+                    for each in (gradients, wanted_gradients))
     assert (given - exact).norm() <= 0.1 * exact.norm()
 
 
 @every_module
 def test_a_memory_may_cross_the_border_of_autocast(module):
-    """A layer under autocast hands its memory to one outside, and the other way round; x may come in either type."""
+    """A layer under autocast hands its memory to one outside, and back; x may come in either type."""
     layers, maps = stage(module)
     wanted = run_stage(layers, maps)
     memory, outputs = None, []
@@ -80,7 +82,7 @@ def test_a_memory_may_cross_the_border_of_autocast(module):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=t % 2 == 0):
             output, memory = layer(x.bfloat16() if t == 2 else x, memory)
         outputs.append(output)
-    if module not in (MRLABase, UniformMean):                           # whose sums take the widest type in the cache
+    if module not in (MRLABase, UniformMean):                   # whose sums take the widest type in the cache
         assert [output.dtype for output in outputs] == [torch.bfloat16, torch.float32, torch.bfloat16]
     for output, exact in zip(outputs, wanted, strict=True):
         assert (output - exact).norm() <= 0.05 * exact.norm()
@@ -133,7 +135,7 @@ class EfficientChannelAttentionLayer(ChannelAttentionAsLayer):
 def test_half_precision_on_large_maps_stays_near_float32(module, dtype):
     """288 x 288 pixels of about 1 add up to 83,000, above the largest float16 number, 65,504.
 
-    So would a weight's gradient, a sum over the pixels, for a loss that is one: hence the scale, as in training.
+    So would a weight's gradient, a sum over the pixels, for a loss that is one: hence the scale.
     """
     torch.manual_seed(0)
     layers = [module(4) for _ in range(2)]
@@ -165,11 +167,12 @@ def float64_by_default():
 def test_a_default_type_of_float64_builds_and_runs(module, float64_by_default):
     layers = [module(8) for _ in range(3)]
     assert all(parameter.dtype == torch.float64 for layer in layers for parameter in layer.parameters())
-    outputs, gradients = run_and_differentiate(layers, [torch.randn(2, 8, 5, 4, requires_grad=True) for _ in layers])
+    maps = [torch.randn(2, 8, 5, 4, requires_grad=True) for _ in layers]
+    outputs, gradients = run_and_differentiate(layers, maps)
     assert {tensor.dtype for tensor in (*outputs, *gradients)} == {torch.float64}
     singles = [layer.float() for layer in layers]       # a float32 net is not widened by the default
-    assert {output.dtype for output in run_stage(singles, [torch.randn(2, 8, 5, 4).float() for _ in layers])} == {
-        torch.float32}
+    outputs = run_stage(singles, [x.detach().float() for x in maps])
+    assert {output.dtype for output in outputs} == {torch.float32}
 
 
 @every_module
@@ -178,7 +181,8 @@ def test_a_default_device_is_the_device_of_everything(module):
     torch.set_default_device("meta")
     try:
         layers = [module(8) for _ in range(3)]
-        outputs, _ = run_and_differentiate(layers, [torch.randn(2, 8, 5, 4, requires_grad=True) for _ in layers])
+        maps = [torch.randn(2, 8, 5, 4, requires_grad=True) for _ in layers]
+        outputs, _ = run_and_differentiate(layers, maps)
         assert {output.device.type for output in outputs} == {"meta"}
     finally:
         torch.set_default_device(None)
@@ -337,9 +341,9 @@ def test_checkpointing_changes_no_gradient(module):
 
 @every_module
 def test_reentrant_checkpointing_is_right_or_refused(module):
-    """torch's reentrant form knows no tensor inside a list: its gradients would be wrong, and nothing would say so.
+    """torch's reentrant form knows no tensor inside a list: its gradients would be silently wrong.
 
-    Eq. 4's list holds maps from outside the layer, whose gradients survive; those of a whole block are refused too.
+    Eq. 4's list holds maps from outside the layer, whose gradients survive; of a block they are refused.
     """
     layers, maps = stage(module, dtype=torch.float64)
     if module in (MRLABase, UniformMean):
@@ -364,8 +368,11 @@ def test_a_list_memory_without_gradients_is_no_error_outside_a_backward_pass():
 
 
 def saved_maps(module, count, learned=None):
-    """What autograd keeps for a stage of `count` layers: how many storages of at least one map, each counted once,
-    and how many maps they amount to. `learned` says of a parameter's name whether it asks for a gradient."""
+    """What autograd keeps for a stage of `count` layers.
+
+    How many storages of at least one map, each counted once, and how many maps they amount to. `learned` says
+    of a parameter's name whether it asks for a gradient.
+    """
     layers, maps = stage(module, count)
     for layer in layers:
         for name, parameter in layer.named_parameters():
@@ -375,7 +382,7 @@ def saved_maps(module, count, learned=None):
 
     def keep(tensor):
         if tensor.untyped_storage().nbytes() >= size:
-            saved[tensor.untyped_storage().data_ptr()] = tensor         # held, so that no address is used twice
+            saved[tensor.untyped_storage().data_ptr()] = tensor     # held, so that no address is used twice
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -384,8 +391,8 @@ def saved_maps(module, count, learned=None):
     return len(saved), sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / size
 
 
-# Every value convolution keeps its x. Beside these: base the T values; Eq. 4 a value for each pair of layers; light
-# the T values (for the gate) and the T - 1 carried maps (for lambda); a mean of values needs none of them.
+# Every value convolution keeps its x. Beside these: base the T values; Eq. 4 a value for each pair of layers;
+# light the T values (for the gate) and the T - 1 carried maps (for lambda); a mean of values needs none.
 SAVED_MAPS = {
     LayerAttention: lambda layers: layers + layers * (layers + 1) // 2,
     MRLABase: lambda layers: 2 * layers,
@@ -409,5 +416,6 @@ def test_what_no_gradient_will_ask_for_is_not_kept():
     """Light without lambda_o's gradient needs no carried map, and without query's and key's no value."""
     for count in (3, 6):
         assert saved_maps(MRLALight, count, lambda name: name != "lambda_o")[0] == 2 * count
-        assert saved_maps(MRLALight, count, lambda name: name == "value.weight")[0] == 2 * count      # x still reaches the gate
+        without_gate = saved_maps(MRLALight, count, lambda name: name == "value.weight")
+        assert without_gate[0] == 2 * count                             # x still reaches the gate
         assert saved_maps(MRLABase, count, lambda name: False)[0] == 2 * count

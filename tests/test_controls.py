@@ -26,8 +26,9 @@ SEED = st.integers(0, 10_000)
 @st.composite
 def stage_sizes(draw):
     head_dim = draw(st.integers(1, 4))
-    return {"channels": head_dim * draw(st.integers(1, 3)), "head_dim": head_dim, "batch": draw(st.integers(1, 3)),
-            "height": draw(st.integers(1, 4)), "width": draw(st.integers(1, 3)), "count": draw(st.integers(1, 4))}
+    return {"channels": head_dim * draw(st.integers(1, 3)), "head_dim": head_dim,
+            "batch": draw(st.integers(1, 3)), "height": draw(st.integers(1, 4)),
+            "width": draw(st.integers(1, 3)), "count": draw(st.integers(1, 4))}
 
 
 def stage(attention, seed=0, *, channels=6, head_dim=2, batch=2, height=4, width=3, count=3):
@@ -36,7 +37,7 @@ def stage(attention, seed=0, *, channels=6, head_dim=2, batch=2, height=4, width
 
 
 def twins(control, attention, seed, sizes):
-    """Layers of a control with the parameters it shares with the attention's layers, those layers, and maps."""
+    """Layers of a control with what it shares of the attention's parameters, the attention's, and maps."""
     layers, maps = stage(attention, seed, **sizes)
     controls, _ = stage(control, seed + 5, **sizes)
     for twin, layer in zip(controls, layers, strict=True):
@@ -70,7 +71,8 @@ def test_depthwise_carry_adds_up_scaled_values(sizes, seed):
     carried = torch.zeros_like(maps[0])
     for layer, x, output in zip(layers, maps, run_stage(layers, maps), strict=True):
         value = layer.value(x)
-        carried = torch.stack([layer.lambda_o[c] * carried[:, c] + value[:, c] for c in range(x.shape[1])], dim=1)
+        channels = range(x.shape[1])
+        carried = torch.stack([layer.lambda_o[c] * carried[:, c] + value[:, c] for c in channels], dim=1)
         assert_equal(output, carried)
 
 

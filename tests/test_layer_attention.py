@@ -1,4 +1,4 @@
-"""LayerAttention (Eq. 4), MRLABase (Eq. 6), MRLALight (Eq. 8): against the released code, the formulas, and each other.
+"""LayerAttention (Eq. 4), MRLABase (Eq. 6), MRLALight (Eq. 8): the released code, the formulas, each other.
 
 golden/*.npz holds inputs, weights, outputs and gradients of the released modules, computed in float64.
 """
@@ -50,10 +50,12 @@ def load_golden(name):
 
 
 def golden_layer(attention, golden, query, key, value):
-    layer = attention(len(value), head_dim=int(golden["head_dim"]), kernel_size=int(golden["kernel_size"])).double()
+    head_dim, kernel_size = int(golden["head_dim"]), int(golden["kernel_size"])
+    layer = attention(len(value), head_dim, kernel_size).double()
+    projections = (layer.query, layer.key, layer.value)
     with torch.no_grad():
-        for parameter, given in ((layer.query.weight, query), (layer.key.weight, key), (layer.value.weight, value)):
-            parameter.copy_(given)
+        for projection, given in zip(projections, (query, key, value), strict=True):
+            projection.weight.copy_(given)
     return layer
 
 
@@ -128,7 +130,7 @@ def slow_logit(query, key, head, head_dim):
 
 
 def slow_softmax_attention(layers, features, projects):
-    """Eq. 4 and Eq. 6 for one image: `projects(t, s)` makes the key and the value of layer s that layer t reads."""
+    """Eq. 4 and Eq. 6 for one image: `projects(t, s)` makes layer s's key and value that layer t reads."""
     head_dim, pooled, outputs = layers[0].head_dim, [x.mean(axis=(1, 2)).tolist() for x in features], []
     for t, layer in enumerate(layers):
         query = slow_projection(layer.query, pooled[t])
@@ -137,7 +139,8 @@ def slow_softmax_attention(layers, features, projects):
         output = np.zeros_like(features[t])
         for c in range(len(output)):
             scores = [math.exp(slow_logit(query, key, c // head_dim, head_dim)) for key in keys]
-            output[c] = sum(score / sum(scores) * value[c] for score, value in zip(scores, values, strict=True))
+            weighted = (score * value[c] for score, value in zip(scores, values, strict=True))
+            output[c] = sum(weighted) / sum(scores)
         outputs.append(output)
     return outputs
 
@@ -146,7 +149,8 @@ def slow_gate(layer, x):
     """One number a channel: the sigmoid of its head's logit."""
     pooled = x.mean(axis=(1, 2)).tolist()
     query, key = slow_projection(layer.query, pooled), slow_projection(layer.key, pooled)
-    return [1 / (1 + math.exp(-slow_logit(query, key, c // layer.head_dim, layer.head_dim))) for c in range(len(x))]
+    logits = (slow_logit(query, key, c // layer.head_dim, layer.head_dim) for c in range(len(x)))
+    return [1 / (1 + math.exp(-logit)) for logit in logits]
 
 
 def slow_light(layers, features):
@@ -177,7 +181,8 @@ def test_attention_is_its_formula_number_by_number(attention, sizes, count, seed
     layers, maps = stage(attention, count, seed, **sizes)
     outputs = run_stage(layers, maps)
     for image in range(sizes["batch"]):
-        for output, wanted in zip(outputs, SLOW[attention](layers, [x[image].numpy() for x in maps]), strict=True):
+        slow_outputs = SLOW[attention](layers, [x[image].numpy() for x in maps])
+        for output, wanted in zip(outputs, slow_outputs, strict=True):
             assert_equal(output[image].detach(), torch.from_numpy(wanted))
 
 
@@ -239,7 +244,7 @@ def test_eq_8_is_its_unrolled_sum(sizes, count, seed):
     for t, output in enumerate(run_stage(layers, maps)):
         wanted = torch.zeros_like(output)
         for distance in range(t + 1):
-            beta = torch.ones(sizes["channels"], dtype=torch.float64)   # product of the lambdas passed on the way to t
+            beta = torch.ones(sizes["channels"], dtype=torch.float64)   # product of the lambdas up to t
             for passed in range(t - distance + 1, t + 1):
                 beta = beta * layers[passed].lambda_o
             wanted = wanted + beta[:, None, None] * entries[t - distance]
@@ -283,7 +288,7 @@ def test_a_layer_is_unaffected_by_later_ones(attention, sizes, count, seed):
 
 @every_attention
 def test_every_layer_learns_from_all_later_outputs(attention):
-    """The gradient of output t reaches layers 1..t, their maps and parameters, through the memory, and no later one."""
+    """The gradient of output t reaches layers 1..t, their maps and parameters, and no later one."""
     layers, maps = stage(attention, 3)
     maps = [x.requires_grad_() for x in maps]
     for t, output in enumerate(run_stage(layers, maps)):
@@ -291,7 +296,7 @@ def test_every_layer_learns_from_all_later_outputs(attention):
         gradients = torch.autograd.grad(output.square().sum(), leaves, retain_graph=True, allow_unused=True)
         reached = [gradient is not None and gradient.abs().max().item() > 1e-6 for gradient in gradients]
         assert reached[:3] == [s <= t for s in range(3)]
-        if attention is LayerAttention:                                 # Eq. 4: the reader's own value projection for all
+        if attention is LayerAttention:                     # Eq. 4: the reader's own value projection for all
             assert reached[3:] == [s == t for s in range(3)]
         else:
             assert reached[3:] == [s <= t for s in range(3)]
@@ -311,7 +316,7 @@ def tensors_of(memory):
 
 @every_attention
 def test_a_memory_is_a_value(attention):
-    """Later calls leave an earlier memory as it was, and two branches from one memory do not see each other."""
+    """Later calls leave an earlier memory as it was, and branches from one memory do not see each other."""
     layers, maps = stage(attention, 4)
     _, first = layers[0](maps[0])
     _, memory = layers[1](maps[1], first)
@@ -343,7 +348,7 @@ def test_memories_are_what_the_table_says():
 @every_attention
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 def test_a_head_sees_another_only_as_far_as_query_and_key_reach(attention, kernel_size):
-    """With one tap heads are independent; with k taps the k // 2 channels beside the border are seen, and no others."""
+    """With k taps, the k // 2 channels beside the border are seen and no others: with one tap none."""
     layers, maps = stage(attention, 2, channels=12, head_dim=4, kernel_size=kernel_size)
     before = run_stage(layers, maps)[1]
     for channel in range(4):                                            # change one channel of head 0
@@ -369,7 +374,7 @@ def test_channel_c_belongs_to_head_c_div_head_dim(attention):
     output = run_stage(layers[:1], maps[:1])[0]
     scale = torch.tensor([2.0, 2.0, 3.0, 3.0, 5.0, 5.0], dtype=torch.float64)
     assert_equal(output, scale[:, None, None] * layers[0].value(maps[0]))
-    if attention is MRLABase:                                           # all later layers read the first value too
+    if attention is MRLABase:                                   # all later layers read the first value too
         for later in run_stage(layers, maps)[1:]:
             assert_equal(later, output)
 
@@ -390,7 +395,7 @@ def test_weights_pass_through_their_identity(attention):
             assert_equal(weights.sum(dim=-1), torch.ones(2, 3, dtype=torch.float64))
     hold_weights(layers[-1], torch.zeros_like)
     last = run_stage(layers, maps)[-1]
-    if attention is MRLALight:                                          # a closed gate leaves what was carried
+    if attention is MRLALight:                                      # a closed gate leaves what was carried
         assert_equal(last, layers[2].lambda_o[:, None, None] * run_stage(layers[:2], maps[:2])[-1])
     else:
         assert not last.any()
@@ -477,7 +482,8 @@ def memory_of(attention, x):
 @every_attention
 @pytest.mark.parametrize("shape", [(3, 8, 4, 4), (2, 4, 4, 4), (2, 8, 2, 4), (2, 8, 4, 5)])
 def test_a_memory_of_another_shape_is_refused(attention, shape):
-    with pytest.raises(ValueError, match=r"memory must be .*\(2, 8, 4, 4\).* \(" + ", ".join(map(str, shape))):
+    given = ", ".join(map(str, shape))
+    with pytest.raises(ValueError, match=rf"memory must be .*\(2, 8, 4, 4\).* \({given}"):
         attention(8)(torch.zeros(2, 8, 4, 4), memory_of(attention, torch.zeros(shape)))
 
 

@@ -98,10 +98,13 @@ def test_an_imagenet_resnet_halves_its_maps_five_times(stem):
 def test_bottlenecks_stride_in_their_3x3_convolution():
     for block in blocks_of(small(block="bottleneck")):
         assert block.residual.conv1.stride == block.residual.conv3.stride == (1, 1)
-    assert [blocks[0].residual.conv2.stride for blocks in small(block="bottleneck").stages] == [(1, 1), (2, 2), (2, 2)]
+    strides = [blocks[0].residual.conv2.stride for blocks in small(block="bottleneck").stages]
+    assert strides == [(1, 1), (2, 2), (2, 2)]
 
 
-@pytest.mark.parametrize("build", [cifar_resnet, functools.partial(imagenet_resnet, stem="deep"), imagenet_resnet])
+@pytest.mark.parametrize("build", [
+    cifar_resnet, imagenet_resnet, functools.partial(imagenet_resnet, stem="deep"),
+])
 def test_images_may_have_other_channels_than_three(build):
     with torch.device("meta"):
         gray, colour = build(in_channels=1, num_classes=5), build(num_classes=5)
@@ -143,7 +146,7 @@ def test_queries_and_keys_learn_wherever_there_is_a_choice(name):
     gradients(model, images_of())
     for stage in model.stages:
         for layer, block in enumerate(stage):
-            # A softmax over one layer is 1 whatever that layer asks; but base's first key is asked for again later.
+            # A softmax over one layer is 1 whatever it asks; but base's first key is asked for again later.
             asks = name in GATES or layer > 0
             attention = block.layer_attention
             assert bool(attention.query.weight.grad.abs().max() > 1e-6) == asks
@@ -157,7 +160,8 @@ def test_channel_attention_acts_on_the_residual_branch_before_the_sum(name, chan
     x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1))
     block = model.stages[0][1]
     seen = []
-    block.channel_attention.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    block.channel_attention.register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0], output)))
     output, _ = block(x, torch.zeros_like(x))
     branch, scaled = seen[0]
     assert torch.equal(branch, block.residual(x)) and not torch.allclose(branch, scaled)
@@ -171,7 +175,7 @@ def test_channel_attention_acts_on_the_residual_branch_before_the_sum(name, chan
 
 
 def forward_by_hand(model, images, released, gated):
-    """Stem, blocks and classifier written out for the nets whose memory is one map: O^t = lambda O^{t-1} + gate v.
+    """The whole pass written out for nets whose memory is one map: O^t = lambda O^{t-1} + gate v.
 
     With lambda times the block's input, the shortcut, in the released wiring.
     """
@@ -190,11 +194,12 @@ def forward_by_hand(model, images, released, gated):
                 key = F.conv1d(row, attention.key.weight, padding=taps // 2)
                 head_dim = attention.head_dim
                 products = (query * key).unflatten(2, (-1, head_dim)).sum(dim=-1) / math.sqrt(head_dim)
-                gates = torch.sigmoid(products).repeat_interleave(head_dim, dim=2)       # (batch, 1, channels)
+                gates = torch.sigmoid(products).repeat_interleave(head_dim, dim=2)   # (batch, 1, channels)
                 own = own * gates[:, 0, :, None, None]
             carried = attention.lambda_o[:, None, None] * carried + own
             norm = block.attention_norm
-            x = x + F.batch_norm(carried, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+            statistics = (norm.running_mean, norm.running_var)
+            x = x + F.batch_norm(carried, *statistics, norm.weight, norm.bias, eps=norm.eps)
     return model.classifier(x.mean(dim=(2, 3)))
 
 
@@ -211,7 +216,7 @@ def test_both_readings_of_the_carried_map_equal_a_loop_written_by_hand(name, blo
 
 
 def memories_given(model, images):
-    """[stage][t - 1]: the memory that layer t's attention was given; likewise its block's shortcut, what it left."""
+    """[stage][t - 1]: the memory that layer t's attention was given, its block's shortcut, what it left."""
     given, shortcuts, left = [], [], []
 
     def new_stage(module, inputs):
@@ -240,7 +245,8 @@ def memories_given(model, images):
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_of_layers_starts_empty_in_each_stage_and_grows_by_one(name):
     given, _, left = memories_given(small(name, layers=3), images_of())
-    assert [[None if memory is None else len(memory) for memory in stage] for stage in given] == [[None, 1, 2]] * 3
+    lengths = [[None if memory is None else len(memory) for memory in stage] for stage in given]
+    assert lengths == [[None, 1, 2]] * 3
     assert [[len(memory) for memory in stage] for stage in left] == [[1, 2, 3]] * 3
     for stage_given, stage_left in zip(given, left, strict=True):
         assert stage_given[1] is stage_left[0] and stage_given[2] is stage_left[1]
@@ -272,10 +278,11 @@ def test_a_relu_follows_the_norm_where_the_attention_asks_for_it(name):
     model = small(name)
     lowest = []
     for block in blocks_of(model):
-        block.drop_path.register_forward_pre_hook(lambda module, inputs: lowest.append(float(inputs[0].detach().min())))
+        block.drop_path.register_forward_pre_hook(
+            lambda module, inputs: lowest.append(float(inputs[0].detach().min())))
     model(images_of())
     assert len(lowest) == 6
-    assert all(minimum >= 0 for minimum in lowest) if name in LISTS else all(minimum < 0 for minimum in lowest)
+    assert [minimum >= 0 for minimum in lowest] == [name in LISTS] * 6
 
 
 @every_attention
@@ -286,15 +293,16 @@ def test_drop_path_drops_the_attention_branch_of_whole_images_in_training_alone(
 
     def output_and_parts():
         seen = []
-        hooks = [block.layer_attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])),
-                 block.drop_path.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))]
+        hooks = [module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+                 for module in (block.layer_attention, block.drop_path)]
         output, _ = block(x)
         for hook in hooks:
             hook.remove()
         return output, *seen
 
     output, without, branch = output_and_parts()
-    dropped = torch.tensor([torch.equal(image, unattended) for image, unattended in zip(output, without, strict=True)])
+    pairs = zip(output, without, strict=True)
+    dropped = torch.tensor([torch.equal(image, unattended) for image, unattended in pairs])
     assert 10 < int(dropped.sum()) < 54
     torch.testing.assert_close(output[~dropped], (without + 2 * branch)[~dropped])
     model.eval()
@@ -311,7 +319,8 @@ def test_drop_path_keeps_the_mean():
 
 def test_a_callable_plugs_in_ones_own_module():
     model = small(ThirdOfTheInput, layers=3)
-    assert [block.layer_attention.scale.shape[0] for block in blocks_of(model)] == [4] * 3 + [8] * 3 + [16] * 3
+    channels = [block.layer_attention.scale.shape[0] for block in blocks_of(model)]
+    assert channels == [4] * 3 + [8] * 3 + [16] * 3
     _, _, left = memories_given(model, images_of())
     assert left == [[1, 2, 3]] * 3                           # carried inside a stage, and not between stages
     gradients(model, images_of())
@@ -500,7 +509,7 @@ def test_a_state_dict_makes_the_same_net_of_another_seed(name, block, tmp_path):
 
 @pytest.fixture
 def empty_compiler():
-    """The compiler gives up a function that it has compiled a few times over: the nets of other tests would count."""
+    """The compiler gives up a function that it has compiled some times: nets of other tests would count."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -520,7 +529,7 @@ def test_a_traced_net_equals_itself(name, empty_compiler):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="the inductor compiler needs a C++ compiler, rare on Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="inductor needs a C++ compiler, rare on Windows")
 def test_a_compiled_net_equals_itself(empty_compiler):
     model = small("mrla-light", layers=1)
     twin = copy.deepcopy(model)
@@ -541,7 +550,7 @@ def test_no_image_at_all_and_images_of_one_pixel(name, block):
 
 
 def _train_in_parallel(rank, folder):
-    """One of two processes: the gradients of each attention's net, against their mean over the two computed by hand."""
+    """One of two processes: each net's gradients, against their mean over the two computed by hand."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -549,7 +558,7 @@ def _train_in_parallel(rank, folder):
         model = small(name)
         alone = copy.deepcopy(model)
         parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
-        for step in range(2):                                # an unused parameter is only reported at the second step
+        for step in range(2):                       # an unused parameter is only reported at the second step
             images = images_of(seed=10 * step + rank)
             found, expected = gradients(parallel, images), gradients(alone, images)
             for key, gradient in expected.items():
@@ -559,7 +568,7 @@ def _train_in_parallel(rank, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo between spawned processes is not dependable on Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo between processes is not dependable on Windows")
 def test_data_parallel_training_averages_every_gradient(tmp_path):
     torch.multiprocessing.spawn(_train_in_parallel, args=(str(tmp_path),), nprocs=2)
 
@@ -578,7 +587,7 @@ def checkpointed_gradients(model, images, use_reentrant):
 
 @every_variant
 def test_checkpointed_blocks_learn_the_same_or_say_that_they_cannot(name):
-    """torch's reentrant form loses the gradients of a list memory, which would train wrongly without a word."""
+    """torch's reentrant form loses the gradients of a list memory, and would train wrongly without a word."""
     model = small(name, layers=3).double()
     images = images_of(dtype=torch.float64)
     wanted = gradients(model, images)
@@ -596,20 +605,24 @@ def test_checkpointed_blocks_learn_the_same_or_say_that_they_cannot(name):
 
 @pytest.mark.parametrize("arguments, message", [
     (dict(depth=21), r"depth must be 6n \+ 2 with basic blocks \(8, 14, 20, .*\), not 21"),
-    (dict(depth=26, block="bottleneck"), r"depth must be 9n \+ 2 with bottleneck blocks \(11, 20, .*\), not 26"),
+    (dict(depth=26, block="bottleneck"),
+     r"depth must be 9n \+ 2 with bottleneck blocks \(11, 20, .*\), not 26"),
     (dict(depth=2), "depth must be .* not 2"),
     (dict(depth=-4), "depth must be .* not -4"),
     (dict(depth=20.0), "depth must be .* not 20.0"),
     (dict(block="wide"), "block must be one of 'basic', 'bottleneck', not 'wide'"),
     (dict(shortcut="identity"), "shortcut must be one of 'pad', 'conv', not 'identity'"),
     (dict(shortcut=""), "shortcut must be one of 'pad', 'conv', not ''"),
-    (dict(layer_attention="mrla"), "layer_attention must be None, one of 'layer', .*'uniform'.*callable.*, not 'mrla'"),
+    (dict(layer_attention="mrla"),
+     "layer_attention must be None, one of 'layer', .*'uniform'.*callable.*, not 'mrla'"),
     (dict(layer_attention=3), "layer_attention must be .*, not 3"),
-    (dict(layer_attention=lambda channels: None), "layer_attention must return a module for 16 channels, not None"),
+    (dict(layer_attention=lambda channels: None),
+     "layer_attention must return a module for 16 channels, not None"),
     (dict(channel_attention="cbam"), "channel_attention must be one of None, 'se', 'eca', not 'cbam'"),
     (dict(head_dim=8), "head_dim=8 needs a layer_attention"),
     (dict(head_dim=8, layer_attention=ThirdOfTheInput), "head_dim=8 is for the named attentions"),
-    (dict(head_dim=5, layer_attention="mrla-light"), r"head_dim must divide channels=16 .*\[1, 2, 4, 8, 16\].*, not 5"),
+    (dict(head_dim=5, layer_attention="mrla-light"),
+     r"head_dim must divide channels=16 .*\[1, 2, 4, 8, 16\].*, not 5"),
     (dict(width=0), "width must be a positive integer, not 0"),
     (dict(width=1.5), "width must be a positive integer, not 1.5"),
     (dict(num_classes=0), "num_classes must be a positive integer, not 0"),

@@ -10,7 +10,8 @@ KEY, VALUE = torch.zeros(2, 2, 4), torch.zeros(2, 8, 4, 3)
 
 
 @pytest.mark.parametrize(("channels", "largest", "head_dim"), [
-    (64, 32, 32), (64, 16, 16), (2048, 32, 32), (8, 32, 8), (24, 16, 12), (17, 16, 1), (34, 32, 17), (33, 32, 11),
+    (64, 32, 32), (64, 16, 16), (2048, 32, 32), (8, 32, 8), (24, 16, 12), (17, 16, 1),
+    (34, 32, 17), (33, 32, 11),
     (1, 32, 1),
 ])
 def test_default_head_dim_is_the_largest_divisor_up_to_a_limit(channels, largest, head_dim):
@@ -141,17 +142,24 @@ KEYS, VALUES = torch.zeros(3, 6, 4), torch.zeros(3, 6, 7)
 
 
 @pytest.mark.parametrize(("query", "key", "value", "mask", "message"), [
-    (QUERY.long(), KEYS, VALUES, None, r"query must be a floating-point tensor .*, not \(3, 5, 4\) of torch.int64"),
+    (QUERY.long(), KEYS, VALUES, None,
+     r"query must be a floating-point tensor .*, not \(3, 5, 4\) of torch.int64"),
     (QUERY, KEYS.tolist(), VALUES, None, "key must be a floating-point tensor .*, not list"),
-    (QUERY, KEYS, VALUES[0, 0], None, r"value must be a floating-point tensor .*, not \(7,\) of torch.float32"),
+    (QUERY, KEYS, VALUES[0, 0], None,
+     r"value must be a floating-point tensor .*, not \(7,\) of torch.float32"),
     (QUERY[..., :3], KEYS, VALUES, None, r"same dim: query is \(3, 5, 3\), key is \(3, 6, 4\)"),
     (QUERY, KEYS[:, :5], VALUES, None, r"same number of tokens: key is \(3, 5, 4\), value is \(3, 6, 7\)"),
-    (QUERY[:2], KEYS, VALUES, None, r"leading dimensions do not match: query \(2, 5, 4\), key \(3, 6, 4\), value"),
-    (QUERY, KEYS, VALUES, torch.ones(5, 6), r"mask must be a boolean tensor \(True = may attend\), not torch.float32"),
+    (QUERY[:2], KEYS, VALUES, None,
+     r"leading dimensions do not match: query \(2, 5, 4\), key \(3, 6, 4\), value"),
+    (QUERY, KEYS, VALUES, torch.ones(5, 6),
+     r"mask must be a boolean tensor \(True = may attend\), not torch.float32"),
     (QUERY, KEYS, VALUES, [[True] * 6] * 5, r"mask must be a boolean tensor \(True = may attend\), not list"),
-    (QUERY, KEYS, VALUES, torch.ones(6, 5).bool(), r"mask must broadcast to \(3, 5, 6\), which \(6, 5\) does not"),
-    (QUERY, KEYS, VALUES, torch.ones(2, 1, 5, 6).bool(), r"broadcast to \(3, 5, 6\), which \(2, 1, 5, 6\) does not"),
-    (QUERY[:1], KEYS[:1], VALUES[:1], torch.ones(3, 5, 6).bool(), r"to \(1, 5, 6\), which \(3, 5, 6\) does not"),
+    (QUERY, KEYS, VALUES, torch.ones(6, 5).bool(),
+     r"mask must broadcast to \(3, 5, 6\), which \(6, 5\) does not"),
+    (QUERY, KEYS, VALUES, torch.ones(2, 1, 5, 6).bool(),
+     r"broadcast to \(3, 5, 6\), which \(2, 1, 5, 6\) does not"),
+    (QUERY[:1], KEYS[:1], VALUES[:1], torch.ones(3, 5, 6).bool(),
+     r"to \(1, 5, 6\), which \(3, 5, 6\) does not"),
 ])
 def test_query_key_value_and_mask_must_fit(query, key, value, mask, message):
     with pytest.raises(ValueError, match=message):

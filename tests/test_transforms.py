@@ -1,4 +1,4 @@
-"""What plain expressions are good for: torch.func, gradients of gradients, tracing and export, of a stage of each attention."""
+"""What plain expressions are good for: torch.func, gradients of gradients, tracing, export."""
 
 import copy
 
@@ -11,11 +11,12 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from mrla_minimal import LayerAttention, MRLABase, MRLALight
 
 LAYERS = 3
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")     # torch itself uses it for jvp
 every_attention = pytest.mark.parametrize("attention", [LayerAttention, MRLABase, MRLALight])
 
 
 class Stage(nn.Module):
-    """Maps (layers, batch, channels, height, width) -> the outputs of all layers, each given the memory of the one before."""
+    """Maps (layers, batch, channels, height, width) -> the outputs of all layers, the memory handed on."""
 
     def __init__(self, attention, seed=0):
         super().__init__()
@@ -34,7 +35,8 @@ def stage_and_maps(attention):
 
 def drawn_like(tree, seed):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) for name, tensor in tree.items()}
+    return {name: torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            for name, tensor in tree.items()}
 
 
 @every_attention
@@ -92,14 +94,15 @@ def test_an_ensemble_of_stacked_states_is_its_members_one_by_one(attention):
 
 @every_attention
 def test_gradients_of_gradients(attention):
-    """Of every parameter and map: torch's numerical check, and the same by grad of grad along one direction."""
+    """Of every parameter and map: torch's numerical check, and grad of grad along one direction."""
     stage, parameters, maps = stage_and_maps(attention)
     maps = maps[:, :1, :, :2, :2].contiguous()
     inputs = parameters | {"maps": maps}
 
     def loss(*values):
         given = dict(zip(inputs, values, strict=True))
-        return functional_call(stage, {name: given[name] for name in parameters}, (given["maps"],)).square().mean()
+        outputs = functional_call(stage, {name: given[name] for name in parameters}, (given["maps"],))
+        return outputs.square().mean()
 
     assert torch.autograd.gradgradcheck(loss, [tensor.clone().requires_grad_() for tensor in inputs.values()])
 
@@ -114,7 +117,7 @@ def test_gradients_of_gradients(attention):
 
 
 @every_attention
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_stage_equals_itself_on_other_maps(attention):
     stage, _, maps = stage_and_maps(attention)
     traced = torch.jit.trace(stage, maps)

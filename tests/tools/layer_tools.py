@@ -5,7 +5,7 @@ from torch import nn
 
 
 def make_layers(attention, count, channels, seed=0, **arguments):
-    """`count` float64 layers, their parameters drawn large, so that no softmax is flat and no term too small to see."""
+    """`count` float64 layers, their parameters drawn large: no softmax is flat, no term too small."""
     torch.manual_seed(seed)
     layers = [attention(channels, **arguments).double() for _ in range(count)]
     for layer in layers:
@@ -15,7 +15,7 @@ def make_layers(attention, count, channels, seed=0, **arguments):
 
 
 def make_maps(count, batch, channels, height, width, seed=1, **arguments):
-    """`count` float64 maps whose channels differ in their mean, so that pooling leaves something to attend to."""
+    """`count` float64 maps whose channels differ in their mean: pooling leaves something to attend to."""
     generator = torch.Generator().manual_seed(seed)
     maps = []
     for _ in range(count):

@@ -1,10 +1,10 @@
-"""Do the tests of layer_attention.py notice a mistake? Each mutant is one, and names the test that must catch it.
+"""Do the tests of layer_attention.py notice a mistake? Each mutant is one, and names the test to catch it.
 
-    python tests/tools/mutants.py              all of them, on a copy of the package: exit status 1 if one is not caught
-    python tests/tools/mutants.py softmax      those whose name contains "softmax"
+    python tests/tools/mutants.py           all, on a copy of the package: exit status 1 if one is not caught
+    python tests/tools/mutants.py softmax   those whose name contains "softmax"
 
-A mutant counts as caught when its test fails in an assertion; one that fails for another reason (a name that does not
-exist, text that is no longer in the source) is an error of this list.
+A mutant counts as caught when its test fails in an assertion; one that fails for another reason (a name that
+does not exist, text that is no longer in the source) is an error of this list.
 """
 
 import os
@@ -50,28 +50,38 @@ MUTANTS = [
     Mutant("scale without its root", "MRLALight", "math.sqrt(self.head_dim)", "self.head_dim", GOLDEN_LIGHT),
     Mutant("softmax for sigmoid", "MRLALight", "logits.sigmoid()", "logits.softmax(dim=-1)", GOLDEN_LIGHT),
     Mutant("sigmoid for softmax", "MRLABase", "logits.softmax(dim=-1)", "logits.sigmoid()", GOLDEN_BASE),
-    Mutant("softmax over the heads", "MRLABase", "logits.softmax(dim=-1)", "logits.softmax(dim=1)", GOLDEN_BASE),
-    Mutant("weights past their identity", "MRLABase", "self.weights(logits.softmax(dim=-1))", "logits.softmax(dim=-1)",
+    Mutant("softmax over the heads", "MRLABase", "logits.softmax(dim=-1)", "logits.softmax(dim=1)",
+           GOLDEN_BASE),
+    Mutant("weights past their identity", "MRLABase", "self.weights(logits.softmax(dim=-1))",
+           "logits.softmax(dim=-1)",
            "test_layer_attention.py::test_weights_pass_through_their_identity[MRLABase]"),
 
     # Heads and axes
     Mutant("heads interleaved", "split_heads", '"batch 1 (heads d) ->', '"batch 1 (d heads) ->', GOLDEN_BASE),
     Mutant("weights to interleaved channels", "per_channel", ".repeat_interleave(head_dim, dim=1)",
-           ".repeat(1, head_dim)", "test_layer_attention.py::test_channel_c_belongs_to_head_c_div_head_dim[MRLALight]"),
+           ".repeat(1, head_dim)",
+           "test_layer_attention.py::test_channel_c_belongs_to_head_c_div_head_dim[MRLALight]"),
     Mutant("maps transposed", "MRLABase", "self.value(x)", "self.value(x.transpose(2, 3)).transpose(2, 3)",
            GOLDEN_BASE),
 
     # Query, key, value
     Mutant("query for key", "MRLABase", "self.key(row)", "self.query(row)", GOLDEN_BASE),
-    Mutant("query of the first layer", "LayerAttention", "self.query(pool(x))", "self.query(pool(features[0]))",
+    Mutant("query of the first layer", "LayerAttention", "self.query(pool(x))",
+           "self.query(pool(features[0]))", FORMULA_LAYER),
+    Mutant("keys of the asking layer", "LayerAttention", "self.key(pool(feature))", "self.key(pool(x))",
            FORMULA_LAYER),
-    Mutant("keys of the asking layer", "LayerAttention", "self.key(pool(feature))", "self.key(pool(x))", FORMULA_LAYER),
-    Mutant("features for values", "LayerAttention", "[self.value(feature) for feature in features]", "features",
+    Mutant("features for values", "LayerAttention", "[self.value(feature) for feature in features]",
+           "features",
            "test_layer_attention.py::test_first_output_is_the_value[LayerAttention]"),
-    Mutant("largest pixel for the mean", "pool", "(sums / (x.shape[2] * x.shape[3]))", "x.amax(dim=(2, 3))", GOLDEN_LIGHT),
+    Mutant("largest pixel for the mean", "pool", "(sums / (x.shape[2] * x.shape[3]))", "x.amax(dim=(2, 3))",
+           GOLDEN_LIGHT),
+    Mutant("half precision summed as it is", "pool", ", dtype=torch.promote_types(x.dtype, torch.float32)",
+           "",
+           "test_conditions.py::test_half_precision_on_large_maps_stays_near_float32[MRLABase-dtype0]"),
     Mutant("channels in a ring", "channel_convolution", "bias=False", 'padding_mode="circular", bias=False',
            GOLDEN_LIGHT),
-    Mutant("last layer left out", "weighted_sum", "enumerate(values)", "enumerate(values[:-1] or values)", GOLDEN_BASE),
+    Mutant("last layer left out", "weighted_sum", "enumerate(values)", "enumerate(values[:-1] or values)",
+           GOLDEN_BASE),
 
     # Memory
     Mutant("cache appended in place", "MRLABase", "memory = [*(memory or []), (key, value)]",
@@ -85,9 +95,10 @@ MUTANTS = [
            f"{LEARNS}[MRLABase]"),
     Mutant("carried map detached", "MRLALight", "return output, output", "return output, output.detach()",
            f"{LEARNS}[MRLALight]"),
-    Mutant("value of x and memory", "MRLALight", "self.value(x)", "self.value(x if memory is None else x + memory)",
-           GOLDEN_LIGHT),
-    Mutant("cache stacked anew", "weighted_sum", "enumerate(values)", "enumerate(torch.stack(values).unbind())",
+    Mutant("value of x and memory", "MRLALight", "self.value(x)",
+           "self.value(x if memory is None else x + memory)", GOLDEN_LIGHT),
+    Mutant("cache stacked anew", "weighted_sum", "enumerate(values)",
+           "enumerate(torch.stack(values).unbind())",
            "test_conditions.py::test_maps_kept_for_the_backward_pass[6-MRLABase]"),
 
     # Light's sum
@@ -105,13 +116,14 @@ import pathlib
 import hypothesis
 import mrla_minimal
 assert pathlib.Path(mrla_minimal.__file__).resolve().parent.parent == pathlib.Path(__file__).resolve().parent
-hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.generate], report_multiple_bugs=False)
+hypothesis.settings.register_profile(
+    "mutants", phases=[hypothesis.Phase.generate], report_multiple_bugs=False)
 hypothesis.settings.load_profile("mutants")
 """
 
 
 def mutate(mutant, source):
-    """The source with the one mistake in it. Raises ValueError unless the old text stands once where it should."""
+    """The source with the mistake in it. Raises ValueError unless the old text stands there once."""
     parts = re.split(r"(?m)^(?=class |def )", source)
     homes = [i for i, part in enumerate(parts) if re.match(rf"(class|def) {mutant.within}\b", part)]
     found = [parts[i].count(mutant.old) for i in homes]
@@ -123,11 +135,12 @@ def mutate(mutant, source):
 
 
 def run_tests(source, tests):
-    """Tests on a copy of the package with this layer_attention.py: pytest's exit code, what it printed, seconds."""
+    """Tests on a copy of the package with this source: pytest's exit code, what it printed, seconds."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mutant") as folder:
         copy = Path(folder)
-        shutil.copytree(PACKAGE, copy / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "lab", "course"))
+        rooms = shutil.ignore_patterns("__pycache__", "lab", "course")
+        shutil.copytree(PACKAGE, copy / PACKAGE.name, ignore=rooms)
         shutil.copytree(TESTS / "golden", copy / "golden")
         for module in {TOOLS / "layer_tools.py", *(TESTS / test.partition("::")[0] for test in tests)}:
             shutil.copy(module, copy)
@@ -137,7 +150,8 @@ def run_tests(source, tests):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
         environment |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
                         "COLUMNS": "300", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", "-q", "--color=no", "-p", "no:cacheprovider"]
+        options = ["-c", "pytest.ini", "-q", "--color=no", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options]
         done = subprocess.run([*command, *tests], cwd=copy, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr, time.perf_counter() - start
 
@@ -149,7 +163,8 @@ def try_mutant(mutant):
     if code == 0:
         return False, f"SURVIVED  {mutant.name}: {mutant.test} passed"
     if code != 1 or not failure or not failure[1].startswith(("AssertionError", "assert ")):
-        return False, f"ERROR     {mutant.name}: {mutant.test} did not fail in an assertion\n{printed[-2000:]}"
+        reason = f"{mutant.test} did not fail in an assertion\n{printed[-2000:]}"
+        return False, f"ERROR     {mutant.name}: {reason}"
     return True, f"caught    {mutant.name}: by {mutant.test.partition('::')[2]} in {seconds:.1f} s"
 
 

@@ -5,18 +5,19 @@ from torch import nn
 
 from mrla_minimal import cifar_resnet
 
-LISTS = ("layer", "mrla-base", "uniform")                               # their memory is a list of all earlier layers
-CARRIES = ("mrla-light", "depthwise-carry")                             # their memory is one map, their own last output
-RELEASED = ("mrla-light-released", "depthwise-carry-released")          # they are given their block's input
+LISTS = ("layer", "mrla-base", "uniform")                          # their memory: a list of the earlier layers
+CARRIES = ("mrla-light", "depthwise-carry")                         # their memory: their own last output
+RELEASED = ("mrla-light-released", "depthwise-carry-released")      # they are given their block's input
 GATES = ("mrla-light", "mrla-light-released", "depthwise-gated")
 WEIGHTED = ("layer", "mrla-base", *GATES)
 
 
 def small(name=None, block="basic", layers=2, seed=0, **arguments):
-    """A thin ResNet with `layers` blocks a stage, whose residual branches and attention weights are far from 0."""
+    """A thin ResNet with `layers` blocks a stage, whose branches and attention weights are far from 0."""
     torch.manual_seed(seed)
     depth = (6 if block == "basic" else 9) * layers + 2
-    model = cifar_resnet(depth, block=block, width=arguments.pop("width", 4), layer_attention=name, **arguments)
+    arguments = {"width": 4} | arguments
+    model = cifar_resnet(depth, block=block, layer_attention=name, **arguments)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
