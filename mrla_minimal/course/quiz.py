@@ -30,7 +30,7 @@ from mrla_minimal.course.quiz_methods import (
     VectorLight,
 )
 from mrla_minimal.lab.device import plain_defaults
-from mrla_minimal.shapes import check_choice
+from mrla_minimal.shapes import check_choice, check_positive
 
 __all__ = ["INPUTS", "LAYERS", "METHODS", "QUESTIONS", "ROOMS", "SIGNS", "ModuleStack", "OwnLinear",
            "QuizModel", "QuizResult", "VectorLight", "accuracy_without_choice", "attention_weights",
@@ -50,7 +50,7 @@ def draw_corridors(count: int, question: str, generator: torch.Generator) -> tup
     The last layer of the inputs is the exit. `question` is "late" or "early". Raises ValueError for anything
     else.
     """
-    _positive("count", count)
+    check_positive("count", count)
     check_choice("question", question, QUESTIONS)
     with plain_defaults():
         signs = torch.randint(SIGNS, (count, ROOMS), generator=generator)
@@ -118,11 +118,11 @@ def train_quiz(method: str | Callable[[int, int], nn.Module], question: str = "l
     ValueError for arguments that are none of these.
     """
     if not callable(method):
-        check_choice("method", method, tuple(METHODS))
+        check_choice("method", method, METHODS)
         method = METHODS[method]
     _no_instance("method", method)
-    _positive("width", width)
-    _positive("key_dim", key_dim)
+    check_positive("width", width)
+    check_positive("key_dim", key_dim)
     return _train(lambda: QuizModel(method(width, key_dim), width), question, steps, seed, 256, progress)
 
 
@@ -139,7 +139,7 @@ def train_module_quiz(attention_factory: Callable[[int], nn.Module], question: s
         raise ValueError("attention_factory must be a callable channels "
                          f"-> module, not {attention_factory!r}")
     _no_instance("attention_factory", attention_factory)
-    _positive("channels", channels)
+    check_positive("channels", channels)
     stack = functools.partial(ModuleStack, attention_factory, channels, hidden)
     return _train(lambda: QuizModel(stack(), channels), question, steps, seed, 128, progress)
 
@@ -147,7 +147,7 @@ def train_module_quiz(attention_factory: Callable[[int], nn.Module], question: s
 def _train(build, question, steps, seed, batch, progress):
     """Adam, one cycle up to 1e-2 and down; the parameters and the corridors are both drawn from `seed`."""
     check_choice("question", question, QUESTIONS)
-    _positive("steps", steps)
+    check_positive("steps", steps)
     if not isinstance(seed, int) or not 0 <= seed < TEST_SEED:
         raise ValueError(f"seed must be an integer from 0 to {TEST_SEED - 1}, not {seed!r}")
     # the caller's own stay as they were
@@ -237,11 +237,6 @@ def _weights_map(model, x):
         return None
     asked = x[:, -1, SIGNS:]                                            # (batch, ROOMS), one-hot
     return einsum(asked / asked.sum(dim=0), weights, "b rooms, b layers -> rooms layers")
-
-
-def _positive(what, given):
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise ValueError(f"{what} must be a positive integer, not {given!r}")
 
 
 def _no_instance(what, given):

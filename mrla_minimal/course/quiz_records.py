@@ -28,7 +28,7 @@ def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8,
     method has no weights. Raises ValueError for arguments `train_quiz` refuses.
     """
     for method in methods:
-        check_choice("method", method, tuple(METHODS))
+        check_choice("method", method, METHODS)
     settings = [dict(method=method, question=question, width=width, key_dim=key_dim, seed=seed, steps=steps)
                 for seed in seeds for question in questions for method in methods for width in widths]
     for setting in settings:

@@ -16,6 +16,8 @@ from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExc
 from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
 from mrla_minimal.lab.timing import take_turns
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
+from mrla_minimal.looking import in_evaluation
+from mrla_minimal.shapes import check_positive
 
 Model = nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
@@ -39,18 +41,15 @@ MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
 def undisturbed(model: Model, training: bool, device: torch.device) -> Iterator[None]:
     """Train or evaluate `model` inside; then modes, buffers, gradients and random state are as before."""
     module = model if isinstance(model, nn.Module) else nn.Module()     # a function has nothing to restore
-    modes = [(part, part.training) for part in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), in_evaluation(module):
         try:
             module.train(training)
             for parameter, _ in gradients:
                 parameter.grad = None       # a backward pass would add to it in place
             yield
         finally:
-            for part, mode in modes:
-                part.training = mode
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
@@ -92,9 +91,8 @@ def count_macs(model: nn.Module, image_size: int, every_product: bool = False,
     Raises ValueError for an image_size or in_channels that is no positive integer.
     """
     in_channels = _image_channels(model) if in_channels is None else in_channels
-    for name, given in (("image_size", image_size), ("in_channels", in_channels)):
-        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-            raise ValueError(f"{name} must be a positive integer, not {given!r}")
+    check_positive("image_size", image_size)
+    check_positive("in_channels", in_channels)
     like = next(model.parameters())
     image = torch.zeros(1, in_channels, image_size, image_size, dtype=like.dtype, device=like.device)
     counter = FlopCounterMode(display=False)

@@ -262,6 +262,20 @@ class FlippedValue(Right):
         return super().forward(x.flip(3), memory)
 
 
+class Viewed(Right):
+    """Right on plain maps; training keeps its maps channels last."""
+
+    def mix(self, memory, value):
+        return super().mix(memory, value.view(len(value), -1).view(value.shape))
+
+
+class Lerped(Right):
+    """Right in one type; under autocast the maps are bfloat16 and the share float32."""
+
+    def mix(self, memory, value):
+        return torch.lerp(value, memory, self.keep())
+
+
 def small_only(channels):
     """Right on the checker's own maps alone."""
     if channels == 6:
@@ -290,6 +304,8 @@ def small_only(channels):
     (RandomStart, "start at 0"),
     (NotANumber, "contains NaN"),
     (small_only, "no other width"),
+    (Viewed, "use reshape or flatten"),
+    (Lerped, "bring them to one type"),
     (lambda channels: F.relu, "an nn.Module"),
 ])
 def test_wrong_fading_means_are_named(answer, words):

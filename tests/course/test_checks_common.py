@@ -5,7 +5,7 @@ crashes.
 import pytest
 import torch
 
-from mrla_minimal.course.checks.common import NotAttempted, Wrong, checker, close, numbers, run, tensor
+from mrla_minimal.course.checks.common import NotAttempted, Wrong, blame, checker, close, numbers, run, tensor
 
 X = numbers(3, 5)
 
@@ -66,6 +66,38 @@ def test_an_answer_the_checker_did_not_foresee_is_wrong_not_a_crash():
     assert status == "wrong" and "cannot use your answer (ValueError: too many values" in message
 
 
+def leave(x):
+    raise SystemExit("bye")
+
+
+@checker("exercise 2")
+def check_directly(answer):
+    answer(X)
+
+
+@pytest.mark.parametrize("check", [check_softmax, check_directly])
+def test_an_answer_that_leaves_the_program_is_wrong_and_an_interrupt_passes(check):
+    status, message = check.judge(leave)
+    assert status == "wrong" and "SystemExit: bye" in message
+
+    def interrupt(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check.judge(interrupt)
+
+
+def test_other_defaults_of_the_program_change_no_judgement():
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        assert check_softmax.judge(lambda x: x.softmax(dim=1) + torch.zeros(5)) == ("passed", "passed")
+        assert torch.get_default_dtype() == torch.float64 and torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
 def test_judging_leaves_the_global_random_state_alone_and_is_repeatable():
     drawn = []
 
@@ -124,3 +156,13 @@ def test_close():
 def test_numbers_are_the_same_each_time_and_differ_by_seed():
     assert torch.equal(numbers(2, 3), numbers(2, 3)) and not torch.equal(numbers(2, 3), numbers(2, 3, seed=1))
     assert numbers(2, 3).shape == (2, 3) and numbers(2).dtype == torch.float64
+
+
+def test_blame_takes_pairs_or_a_dictionary_and_never_a_mistake_that_is_right_here():
+    mistakes = {"that is half": X / 2, "that is it": X}
+    blame(X, X, mistakes, "no")
+    for form in (mistakes, [(wrong, message) for message, wrong in mistakes.items()]):
+        with pytest.raises(Wrong, match="^so far, that is half$"):
+            blame(X / 2, X, form, "no", prefix="so far, ")
+        with pytest.raises(Wrong, match="^no$"):
+            blame(X / 3, X, form, "no")
