@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mrla_minimal.lab.data import data_roots, find_cifar
 from mrla_minimal.lab.device import choose_device, device_name
+from mrla_minimal.lab.engine.precision import choose_precision
 
 NEEDED = ("torch", "numpy", "einops", "tqdm", "matplotlib", "PIL", "platformdirs", "requests", "urllib3",
           "filelock", "scipy")
@@ -70,8 +71,10 @@ def check_device() -> Check:
         return "FAIL", f"device {device.type}: a convolution fails there: {reason}; try --device cpu"
     if not works:
         return "FAIL", f"device {device.type}: a convolution gives no finite numbers there; try --device cpu"
-    hint = "" if device.type != "cpu" else "; the quick preset takes minutes, long runs want a GPU"
-    return "OK", f"device {device.type}: {device_name(device)}{hint}"
+    hint = f"trains in {choose_precision(device)}"
+    if device.type == "cpu":
+        hint = "the quick preset takes minutes, long runs want a GPU"
+    return "OK", f"device {device.type}: {device_name(device)}; {hint}"
 
 
 def check_data(name: str) -> Check:

@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -85,12 +88,11 @@ def read_records(path: str | Path) -> tuple[list[dict], list[str]]:
     return records, complaints
 
 
-@contextmanager
-def exclusive(path: str | Path, wait: bool = True) -> Iterator[None]:
-    """Let one process at a time into the block; the others wait and say so, or with wait=False raise Busy.
+def take_lock(path: str | Path, wait: bool = True) -> "FileLock":
+    """Lock a file for this process; the caller calls its .release(). Other processes wait and say so.
 
-    path: the lock's file, which stays where it is. Raises OSError, naming it and the reason, if it cannot be
-    locked.
+    The file is made if need be, and stays where it is. With wait=False, Busy is raised where another process
+    holds it. Raises OSError, naming the file and the reason, if it cannot be locked at all.
     """
     from filelock import FileLock, Timeout
 
@@ -107,6 +109,13 @@ def exclusive(path: str | Path, wait: bool = True) -> Iterator[None]:
         raise _lock_error(OSError(errno.ENOSYS, str(error)), path) from error
     except OSError as error:
         raise _lock_error(error, path) from error
+    return lock
+
+
+@contextmanager
+def exclusive(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time into the block: take_lock(path, wait), and release it at the end."""
+    lock = take_lock(path, wait)
     try:
         yield
     finally:

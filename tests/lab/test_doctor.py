@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import torch
 
 from mrla_minimal.lab import doctor
 
@@ -25,6 +26,22 @@ def test_doctor_prints_a_line_a_check_and_fails_with_status_1(monkeypatch, capsy
     lines, last = lines_of(capsys)
     assert sum(line.startswith("[FAIL]") for line in lines) == 1
     assert last == f"1 of {len(lines)} checks failed" and "needs 99.0 or newer" in "".join(lines)
+
+
+@pytest.mark.parametrize("capability, precision", [
+    ((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32"),
+])
+def test_doctor_names_the_precision_that_a_gpu_trains_in(monkeypatch, capability, precision):
+    ones = torch.ones
+
+    def on_the_cpu(*shape, device, **options):
+        return ones(*shape, **options)
+
+    monkeypatch.setattr(doctor, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(doctor.torch, "ones", on_the_cpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert doctor.check_device() == ("OK", f"device cuda: a GPU; trains in {precision}")
 
 
 def test_doctor_asks_no_network_and_writes_nothing(monkeypatch, tmp_path):

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mrla_minimal.lab.arguments import not_negative
@@ -20,7 +19,7 @@ from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.folder import begin, begun, cut_back, going_on, new_run_dir
 from mrla_minimal.lab.engine.resume import restore
 from mrla_minimal.lab.engine.run import Run, TrainingDiverged
-from mrla_minimal.lab.files import append_record
+from mrla_minimal.lab.files import Busy, append_record, take_lock
 from mrla_minimal.lab.plugins import first_line
 
 
@@ -111,12 +110,11 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
     if run_dir is None and world.rank == 0:
         run_dir = new_run_dir(config, source=data.source if data else None)
     run_dir = Path(world.from_rank_zero(run_dir))
-    lock = FileLock(run_dir / ".lock")
     if world.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            lock = take_lock(run_dir / ".lock", wait=False)
+        except Busy:
             raise RunInUse(f"{run_dir} is in use by another run") from None
     try:
         if resume:
