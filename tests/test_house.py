@@ -1,4 +1,4 @@
-"""The house rules: which room imports from which, and what `import mrla_minimal` loads."""
+"""The house rules: who imports from whom, how long a module is, and what `import mrla_minimal` loads."""
 
 import ast
 import subprocess
@@ -13,6 +13,7 @@ PACKAGE = Path(mrla_minimal.__file__).parent
 TESTS = Path(__file__).parent
 FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2,
           "hosting": 3, "resnet": 4, "looking": 5, "released": 5}
+MODULES = sorted(PACKAGE.rglob("*.py"))
 # The package's two doors stand on top: one names the subject's public names, the other leads into the lab.
 DOORS = {"__init__", "__main__"}
 
@@ -60,6 +61,12 @@ def test_the_lab_does_not_import_the_course(path):
         check = "mrla_minimal.course.checks"
         own = [name for name in own if name in at_its_top or not name.startswith(check)]
     assert own == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_is_read_in_ten_minutes(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300 and len(text.split()) <= 1_600, "split it by idea"
 
 
 def test_tests_stand_in_folders_like_the_librarys():
