@@ -3,7 +3,8 @@
 import sys
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line on sys.argv, or on `arguments`; return its exit status."""
     from mrla_minimal.lab.cli import main as run
 
     return run(arguments)
