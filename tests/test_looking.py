@@ -394,7 +394,7 @@ def test_a_model_compiled_inside_a_context_is_frozen_there_and_free_afterwards()
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 @pytest.mark.parametrize("how", ["mean", "uniform"])
 def test_mean_gates_of_many_images_are_added_up_in_float32(how, dtype, tolerance):
-    """A sum of 5,000 gates has steps of 16 in bfloat16: each batch would be rounded, and not the mean alone."""
+    """A sum of 5,000 gates has steps of 16 in bfloat16: each batch would be rounded, not the mean alone."""
     model = small("mrla-light", width=2, layers=1, head_dim=2).eval()
     images = images_of(5003, size=4)
     with torch.no_grad():

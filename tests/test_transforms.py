@@ -11,7 +11,8 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from mrla_minimal import LayerAttention, MRLABase, MRLALight
 
 LAYERS = 3
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")     # torch itself uses it for jvp
+# torch itself uses torch.jit for jvp.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 every_attention = pytest.mark.parametrize("attention", [LayerAttention, MRLABase, MRLALight])
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from mrla_minimal import cifar_resnet
 
-LISTS = ("layer", "mrla-base", "uniform")                          # their memory: a list of the earlier layers
+LISTS = ("layer", "mrla-base", "uniform")                       # their memory: a list of the earlier layers
 CARRIES = ("mrla-light", "depthwise-carry")                         # their memory: their own last output
 RELEASED = ("mrla-light-released", "depthwise-carry-released")      # they are given their block's input
 GATES = ("mrla-light", "mrla-light-released", "depthwise-gated")
