@@ -21,12 +21,11 @@ from mrla_minimal.lab.cli_parser import (
     add_command,
     hushed,
     json_option,
-    positive,
     quiet_option,
     whole,
 )
 from mrla_minimal.lab.cli_runs import add_run_commands
-from mrla_minimal.lab.cli_suite import run_compare
+from mrla_minimal.lab.cli_suite import add_suite_commands
 from mrla_minimal.lab.cli_train import add_train_command
 from mrla_minimal.lab.engine.config import DATASETS
 from mrla_minimal.lab.plugins import OwnAttention
@@ -103,30 +102,7 @@ def build_parser() -> Parser:
                          ("mrla doctor", "mrla doctor --json"))
     json_option(doctor)
 
-    compare = commands.add_parser("compare", help="run a suite of variants and seeds, and compare them")
-    compare.add_argument("--suite", default="smoke",
-                         help="which suite, or FILE.py that makes one (default: smoke, a few steps)")
-    compare.add_argument("--plan", action="store_true",
-                         help="only time a few steps of each variant, and say how long the suite would take")
-    compare.add_argument("--report", action="store_true",
-                         help="run nothing: the table and the figure of the records there are")
-    compare.add_argument("--export", action="store_true",
-                         help="run nothing: write a small checkpoint a variant to data/checkpoints/")
-    compare.add_argument("--records", metavar="FILE",
-                         help="the JSON-lines file of records (default: data/results/SUITE.jsonl; "
-                         "of a suite in FILE.py: runs/SUITE/records.jsonl)")
-    compare.add_argument("--variants", nargs="+", help="only these variants")
-    compare.add_argument("--seeds", nargs="+", type=whole, help="these seeds instead of the suite's")
-    compare.add_argument("--jobs", type=positive(whole), default=1,
-                         help="processes side by side (default: 1)")
-    compare.add_argument("--quiet", action="store_true", help="run, and print neither progress nor table")
-    compare.add_argument("--steps", type=whole,
-                         help="try the suite with this many steps a run; recorded apart")
-    compare.add_argument("--device", help="where to train")
-    compare.add_argument("--data-root", help="folder of the data files")
-    compare.add_argument("--merge", nargs="+", metavar="FILE",
-                         help="write the records of these files to --records")
-    compare.set_defaults(function=run_compare)
+    add_suite_commands(commands)
 
     cost = add_command(commands, "cost", "parameters, multiply-adds, activations", run_cost,
                        ("mrla cost --layer-attention mrla-base mrla-light --measure", "mrla cost --paper"))

@@ -1,20 +1,198 @@
-"""`mrla compare`: a suite run, continued, planned, reported or exported from the command line."""
+"""`mrla suite`: suites of runs listed, planned, run, reported, exported, merged; `mrla compare` is the short form."""
 
+import argparse
 import dataclasses
-import os
-import signal
-import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mrla_minimal.lab import evidence
+from mrla_minimal.lab.cli_parser import positive, whole
 from mrla_minimal.lab.engine import TrainingInterrupted
-from mrla_minimal.lab.evidence.records import interventions_path, load_interventions
+from mrla_minimal.lab.evidence import SUITES, Suite, Summary
+from mrla_minimal.lab.evidence.contrasts import NoRuns
+from mrla_minimal.lab.evidence.jobs import choose_parts
+from mrla_minimal.lab.evidence.records import interventions_path, is_interventions
+from mrla_minimal.lab.evidence.report import summary_as_json
 from mrla_minimal.lab.files import repository_root
-from mrla_minimal.lab.plugins import load_one
+from mrla_minimal.lab.plugins import first_line, load_one
+from mrla_minimal.lab.processes import start_helpers, stop_helpers, threads_each
+
+Outcome = tuple[int, dict[str, Any]]        # exit status, and what --json prints
 
 
-def records_path(suite, steps=None):
+# Their options
+
+OPTIONS = {
+    "--records": {"metavar": "FILE", "help": "the JSON-lines file of records (default: data/results/SUITE.jsonl; of a "
+                                             "suite in FILE.py: runs/SUITE/records.jsonl)"},
+    "--variants": {"nargs": "+", "metavar": "VARIANT", "help": "only these variants"},
+    "--seeds": {"nargs": "+", "type": whole, "metavar": "SEED",
+                "help": "these seeds instead of the suite's; of a report: only these"},
+    "--jobs": {"type": positive(whole), "help": "processes side by side, which share out the cores (default: 1)"},
+    "--steps": {"type": whole, "help": "try the suite with this many steps a run; recorded apart"},
+    "--device": {"help": "where to train"},
+    "--data-root": {"metavar": "FOLDER", "help": "folder of the data files"},
+    "--out": {"metavar": "FIGURE.png", "help": "where to draw the figure (default: runs/SUITE.png)"},
+    "--json": {"action": "store_true",
+               "help": "print one JSON object in place of the table, and draw only to --out"},
+    "--quiet": {"action": "store_true", "help": "print neither progress nor table"},
+}
+UNASKED = {"records": None, "variants": None, "seeds": None, "jobs": 1, "steps": None, "device": None,
+           "data_root": None, "out": None, "json": False, "quiet": False, "files": None}
+RUN = ("--records", "--variants", "--seeds", "--steps", "--device", "--data-root")
+CHOSEN = ("--records", "--variants", "--seeds")
+SHOWN = ("--out", "--json", "--quiet")
+
+
+def add_suite_commands(commands: argparse._SubParsersAction) -> None:
+    """Add `suite` and `compare` to the subcommands of a parser."""
+    names = "\n".join(f"  {suite.name:<24} {suite.about}" for suite in SUITES.values())
+    more = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    examples = ("examples:\n  mrla suite run smoke\n  mrla suite report cifar10-thin56-cpu --out pilot.png\n"
+                "  mrla suite plan my_suite.py\n  mrla suite run my_suite.py --jobs 2")
+    suite = commands.add_parser("suite", help="run a suite of variants and seeds, report it, ...",
+                                description="Suites of runs, and what may be concluded from them.",
+                                epilog=f"suites:\n{names}\n\n{examples}", **more)
+    verbs = suite.add_subparsers(dest="verb", required=True, metavar="VERB")
+    listed = verbs.add_parser("list", help="which suites there are")
+    _add_options(listed, "--json")
+    listed.set_defaults(function=run_list)
+    for verb, function, options, text in (
+            ("plan", run_plan, (*RUN, "--quiet"),
+             "time a few steps of each variant, and say how long the rest would take"),
+            ("run", run_run, (*RUN, "--jobs", *SHOWN), "run what has no record yet, and report"),
+            ("report", run_report, (*CHOSEN, "--steps", *SHOWN), "the table and the figure of the records there are"),
+            ("export", run_export, (*CHOSEN, "--data-root", "--json"),
+             "write a small checkpoint of each variant to data/checkpoints/"),
+            ("merge", run_merge, ("--records", "--json"),
+             "add what other files hold to the suite's records; of *-interventions.jsonl, to its interventions")):
+        parser = verbs.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.",
+                                  epilog=f"suites:\n{names}", **more)
+        parser.add_argument("suite", metavar="NAME", help="a suite's name, or FILE.py that makes one")
+        if verb == "merge":
+            parser.add_argument("files", nargs="+", metavar="FILE", help="a file of records")
+        _add_options(parser, *options)
+        parser.set_defaults(function=function)
+
+    compare = commands.add_parser("compare", help="short for mrla suite run, or for another of its verbs",
+                                  description="Run a suite of variants and seeds, and compare them.",
+                                  epilog=f"suites:\n{names}", **more)
+    compare.add_argument("--suite", default="smoke", metavar="NAME",
+                         help="which suite, or FILE.py that makes one (default: smoke)")
+    for verb in ("plan", "report", "export"):
+        compare.add_argument(f"--{verb}", action="store_true", help=f"run nothing: as mrla suite {verb}")
+    compare.add_argument("--merge", nargs="+", dest="files", metavar="FILE",
+                         help="run nothing: add these files to --records, as mrla suite merge")
+    _add_options(compare, *OPTIONS)
+    compare.set_defaults(function=run_compare)
+
+
+def _add_options(parser: argparse.ArgumentParser, *flags: str) -> None:
+    parser.set_defaults(**UNASKED)
+    for flag in flags:
+        parser.add_argument(flag, **OPTIONS[flag])
+
+
+# What they do
+
+def run_compare(arguments: argparse.Namespace) -> Outcome:
+    verbs = {"plan": run_plan, "report": run_report, "export": run_export, "merge": run_merge}
+    asked = [name for name in verbs if getattr(arguments, "files" if name == "merge" else name)]
+    if len(asked) > 1:
+        raise ValueError(f"--{asked[0]} does not go with --{asked[1]}: one thing at a time")
+    if asked == ["merge"] and not arguments.records:
+        raise ValueError("--merge needs --records FILE, the file to write")
+    return (verbs[asked[0]] if asked else run_run)(arguments)
+
+
+def run_list(arguments: argparse.Namespace) -> Outcome:
+    for suite in SUITES.values():
+        size = f"{len(suite.variants)} variants, {len(suite.seeds)} seeds"
+        print(f"{suite.name:<24} {suite.about} ({size})")
+    return 0, {"suites": [dataclasses.asdict(suite) for suite in SUITES.values()]}
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    suite, path = _suite_and_records(arguments)
+    print(evidence.plan_suite(suite, evidence.load_records(path), variants=arguments.variants, seeds=arguments.seeds,
+                              progress=not arguments.quiet, **_changes(arguments)))
+    return 0
+
+
+def run_run(arguments: argparse.Namespace) -> Outcome:
+    suite, path = _suite_and_records(arguments)
+    _check_out(arguments)
+    changes = _changes(arguments)
+    choose_parts(suite, arguments.variants, arguments.seeds, **changes)     # told once, not by every process
+    steps = "" if arguments.steps is None else f"{suite.name}-{arguments.steps}-steps"
+    helpers, threads = [], torch.get_num_threads()
+    if arguments.jobs > 1:
+        share = threads_each(arguments.jobs)
+        torch.set_num_threads(share)
+        helpers = start_helpers(_as_options(arguments), arguments.jobs - 1, share)
+    try:
+        evidence.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=Path("runs") / steps,
+                           progress=not arguments.quiet, **changes)
+        failed = sum(helper.wait() != 0 for helper in helpers)
+    except TrainingInterrupted as interrupt:
+        interrupt.args = (f"{str(interrupt).split(';')[0]}; the same command goes on",)
+        raise
+    finally:
+        stop_helpers(helpers)
+        torch.set_num_threads(threads)
+    if failed:
+        raise ValueError(f"{failed} of {arguments.jobs} processes failed; what they finished is recorded")
+    if arguments.quiet and not (arguments.json or arguments.out):
+        return 0, {}        # as every helper does: it may be done before any run is
+    return _report(arguments, suite, path, evidence.load_records(path),
+                   evidence.load_interventions(interventions_path(path)))
+
+
+def run_report(arguments: argparse.Namespace) -> Outcome:
+    suite, path = _suite_and_records(arguments)
+    _check_out(arguments)
+    records = _chosen(evidence.load_records(path), suite, arguments)
+    return _report(arguments, suite, path, records,
+                   _chosen(evidence.load_interventions(interventions_path(path)), suite, arguments))
+
+
+def run_export(arguments: argparse.Namespace) -> Outcome:
+    from mrla_minimal.lab.evidence import committed
+
+    suite, path = _suite_and_records(arguments)
+    if not suite.committed:
+        raise ValueError(f"only suites whose records are committed are exported; {suite.name} is none of them")
+    data = committed.data_folder()
+    records = _chosen(evidence.load_records(path), suite, arguments)
+    lines = committed.export_checkpoints(suite, records, "runs", data / "checkpoints",
+                                         data / "results" / "checkpoints.jsonl", arguments.data_root)
+    for line in lines:
+        print(f"{data / 'checkpoints' / line['file']}: test accuracy {100 * line['rounded_test_accuracy']:.2f} %, "
+              f"before rounding {100 * line['test_accuracy']:.2f} %")
+    print(f"{len(lines)} checkpoints written; those that were there already are left as they are")
+    return 0, {"written": lines}
+
+
+def run_merge(arguments: argparse.Namespace) -> Outcome:
+    target = Path(arguments.records) if arguments.records else _suite_and_records(arguments)[1]
+    beside = target if is_interventions(target) else interventions_path(target)
+    counts = {}
+    for path, wanted in ((target, False), (beside, True)):
+        files = [file for file in arguments.files if is_interventions(file) == wanted]
+        if files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            counts[str(path)] = len(evidence.merge_records(files, path))
+            print(f"{path}: {counts[str(path)]} records")
+    return 0, {"records": counts}
+
+
+# What they share
+
+def records_path(suite: Suite, steps: int | None = None) -> Path:
     """Where a suite's records belong: data/results/ of the repository, or runs/ for what is never committed."""
     root = repository_root()
     if not suite.committed or steps is not None or root is None:
@@ -22,93 +200,77 @@ def records_path(suite, steps=None):
     return root / "data" / "results" / f"{suite.name}.jsonl"
 
 
-def _suite(name):
+def _suite_and_records(arguments: argparse.Namespace) -> tuple[Suite, Path]:
+    name = arguments.suite
     if name.endswith(".py"):
-        return dataclasses.replace(load_one(name, evidence.Suite), committed=False)
-    if name not in evidence.SUITES:
-        raise ValueError(f"--suite must be one of {', '.join(evidence.SUITES)}, or a Python file that makes a Suite, not {name}")
-    return evidence.SUITES[name]
+        suite = dataclasses.replace(load_one(name, Suite), committed=False)
+    elif name in SUITES:
+        suite = SUITES[name]
+    else:
+        raise ValueError(f"a suite must be one of {', '.join(SUITES)}, or a Python file that makes one, not {name}")
+    return suite, Path(arguments.records) if arguments.records else records_path(suite, arguments.steps)
 
 
-def run_compare(arguments):
-    if arguments.merge:
-        if not arguments.records:
-            raise ValueError("--merge needs --records FILE, the file to write")
-        merged = evidence.merge_records(arguments.merge, arguments.records)
-        print(f"{arguments.records}: {len(merged)} records")
-        return 0
-    suite = _suite(arguments.suite)
-    path = Path(arguments.records) if arguments.records else records_path(suite, arguments.steps)
-    if arguments.plan and (arguments.report or arguments.export):
-        raise ValueError("--plan times what is left to run: it goes with neither --report nor --export")
-    if not (arguments.report or arguments.export):
-        changes = {name: getattr(arguments, name) for name in ("steps", "device", "data_root") if getattr(arguments, name) is not None}
-        if arguments.plan:
-            print(evidence.plan_suite(suite, evidence.load_records(path), variants=arguments.variants, seeds=arguments.seeds,
-                                         progress=not arguments.quiet, **changes))
-            return 0
-        runs = Path("runs") if arguments.steps is None else Path("runs") / f"{suite.name}-{arguments.steps}-steps"
-        others = _start_others(arguments.jobs - 1)
-        try:
-            evidence.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=runs,
-                                  progress=not arguments.quiet, **changes)
-        except TrainingInterrupted as interrupt:
-            _stop(others)
-            raise TrainingInterrupted(f"{str(interrupt).split(';')[0]}; the same command goes on") from None
-        except BaseException:
-            _stop(others)
-            raise
-        failed = [process.wait() for process in others]
-        if any(failed):
-            raise ValueError(f"{sum(map(bool, failed))} of {arguments.jobs} processes failed; what they finished is recorded")
-        if arguments.quiet:
-            return 0
-    records = evidence.load_records(path)
-    if arguments.export:
-        return _export(suite, records, arguments)
-    summary = evidence.summarise(records, suite)
-    print(evidence.report(summary))
-    interventions = load_interventions(interventions_path(path))
-    if interventions:
-        print("\n" + evidence.report_interventions(interventions))
-    from mrla_minimal.lab.figures import plot_suite
-
-    figure = Path("runs") / f"{suite.name}{'' if arguments.steps is None else f'-{arguments.steps}-steps'}.png"
-    figure.parent.mkdir(exist_ok=True)
-    plot_suite(summary, figure)
-    print(f"\nrecords {path}, figure {figure}")
-    return 0
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(arguments, name) for name in ("steps", "device", "data_root")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _export(suite, records, arguments):
-    from mrla_minimal.lab.evidence import committed
-
-    if not suite.committed:
-        raise ValueError(f"--export is for the suites whose records are committed; {suite.name} is none")
-    data = committed.data_folder()
-    lines = committed.export_checkpoints(suite, records, "runs", data / "checkpoints", data / "results" / "checkpoints.jsonl",
-                                        arguments.data_root)
-    for line in lines:
-        print(f"{data / 'checkpoints' / line['file']}: test accuracy {100 * line['rounded_test_accuracy']:.2f} %, "
-              f"before rounding {100 * line['test_accuracy']:.2f} %")
-    print(f"{len(lines)} checkpoints written; those that were there already are left as they are")
-    return 0
+def _as_options(arguments: argparse.Namespace) -> list[str]:
+    """The command line that does a helper's part of what these arguments ask for."""
+    options = ["suite", "run", arguments.suite, "--quiet"]
+    for flag in RUN:
+        value = getattr(arguments, flag.strip("-").replace("-", "_"))
+        if value is not None:
+            options += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return options
 
 
-def _start_others(count):
-    """The same command in `count` more processes: each takes runs of the suite that no other is at."""
-    if count < 1:
-        return []
-    command = [sys.executable, "-m", "mrla_minimal", *sys.argv[1:], "--jobs", "1", "--quiet"]
-    return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+def _chosen(records: Iterable[dict], suite: Suite, arguments: argparse.Namespace) -> list[dict]:
+    """The records of the variants and seeds that are asked for; of all, where none are."""
+    variants, seeds = choose_parts(suite, arguments.variants, arguments.seeds)
+    return [record for record in records if (arguments.variants is None or record["variant"] in variants)
+            and (arguments.seeds is None or record["seed"] in seeds)]
 
 
-def _stop(processes):
-    """Wait for those that a Ctrl-C in the terminal has reached too, and interrupt the others: their checkpoints are written."""
-    for process in processes:
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
-    for process in processes:
-        process.wait()
+def _check_out(arguments: argparse.Namespace) -> None:
+    if arguments.out is not None and not arguments.out.lower().endswith(".png"):
+        raise ValueError(f"--out must be a file *.png, not {arguments.out}")
+
+
+def _report(arguments: argparse.Namespace, suite: Suite, path: Path, records: list[dict],
+            interventions: list[dict]) -> Outcome:
+    """Print what the records say, and draw the suite's figure: to --out, or else where --json does not forbid it."""
+    try:
+        summary = evidence.summarise(records, suite)
+    except NoRuns as error:
+        more = f" --records {arguments.records}" if arguments.records else ""
+        raise ValueError(f"{error}; to make them: mrla suite run {arguments.suite}{more}") from None
+    silent = arguments.json or arguments.quiet
+    if not silent:
+        print(evidence.report(summary))
+        if interventions:
+            print("\n" + evidence.report_interventions(interventions))
+        print(f"\nrecords {path}")
+    status = 0
+    if arguments.out is not None or not arguments.json:
+        steps = "" if arguments.steps is None else f"-{arguments.steps}-steps"
+        figure = Path(arguments.out or Path("runs") / f"{suite.name}{steps}.png")
+        drawn = _draw(summary, figure)
+        status = int(arguments.out is not None and not drawn)       # it fails the command only if it was asked for
+        if drawn and not silent:
+            print(f"figure {figure}")
+    return status, summary_as_json(summary, interventions)
+
+
+def _draw(summary: Summary, figure: Path) -> bool:
+    """Draw the suite's figure; whether that went well, told if not: the results do not depend on it."""
+    try:
+        from mrla_minimal.lab.figures import plot_suite
+
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        plot_suite(summary, figure)
+    except Exception as error:      # matplotlib's back ends raise anything
+        print(f"mrla: the figure {figure} was not drawn: {first_line(error)}", file=sys.stderr)
+        return False
+    return True

@@ -114,10 +114,10 @@ def plot_curves(metrics, path=None, source="cifar10"):
 def plot_suite(summary, path=None):
     """Every run a point, every variant's mean and 95 % interval (Student's t over its seeds), the baseline's mean a line.
 
-    `summary` is what experiments.summarise returns. The axis reaches one percentage point beyond the runs, and cuts off an
+    `summary` is what evidence.summarise returns. The axis reaches one percentage point beyond the runs, and cuts off an
     interval that is wider (from two seeds it is). Returns the figure, or writes it to `path`.
     """
-    from mrla_minimal.lab.evidence.contrasts import paired_interval
+    from mrla_minimal.lab.evidence.intervals import paired_interval
 
     variants = list(summary.accuracies)
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(variants) + 1.6), layout="constrained")
@@ -149,11 +149,11 @@ def plot_suite(summary, path=None):
 def plot_contrasts(summary, path=None, margin=None):
     """Every declared contrast a - b: each seed's difference (symbols), their mean, the 95 % paired interval (thick), the pooled one (thin).
 
-    `summary` is what experiments.summarise returns. The grey band is the margin (a fraction of 1; None: contrasts.MARGIN). A contrast
+    `summary` is what evidence.summarise returns. The grey band is the margin (a fraction of 1; None: intervals.MARGIN). A contrast
     of one seed is one symbol. The axis reaches one percentage point beyond the symbols; an interval that is wider ends in an arrow.
     Returns the figure, or writes it to `path`.
     """
-    from mrla_minimal.lab.evidence.contrasts import MARGIN
+    from mrla_minimal.lab.evidence.intervals import MARGIN
 
     margin = 100 * (MARGIN if margin is None else margin)
     rows = summary.contrasts

@@ -135,10 +135,11 @@ def _lock_error(error: OSError, path: str | Path) -> OSError:
 def repository_root() -> Path | None:
     """The folder of this project's repository that the working directory lies in, or None."""
     here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if _is_repository(folder)), None)
+    return next((folder for folder in (here, *here.parents) if is_repository(folder)), None)
 
 
-def _is_repository(folder: Path) -> bool:
+def is_repository(folder: Path) -> bool:
+    """Whether a folder is that of a copy of this project: its pyproject.toml says so."""
     try:
         text = (folder / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
     except OSError:         # none there, or none that may be read

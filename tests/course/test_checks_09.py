@@ -17,7 +17,7 @@ from torch import nn
 from mrla_minimal import MRLALight
 from mrla_minimal.course.checks.ablating import check_blend, check_reach, check_three_effects
 from mrla_minimal.lab import evidence
-from mrla_minimal.lab.evidence.running import final_jobs
+from mrla_minimal.lab.evidence.jobs import final_jobs
 from mrla_minimal.lab.files import append_record
 from mrla_minimal.layer_attention import (
     channel_convolution,

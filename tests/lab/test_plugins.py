@@ -173,7 +173,7 @@ def test_the_readmes_suite_runs_and_goes_on(folder, capsys):
     out = capsys.readouterr().out
     assert read_records(path)[0] == records and "last-two - depthwise" in out and "primary" in out
     assert cli.main(["compare", "--suite", "my_suite.py", "--export"]) == 2
-    assert "--export is for the suites" in capsys.readouterr().err
+    assert "only suites whose records are committed are exported" in capsys.readouterr().err
 
     change(folder)      # another version is another variant: told before anything is run
     (folder / "my_suite.py").write_text((folder / "my_suite.py").read_text() + "\n", encoding="utf-8")

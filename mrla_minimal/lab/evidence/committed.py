@@ -2,28 +2,31 @@
 
 data/results/SUITE.jsonl                 one finished run a line (records.py)
 data/results/SUITE-interventions.jsonl   one trained net a line: its accuracy with attention's choices taken away
-data/results/checkpoints.jsonl           one committed checkpoint a line: which run it is of, and what its rounded weights reach
+data/results/checkpoints.jsonl           one committed checkpoint a line: its run, and what its rounded weights reach
 data/checkpoints/SUITE-VARIANT.pt        its weights, in float16
 """
 
 import hashlib
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from mrla_minimal.lab.data import load_cifar
+from mrla_minimal.lab.data import Cifar, load_cifar
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint
-from mrla_minimal.lab.evidence.contrasts import summarise
+from mrla_minimal.lab.evidence.contrasts import Summary, summarise
+from mrla_minimal.lab.evidence.jobs import run_folder
 from mrla_minimal.lab.evidence.records import load_interventions, load_records
-from mrla_minimal.lab.evidence.running import run_folder
-from mrla_minimal.lab.evidence.suites import SUITES
-from mrla_minimal.lab.files import append_record, read_records, replace_file, repository_root
+from mrla_minimal.lab.evidence.suites import SUITES, Suite
+from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, repository_root
 
 LARGEST_CHECKPOINT = 1_500_000      # bytes
+PILOTS = ("cifar10-thin56", "cifar10-thin56-cpu")
 
 
-def data_folder():
+def data_folder() -> Path:
     """data/ of the repository that the working directory lies in. ValueError outside of one."""
     root = repository_root()
     if root is None:
@@ -31,7 +34,7 @@ def data_folder():
     return root / "data"
 
 
-def committed_records(name):
+def committed_records(name: str) -> list[dict]:
     """The records in data/results/NAME.jsonl; [] if there is no such file."""
     path = data_folder() / "results" / f"{name}.jsonl"
     if name in SUITES:
@@ -39,10 +42,13 @@ def committed_records(name):
     return read_records(path)[0] if path.exists() else []
 
 
-def suite_records(name, pilot=None):
-    """(suite's name, its finished final runs): of suite `name`, or where it has none of its pilot; says so in a printed line."""
+def suite_records(name: str, pilot: str | None = None) -> tuple[str, list[dict]]:
+    """(suite's name, its finished final runs): of suite `name`, or where it has none of its pilot.
+
+    Says in a printed line which it is.
+    """
     for suite in (name, pilot) if pilot else (name,):
-        records = [record for record in committed_records(suite) if record["phase"] == "final" and "diverged" not in record]
+        records = _finished(committed_records(suite), suite)
         if records:
             if suite != name:
                 print(f"shown in its place: {suite}, {SUITES[suite].note}")
@@ -51,13 +57,13 @@ def suite_records(name, pilot=None):
     return name, []
 
 
-def read_suite(name, pilot=None):
-    """The Summary of `suite_records(name, pilot)`, or None where there are no records; says which in a printed line."""
+def read_suite(name: str, pilot: str | None = None) -> Summary | None:
+    """The Summary of `suite_records(name, pilot)`, or None where there are no records."""
     suite, records = suite_records(name, pilot)
     return summarise(committed_records(suite), SUITES[suite]) if records else None     # diverged runs too
 
 
-def read_interventions(name, pilot=None):
+def read_interventions(name: str, pilot: str | None = None) -> list[dict]:
     """The intervention records of suite `name`, or where it has none of its pilot, or []; says which in a printed line."""
     for suite in (name, pilot) if pilot else (name,):
         records = load_interventions(data_folder() / "results" / f"{suite}-interventions.jsonl")
@@ -69,15 +75,44 @@ def read_interventions(name, pilot=None):
     return []
 
 
-def checkpoint_path(suite, variant):
+def _finished(records: Iterable[dict], suite: str) -> list[dict]:
+    return [record for record in records
+            if record["suite"] == suite and record["phase"] == "final" and "diverged" not in record]
+
+
+# Checkpoints
+
+def read_index(path: str | Path) -> dict[str, dict]:
+    """The lines of an index of checkpoints, by the file that each is about; {} if it does not exist.
+
+    Raises ValueError for a line that names no file or no SHA-256.
+    """
+    lines = read_records(path)[0] if Path(path).exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not all(isinstance(line.get(name), str) for name in ("file", "sha256")):
+            raise ValueError(f"{path} is no index of checkpoints: line {number} lacks the text of a file or its sha256")
+    return {line["file"]: line for line in lines}
+
+
+def checkpoint_path(suite: str, variant: str) -> Path:
+    """Where the committed checkpoint of a variant lies, if there is one."""
     return data_folder() / "checkpoints" / f"{suite}-{variant}.pt"
 
 
-def load_committed(variant, suites=("cifar10-thin56", "cifar10-thin56-cpu")):
-    """(model in evaluation mode, state) of the first of `suites` that has a checkpoint of `variant`, or None; prints which."""
+def load_committed(variant: str, suites: Sequence[str] = PILOTS) -> tuple[nn.Module, dict] | None:
+    """(model in evaluation mode, state) of the first of `suites` that has a checkpoint of `variant`, or None; prints which.
+
+    Raises ValueError if the file is not the one that the index names: its SHA-256 is looked at before it is opened.
+    """
     for suite in suites:
         path = checkpoint_path(suite, variant)
         if path.exists():
+            line = read_index(data_folder() / "results" / "checkpoints.jsonl").get(path.name)
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            if line is None or line["sha256"] != found:
+                wanted = f"has the SHA-256 {line['sha256']}" if line else "is not named"
+                raise ValueError(f"{path} is damaged, or another file: in data/results/checkpoints.jsonl it {wanted}, here "
+                                 f"it is {found}; to have the committed one back: git checkout {path}")
             note = f" ({SUITES[suite].note})" if SUITES[suite].note else ""
             print(f"checkpoint {path.name}{note}")
             return load_model(path)
@@ -85,46 +120,48 @@ def load_committed(variant, suites=("cifar10-thin56", "cifar10-thin56-cpu")):
     return None
 
 
-def small_state(state, record_id):
-    """What a committed checkpoint holds of a run's: no optimiser; the parameters in float16, batch norm's statistics as they are."""
-    kept = {name: state[name] for name in ("format", "classes", "source", "fingerprint")}
+def small_state(state: dict, record_id: str) -> dict:
+    """What a committed checkpoint holds of a run's: no optimiser, the parameters in float16, norms' statistics as they are."""
+    kept = {name: state[name] for name in ("format", "classes", "source", "fingerprint", "in_channels") if name in state}
     model = {name: tensor.half() if tensor.is_floating_point() and "running_" not in name else tensor
              for name, tensor in state["model"].items()}
     return {**kept, "id": record_id, "config": {**state["config"], "data_root": None}, "model": model}
 
 
-def export_checkpoints(suite, records, runs, folder, index, data_root=None, data=None):
+def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, folder: str | Path, index: str | Path,
+                       data_root: str | Path | None = None, data: Cifar | None = None) -> list[dict]:
     """Write folder/SUITE-VARIANT.pt of each variant's first finished seed, and its line in `index`. Returns the new lines.
 
-    A checkpoint that has its line already is left as it is. What is written is first tested, as rounded, on the whole test
-    set. Raises ValueError if a run's folder is gone, if the file would pass 1.5 MB, or if the data here is other data.
+    A checkpoint that has its line already is left as it is. What is written is first tested, as rounded, on the whole
+    test set (of `data`, or of what the run was trained on). Raises ValueError if a run's folder is gone, if the file
+    would pass 1.5 MB, or if the data here is other data.
     """
     folder, index, lines = Path(folder), Path(index), []
-    known = {line["file"] for line in read_records(index)[0]} if index.exists() else set()
-    records = [record for record in records
-               if record["suite"] == suite.name and record["phase"] == "final" and "diverged" not in record]
+    known, finished = read_index(index), _finished(records, suite.name)
     for variant in suite.variants:
-        finished = [record for record in records if record["variant"] == variant]
         path = folder / f"{suite.name}-{variant}.pt"
-        if not finished or path.name in known:
+        of_variant = [record for record in finished if record["variant"] == variant]
+        if not of_variant or path.name in known:
             continue
-        record = min(finished, key=lambda record: record["seed"])
+        record = min(of_variant, key=lambda record: record["seed"])
         run_dir = run_folder(suite, record, runs)
+        state = small_state(read_checkpoint(run_dir), record["id"])
+        if data is None:
+            data = load_cifar(state["config"]["dataset"], data_root, "synthetic" if state["source"] == "synthetic" else "real")
+        if data.fingerprint != record["fingerprint"]:
+            raise ValueError(f"{run_dir} was trained on other images than these {data.source} ones")
         whole = io.BytesIO()
-        torch.save(small_state(read_checkpoint(run_dir), record["id"]), whole)
+        torch.save(state, whole)
         if len(whole.getbuffer()) > LARGEST_CHECKPOINT:
             raise ValueError(f"{path.name} would take {len(whole.getbuffer())} bytes; at most {LARGEST_CHECKPOINT} are committed")
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file, whole=whole: file.write(whole.getbuffer()))
-        model, state = load_model(path)
-        if data is None:
-            source = "synthetic" if state["source"] == "synthetic" else "real"
-            data = load_cifar(state["config"]["dataset"], data_root, source)
-        if data.fingerprint != record["fingerprint"]:
-            raise ValueError(f"{run_dir} was trained on other images than these {data.source} ones")
-        lines.append({
-            "file": path.name, "id": record["id"], "suite": suite.name, "variant": variant, "seed": record["seed"], "note": suite.note,
-            "test_accuracy": record["test_accuracy"], "rounded_test_accuracy": evaluate(model, data.test)[1],
-            "source": data.source, "fingerprint": data.fingerprint, "sha256": hashlib.sha256(whole.getbuffer()).hexdigest()})
-        append_record(index, lines[-1])
+        line = {
+            "file": path.name, "id": record["id"], "suite": suite.name, "variant": variant, "seed": record["seed"],
+            "note": suite.note, "test_accuracy": record["test_accuracy"],
+            "rounded_test_accuracy": evaluate(load_model(path)[0], data.test)[1], "source": data.source,
+            "fingerprint": data.fingerprint, "sha256": hashlib.sha256(whole.getbuffer()).hexdigest()}
+        with exclusive(f"{index}.lock"):
+            append_record(index, line)
+        lines.append(line)
     return lines

@@ -1,16 +1,20 @@
-"""The tables of a suite, as text: its variants, its contrasts, and its interventions."""
+"""The tables of a suite, as text: its variants, its contrasts, and its interventions; and all of it as JSON."""
 
+import dataclasses
 import statistics
+from collections.abc import Iterable
+from typing import Any
 
-from mrla_minimal.lab.evidence.contrasts import MARGIN, NO_SCATTER
+from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Summary
+from mrla_minimal.lab.evidence.intervals import MARGIN, Interval
 from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
 
 
-def _points(interval, missing):
+def _points(interval: Interval | None, missing: str) -> str:
     return missing if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
 
 
-def report(summary):
+def report(summary: Summary) -> str:
     """The Summary as text: a table of variants, a table of contrasts, and what the columns mean."""
     note = f" [{summary.note}]" if summary.note else ""
     lines = [f"suite {summary.suite}, {summary.source} test accuracy of the last epoch{note}", "",
@@ -19,27 +23,36 @@ def report(summary):
         values = [100 * value for value in runs.values()]
         deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
         seeds = " ".join(map(str, sorted(runs)))
-        lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} {summary.rates[variant]:>6g}")
-    lines += [f"{variant:<20} diverged: seeds {', '.join(map(str, seeds))}" for variant, seeds in summary.diverged.items()]
-    lines += ["", f"{'contrast (points)':<36} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
+        lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} "
+                     f"{summary.rates[variant]:>6g}")
+    for what, variants in (("diverged", summary.diverged), ("not of this suite any more", summary.unknown)):
+        lines += [f"{variant:<20} {what}: seeds {', '.join(map(str, seeds))}" for variant, seeds in variants.items()]
+    lines += ["", f"{'contrast (points)':<38} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
                   f"{'p':>6} {'Holm':>6} {'corr':>5}  reading"]
     for row in summary.contrasts:
-        p = "-" if row.p is None else f"{row.p:.3f}"
-        adjusted = "primary" if row.primary else "-" if row.adjusted is None else f"{row.adjusted:.3f}"
-        correlation = "-" if row.correlation is None else f"{row.correlation:.2f}"
+        p, adjusted, correlation = (_decimals(row.p, 3), _decimals(row.adjusted, 3), _decimals(row.correlation, 2))
         missing = NO_SCATTER if row.n > 1 else "too few seeds"
-        lines.append(f"{row.a + ' - ' + row.b:<36} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, missing):<18} "
+        name = f"{row.a} - {row.b}{' *' if row.primary else ''}"
+        lines.append(f"{name:<38} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, missing):<18} "
                      f"{_points(row.pooled, '-'):<18} {p:>6} {adjusted:>6} {correlation:>5}  {row.reading}")
-    lines += ["", "Differences are paired by seed; means of rows with different seeds are not to be compared. Primary contrasts were",
-              "declared before the first run and stand unadjusted; the p values of all others are Holm-adjusted. pooled: only if all",
-              "differences scatter alike. corr: between same-seed runs, from five seeds on. reading: of the paired interval, against a",
-              f"margin of {100 * MARGIN:g} points. Intervals cover seeds; not the choice of the test images, nor of each variant's rate."]
+    lines += [
+        "",
+        "Differences are paired by seed; means of rows with different seeds are not to be compared. *: primary, what the suite",
+        "is for. Holm: p adjusted over all primary contrasts, or over all others: where nothing is, each of these two families",
+        "finds something in at most 5 % of worlds. pooled: only if all differences scatter alike. corr: between same-seed runs,",
+        f"from five seeds on. reading: of the paired interval and Holm's p, against a margin of {100 * MARGIN:g} points. Intervals cover",
+        "seeds; not the choice of the test images, nor of each variant's rate."]
     return "\n".join(lines)
 
 
-def report_interventions(records):
-    """A table of intervention records: what each net reaches as learned, and what becomes of it without its attention's choices."""
-    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard error) without the choices", "",
+def _decimals(number: float | None, places: int) -> str:
+    return "-" if number is None else f"{number:.{places}f}"
+
+
+def report_interventions(records: Iterable[dict]) -> str:
+    """A table of intervention records: what each net reaches as learned, and without its attention's choices."""
+    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard error) without the "
+             "choices", "",
              f"{'':<38}{'':>43}{'norms refitted':>26}",
              f"{'variant':<20} {'seed':>4} {'learned %':>10} " + "".join(f"{how:>15}" for how in INTERVENTIONS)
              + f"{'learned %':>12}{'uniform':>15}"]
@@ -51,8 +64,16 @@ def report_interventions(records):
     return "\n".join(lines)
 
 
-def _change(record, how, base):
-    if how not in record:
+def _change(record: dict, how: str, base: str) -> str:
+    if how not in record or base not in record:
         return "-"
     error = f" ({100 * standard_error(*record['changed'][how], record['images']):.2f})" if "changed" in record else ""
     return f"{100 * (record[how] - record[base]):+.2f}{error}"
+
+
+def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dict[str, Any]:
+    """The Summary as plain values for JSON, each contrast with its reading; accuracies are fractions of 1."""
+    plain = dataclasses.asdict(summary)
+    for row, contrast in zip(plain["contrasts"], summary.contrasts, strict=True):
+        row["reading"] = contrast.reading
+    return plain | {"interventions": list(interventions)}

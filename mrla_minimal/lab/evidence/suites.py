@@ -1,8 +1,11 @@
 """What is run and what will be asked of it: a suite is written down before its first run."""
 
 import dataclasses
+import math
+import operator
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from mrla_minimal.lab.engine import TrainConfig
 
@@ -19,8 +22,8 @@ def with_defaults(config: dict) -> dict:
 def beyond_defaults(config: dict) -> dict:
     """The part of a configuration that differs from the defaults.
 
-    Ids and recipes are made of it, so that a field that TrainConfig gains later leaves all older records what they are. The
-    price: the default of a field that has records must never change (a test holds them).
+    Ids and recipes are made of it, so that a field that TrainConfig gains later leaves all older records what they are.
+    The price: the default of a field that has records must never change (a test holds them).
     """
     default = with_defaults({})
     return {name: value for name, value in config.items() if name not in default or value != default[name]}
@@ -30,65 +33,136 @@ def beyond_defaults(config: dict) -> dict:
 class Suite:
     """What is run and what will be asked, both written down before the first run.
 
-    variants   name -> the TrainConfig fields that make it what it is; `recipe` holds all others that differ from the defaults
-    primary    the contrasts (a, b), meaning a - b, whose intervals stand unadjusted; `contrasts` and every variant against
-               `baseline` are Holm-adjusted together
+    variants   name -> the TrainConfig fields that make it what it is; `recipe` holds all others that differ from the
+               defaults, the seed and the validation split aside: these are the suite's to choose
+    primary    the contrasts (a, b), meaning a - b, that the suite exists for; `contrasts` and every variant against
+               `baseline` are asked too. Each of the two families has its own Holm adjustment
     rates      learning rates to try on the validation split with `tuning_seed`, by every variant, or by `tuned_on` alone
+    note       stands in every record and table; `about` is the line by which the suite is listed
+    committed  whether its records belong in data/results/ of the repository
+
+    Lists may stand for tuples, numpy's numbers for Python's. Raises ValueError naming the suite and what is wrong.
     """
 
     name: str
-    variants: dict
-    recipe: dict
-    seeds: tuple = (0, 1, 2, 3, 4)
-    primary: tuple = ()
-    contrasts: tuple = ()
+    variants: dict[str, dict[str, Any]]
+    recipe: dict[str, Any]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    primary: tuple[tuple[str, str], ...] = ()
+    contrasts: tuple[tuple[str, str], ...] = ()
     baseline: str = "plain"
-    rates: tuple = ()
+    rates: tuple[float, ...] = ()
     tuned_on: str | None = None
     tuning_seed: int = 100
     note: str = ""
+    about: str = ""
     committed: bool = True
 
     def __post_init__(self):
+        for field in ("variants", "recipe"):
+            self._require(isinstance(getattr(self, field), dict), f"{field} must be a dictionary", getattr(self, field))
+        self._require(self.variants, "variants must hold at least one", self.variants)
         for what, name in (("the suite", self.name), *(("a variant", variant) for variant in self.variants)):
-            if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or not name.strip(". "):
-                raise ValueError(f"suite {self.name!r}: the name of {what} becomes that of a folder: not {name!r}, but one or more "
-                                 'characters, none of them / \\ : * ? " < > |, and not dots alone')
-        if not isinstance(self.seeds, (tuple, list)):
-            raise ValueError(f"suite {self.name}: seeds must be a tuple like (0, 1, 2), not {self.seeds!r}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"suite {self.name}: seeds given twice: {self.seeds}")
-        asked = {"primary": self.primary, "contrasts": self.contrasts,
-                 "baseline and tuned_on": ((self.baseline, self.tuned_on or self.baseline),)}
-        for field, pairs in asked.items():
-            for pair in pairs:
-                if isinstance(pair, str) or len(pair) != 2:
-                    raise ValueError(f"suite {self.name}: {field} must be pairs of variants, (('a', 'b'), ...), not {pairs!r}")
-                for name in pair:
-                    if name not in self.variants:
-                        raise ValueError(f"suite {self.name}: unknown variant {name!r} in {field}; it has {', '.join(self.variants)}")
-        for name in self.variants:
+            self._require(isinstance(name, str) and _FILE_NAME.fullmatch(name) and name.strip(". "),
+                          f"the name of {what} becomes that of a folder: one or more characters, none of them "
+                          r'/ \ : * ? " < > |, and not dots alone', name)
+        for field, kind in (("note", str), ("about", str), ("committed", bool)):
+            self._require(isinstance(getattr(self, field), kind), f"{field} must be a {kind.__name__}", getattr(self, field))
+        self._set("seeds", check_seeds(self.seeds, f"suite {self.name}: seeds"))
+        (tuning_seed,) = check_seeds((self.tuning_seed,), f"suite {self.name}: tuning_seed")
+        self._set("tuning_seed", tuning_seed)
+        self._set("rates", self._checked_rates())
+        for field in ("primary", "contrasts"):
+            self._set(field, self._checked_pairs(field))
+        self._known(self.baseline, " as baseline")
+        if self.tuned_on is not None:
+            self._known(self.tuned_on, " in tuned_on")
+        for name, changes in self.variants.items():
+            self._require(isinstance(changes, dict), f"variant {name} must be a dictionary of fields", changes)
+            for field in ("seed", "validation"):
+                self._require(field not in {**changes, **self.recipe}, f"{field} is the suite's own to choose",
+                              {**changes, **self.recipe})
             self.config(name, 0)        # a wrong field or value is told now, not after hours
 
-    def config(self, variant, seed, **changes):
+    def _set(self, field: str, value: Any) -> None:
+        object.__setattr__(self, field, value)
+
+    def _require(self, condition: Any, wanted: str, given: Any) -> None:
+        if not condition:
+            raise ValueError(f"suite {self.name}: {wanted}; not {given!r}")
+
+    def _known(self, variant: Any, where: str = "") -> None:
+        if not isinstance(variant, str) or variant not in self.variants:
+            raise ValueError(f"suite {self.name}: unknown variant {variant!r}{where}; it has {', '.join(self.variants)}")
+
+    def _checked_rates(self) -> tuple[float, ...]:
+        wanted = "rates must be different positive numbers like (0.05, 0.1)"
+        self._require(isinstance(self.rates, (tuple, list)), wanted, self.rates)
+        for rate in self.rates:
+            try:
+                good = not isinstance(rate, (bool, str)) and 0 < float(rate) < math.inf
+            except (TypeError, ValueError):
+                good = False
+            self._require(good, wanted, self.rates)
+        rates = tuple(float(rate) for rate in self.rates)
+        self._require(len(set(rates)) == len(rates), wanted, self.rates)
+        return rates
+
+    def _checked_pairs(self, field: str) -> tuple[tuple[str, str], ...]:
+        given = getattr(self, field)
+        wanted = f"{field} must be pairs of variants, (('a', 'b'), ...)"
+        self._require(isinstance(given, (tuple, list)), wanted, given)
+        for pair in given:
+            self._require(isinstance(pair, (tuple, list)) and len(pair) == 2 and pair[0] != pair[1], wanted, given)
+            for name in pair:
+                self._known(name, f" in {field}")
+        pairs = tuple((a, b) for a, b in given)
+        self._require(len({frozenset(pair) for pair in pairs}) == len(pairs), f"{field} must name each pair once", given)
+        return pairs
+
+    @property
+    def secondary(self) -> tuple[tuple[str, str], ...]:
+        """The contrasts that are asked beside the primary ones: those declared, and every variant against the baseline."""
+        asked = {frozenset(pair): pair for pair in self.primary}
+        against = ((variant, self.baseline) for variant in self.variants if variant != self.baseline)
+        for pair in (*self.contrasts, *against):
+            asked.setdefault(frozenset(pair), pair)
+        return tuple(asked.values())[len(self.primary):]
+
+    def config(self, variant: str, seed: int, **changes: Any) -> TrainConfig:
         """The TrainConfig of one run."""
-        if variant not in self.variants:
-            raise ValueError(f"suite {self.name}: unknown variant {variant!r}; it has {', '.join(self.variants)}")
+        self._known(variant)
         try:
             return TrainConfig(**{**self.recipe, **self.variants[variant], "seed": seed, **changes})
         except TypeError as error:
             raise ValueError(f"suite {self.name}, variant {variant}: {error}") from None
 
-    def variant_fields(self):
-        return sorted(set().union(*(changes for changes in self.variants.values())))
+    def variant_fields(self) -> list[str]:
+        """The fields in which the variants differ."""
+        return sorted(set().union(*self.variants.values()))
 
-    def recipe_of(self, config):
-        """The part of a configuration (as a dictionary) that runs must share to be compared: what differs from the defaults."""
+    def recipe_of(self, config: dict) -> dict:
+        """The part of a configuration that runs must share to be compared: what differs from the defaults."""
         left_out = {*NOT_RECIPE, *self.variant_fields()}
         return {name: value for name, value in beyond_defaults(config).items() if name not in left_out}
 
 
-def _attentions(*names, **more):
+def check_seeds(seeds: Any, what: str) -> tuple[int, ...]:
+    """Different integers from 0 on, of any integer type, as a tuple of int. ValueError naming `what`."""
+    try:
+        if isinstance(seeds, str):
+            raise TypeError
+        numbers = tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        raise ValueError(f"{what} must be integers like (0, 1, 2), not {seeds!r}") from None
+    if not numbers or min(numbers) < 0 or any(isinstance(seed, bool) for seed in seeds):
+        raise ValueError(f"{what} must be at least one integer from 0 on, not {seeds!r}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{what} given twice: {', '.join(map(str, numbers))}")
+    return numbers
+
+
+def _attentions(*names: str, **more: dict) -> dict[str, dict]:
     """Variants that differ in their layer attention alone; "plain" has none."""
     return {name: {"layer_attention": None if name == "plain" else name} for name in names} | more
 
@@ -106,7 +180,7 @@ SUITES = {suite.name: suite for suite in (
         contrasts=(("mrla-light", "depthwise-gated"), ("mrla-light", "depthwise-carry"),
                    ("depthwise-gated", "depthwise"), ("depthwise-carry", "depthwise"),
                    ("mrla-light", "mrla-light-released"), ("mrla-base", "depthwise")),
-        rates=_RATES),
+        rates=_RATES, about="does layer attention help, and which part of it: ResNet-56 of width 8, 60 epochs"),
     Suite(
         "cifar10-resnet20",
         {**_attentions("plain", "depthwise", "layer", "uniform", "mrla-base", "mrla-light", "mrla-light-released"),
@@ -115,27 +189,32 @@ SUITES = {suite.name: suite for suite in (
         {"depth": 20, "width": 16, **_LONG},
         contrasts=(*_MRLA_AGAINST_CONTROLS, ("mrla-base", "depthwise"), ("layer", "mrla-base"),
                    ("mrla-light", "mrla-light-released")),
-        rates=_RATES),
+        rates=_RATES, about="the same in ResNet-20 of width 16, with Eq. 4, SE and ECA beside"),
     Suite(
         "cifar10-bottleneck56", _attentions("plain", "depthwise", "mrla-base", "mrla-light"),
         {"depth": 56, "block": "bottleneck", **_LONG},
-        contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise")), rates=_RATES),
+        contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise")),
+        rates=_RATES, about="the same in ResNet-56 with bottleneck blocks"),
     Suite(
         "cifar10-lambda", _attentions("plain", "mrla-light", "mrla-light-lambda0", "mrla-light-lambda1"),
         {"depth": 56, "width": 8, **_LONG},
-        contrasts=(("mrla-light", "mrla-light-lambda0"), ("mrla-light", "mrla-light-lambda1")), rates=_RATES),
+        contrasts=(("mrla-light", "mrla-light-lambda0"), ("mrla-light", "mrla-light-lambda1")),
+        rates=_RATES, about="does it matter where light's lambda starts: at random, at 0, at 1"),
     *(Suite(f"cifar10-depth{depth}-width{width}",
             _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base"),
-            {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS, rates=_RATES)
+            {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS,
+            rates=_RATES, about=f"ResNet-{depth} of width {width}: with the first two, a grid of depth and width")
       for depth, width in ((20, 8), (56, 16))),
     Suite(      # declared when its "mrla-light" still meant the released wiring: the primary contrast is that one's
         "cifar10-thin56-cpu",
         _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light-released", "mrla-light"),
         {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1, 2),
         primary=(("mrla-light-released", "depthwise"), ("mrla-base", "uniform")),
-        rates=_RATES, tuned_on="plain", note="CPU pilot"),
+        rates=_RATES, tuned_on="plain", note="CPU pilot",
+        about="the first suite with four epochs and three seeds, run on a CPU: its records are committed"),
     Suite(
         "smoke", _attentions("plain", "mrla-light"),
         {"depth": 8, "width": 8, "batch_size": 32, "steps": 4, "source": "synthetic"}, seeds=(0, 1),
-        contrasts=(("mrla-light", "plain"),), note="a few steps, to see the engine run", committed=False),
+        contrasts=(("mrla-light", "plain"),), note="a few steps, to see the engine run",
+        about="a few steps on the built-in images, to see the engine run", committed=False),
 )}

@@ -11,9 +11,9 @@ from tiny_suites import NETS, export_nets, run_nets
 from mrla_minimal.course.quiz_records import quiz_table
 from mrla_minimal.lab import cli, data
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint, read_config, train
-from mrla_minimal.lab.evidence import SUITES, committed, load_records, report, report_interventions, summarise
-from mrla_minimal.lab.evidence.records import interventions_path, load_interventions
-from mrla_minimal.lab.evidence.running import run_folder
+from mrla_minimal.lab.evidence import SUITES, committed, load_interventions, load_records, report, report_interventions, summarise
+from mrla_minimal.lab.evidence.jobs import run_folder
+from mrla_minimal.lab.evidence.records import interventions_path
 from mrla_minimal.lab.files import append_record, read_records, replace_file
 
 ROOT = Path(__file__).parents[3]
@@ -92,7 +92,7 @@ def test_what_is_not_there_is_said_and_the_pilot_takes_its_place(repository, cap
 def test_own_records_come_before_the_pilots_and_unfinished_ones_do_not_count(repository, capsys):
     run_nets(variants=("plain",))
     (record,) = read_records("data/results/tiny.jsonl")[0]
-    append_record("data/results/large.jsonl", {**record, "suite": "large", "phase": "tuning"})
+    append_record("data/results/large.jsonl", {**record, "suite": "large", "phase": "tuning", "metrics": [{"validation_accuracy": 0.5}]})
     assert committed.suite_records("large", pilot="tiny")[0] == "tiny"
     append_record("data/results/large.jsonl", {**record, "suite": "large", "id": "other"})
     assert committed.suite_records("large", pilot="tiny")[0] == "large"

@@ -6,8 +6,7 @@ import pytest
 from tiny import tiny_cifar
 from tiny_suites import RECIPE, run_tiny, tiny_suite
 
-from mrla_minimal.lab.evidence import running
-from mrla_minimal.lab.evidence.running import plan_suite
+from mrla_minimal.lab.evidence import plan_suite, planning
 
 
 def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
@@ -25,7 +24,7 @@ def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
 
 
 def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):
-    monkeypatch.setattr(running, "_seconds_a_step", lambda run, steps: 0.5)
+    monkeypatch.setattr(planning, "_seconds_a_step", lambda run, steps: 0.5)
     text = plan_suite(tiny_suite(recipe={**RECIPE, "steps": 1200}), [], data=tiny_cifar(), progress=False)
     assert re.search(r"^plain +32 +10.0 +2$", text, re.M)       # 16 images in 0.5 s; 1200 steps of 0.5 s are 10 minutes
     assert "4 runs left: 0.7 hours" in text
@@ -38,6 +37,6 @@ def test_the_time_of_a_step_is_one_steps_and_waits_for_all_of_them(monkeypatch):
         train_step = staticmethod(lambda: calls.append("step"))
         read_losses = staticmethod(lambda: calls.append("wait"))
 
-    monkeypatch.setattr(running.time, "perf_counter", lambda: next(clock))
-    assert running._seconds_a_step(Run, 15, warm_up=2) == pytest.approx(2.0)        # (130 - 100) / 15
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: next(clock))
+    assert planning._seconds_a_step(Run, 15, warm_up=2) == pytest.approx(2.0)        # (130 - 100) / 15
     assert calls == ["step"] * 2 + ["wait"] + ["step"] * 15 + ["wait"]

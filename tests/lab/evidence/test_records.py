@@ -11,8 +11,8 @@ from tiny_suites import run_tiny
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
 from mrla_minimal.lab.evidence import SUITES, load_records, merge_records, suites, summarise
 from mrla_minimal.lab.evidence.contrasts import check_definition
+from mrla_minimal.lab.evidence.jobs import final_jobs
 from mrla_minimal.lab.evidence.records import record_id
-from mrla_minimal.lab.evidence.running import final_jobs
 from mrla_minimal.lab.files import append_record, read_records
 
 DATA = Path(__file__).parents[3] / "data"
@@ -108,7 +108,7 @@ def test_a_broken_last_line_costs_its_own_run_only(tmp_path, capsys):
     with open(tmp_path / "records.jsonl", "a") as file:
         file.write('{"id": "half')
     assert len(run_tiny(tmp_path, seeds=(0, 1))) == 4
-    assert "not a whole record" in capsys.readouterr().out
+    assert capsys.readouterr().err.count("not a whole record") == 1
 
 
 # What is committed

@@ -1,12 +1,17 @@
 """The tables, as text."""
 
-from tiny_suites import diverged, four_variants
+import json
+
+from tiny_suites import diverged, four_variants, record
 
 from mrla_minimal.lab.evidence import report, summarise
+from mrla_minimal.lab.evidence.report import summary_as_json
 
 
-def test_a_final_run_that_diverged_is_in_the_report():
+def test_a_final_run_that_diverged_is_in_the_report_and_so_is_a_variant_that_is_gone():
     suite, _, records = four_variants()
+    gone = record("old-name", 0, 0.9)
+    assert "old-name             not of this suite any more: seeds 0" in report(summarise([*records, gone], suite))
     assert "uniform              diverged: seeds 9" in report(summarise([*records, diverged("uniform", 9)], suite))
 
 
@@ -22,7 +27,7 @@ def test_the_report_prints_every_variant_and_contrast():
     text = report(summarise(records, suite))
     for name in values:
         assert name in text
-    assert "mrla-light - depthwise" in text and "primary" in text and "cifar10" in text
+    assert "mrla-light - depthwise *" in text and "depthwise - plain  " in text and "cifar10" in text
     assert f"{100 * sum(values['plain']) / 4:.2f}" in text and "not the choice of the test images" in text
 
 
@@ -33,3 +38,12 @@ def test_a_contrast_with_a_diverged_run_is_not_read():
         summary = summarise([*records, diverged(variant, 9)], suite)
         assert {(row.a, row.b) for row in summary.contrasts if row.reading == "not read: a run diverged"} == touched
         assert "not read: a run diverged" in report(summary)
+
+
+def test_the_summary_as_json_holds_what_the_table_does():
+    suite, values, records = four_variants()
+    summary = summarise(records, suite)
+    plain = json.loads(json.dumps(summary_as_json(summary, [{"learned": 0.5}])))
+    assert plain["accuracies"]["plain"] == {str(seed): value for seed, value in enumerate(values["plain"])}
+    assert [row["reading"] for row in plain["contrasts"]] == [row.reading for row in summary.contrasts]
+    assert plain["contrasts"][0]["interval"] == list(summary.contrasts[0].interval) and plain["interventions"] == [{"learned": 0.5}]

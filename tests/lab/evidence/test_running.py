@@ -1,16 +1,21 @@
 """Suites run, continued, shared between processes, and refused."""
 
-import json
-import subprocess
-import sys
+import dataclasses
+import threading
 
+import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from tiny import tiny_cifar
 from tiny_suites import RECIPE, VARIANTS, run_tiny, tiny_suite
 
-from mrla_minimal.lab.engine import Run
-from mrla_minimal.lab.evidence import running
-from mrla_minimal.lab.evidence.running import plan_suite
+from mrla_minimal.lab.cost import count_macs, count_parameters
+from mrla_minimal.lab.data import Split
+from mrla_minimal.lab.engine import Run, TrainConfig, build_model
+from mrla_minimal.lab.evidence import plan_suite, run_suite, running
+from mrla_minimal.lab.evidence.interventions import intervene
+from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
 from mrla_minimal.lab.files import read_records
 
 
@@ -20,7 +25,9 @@ def test_a_suite_runs_all_variants_of_a_seed_before_the_next_seed(tmp_path):
     for record in records:
         assert record["source"] == "synthetic" and record["fingerprint"] == "tiny" and record["config"]["steps"] == 3
         assert record["metrics"][-1]["test_accuracy"] == record["test_accuracy"] and record["config"]["data_root"] is None
-        assert record["macs"] > 0 and record["versions"]["torch"] == torch.__version__
+        model = build_model(TrainConfig(**record["config"]), 10)
+        assert (record["parameters"], record["macs"]) == (count_parameters(model), count_macs(model, 32))
+        assert record["versions"]["torch"] == torch.__version__
     assert records[1]["parameters"] > records[0]["parameters"]
     assert len({record["id"] for record in records}) == 4
     assert "layer_attention" not in records[0]["recipe"] and "seed" not in records[0]["recipe"] and records[0]["recipe"]["depth"] == 8
@@ -66,15 +73,41 @@ def test_a_run_that_was_begun_is_resumed_not_begun_again(tmp_path, monkeypatch):
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
-    from filelock import FileLock
-
     suite = tiny_suite()
-    job = running.final_jobs(suite, ("plain",), (0,), None)[0]
+    job = final_jobs(suite, ("plain",), (0,), None)[0]
     folder = tmp_path / "runs" / "tiny" / job.folder
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
         records = run_tiny(tmp_path, suite)
     assert len(records) == 3 and job.id not in {record["id"] for record in records}
+
+
+def test_final_runs_wait_for_the_rates_that_another_process_is_tuning(tmp_path):
+    suite = tiny_suite(rates=(0.01, 0.1), tuned_on="plain", seeds=(0,))
+    folder = tmp_path / "runs" / "tiny" / tuning_jobs(suite, ("plain",))[1].folder
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / ".lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(1.0, lock.release).start()
+    records = run_tiny(tmp_path, suite, wait=0.05)
+    assert [record["phase"] for record in records] == ["tuning", "tuning", "final", "final"]
+
+
+def test_a_net_that_another_process_looks_into_is_left_to_it(tmp_path, monkeypatch):
+    """Looking takes long: two processes must not both do it. The one that comes second goes on, and does nothing."""
+    looked = []
+    monkeypatch.setattr(running, "intervene", lambda *_, **__: looked.append(1) or intervene(*_, **__))
+    suite = tiny_suite(seeds=(0,))
+    job = final_jobs(suite, ("mrla-light",), (0,), None)[0]
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    with FileLock(tmp_path / "runs" / "tiny" / f".{job.id}.lock"):
+        run_tiny(tmp_path, suite)
+    assert not looked and not (tmp_path / "records-interventions.jsonl").exists()
+    for _ in range(2):
+        run_tiny(tmp_path, suite)
+        assert len(looked) == 1
+    (found,) = read_records(tmp_path / "records-interventions.jsonl")[0]
+    assert found["id"] == job.id
 
 
 def test_learning_rates_are_tuned_on_the_validation_split_and_used(tmp_path):
@@ -112,6 +145,10 @@ def test_wrong_parts_of_a_suite_are_refused_before_any_run(tmp_path):
         run_tiny(tmp_path, variants=("base",))
     with pytest.raises(ValueError, match="seeds given twice: 1, 1"):
         run_tiny(tmp_path, seeds=(1, 1))
+    with pytest.raises(ValueError, match="seeds must be integers like .0, 1, 2., not 'a'"):
+        run_tiny(tmp_path, seeds="a")
+    with pytest.raises(ValueError, match="variants must be some of plain, mrla-light, each once; not plain, plain"):
+        run_tiny(tmp_path, variants=("plain", "plain"))
     assert not (tmp_path / "records.jsonl").exists()
 
 
@@ -131,14 +168,15 @@ def test_a_diverged_run_of_another_recipe_is_told_too(tmp_path):
         run_tiny(tmp_path, tiny_suite(recipe={**RECIPE, "steps": 4}))
 
 
-@pytest.mark.slow
-def test_compare_on_the_command_line_interrupted_and_continued(tmp_path):
-    command = [sys.executable, "-m", "mrla_minimal", "compare", "--suite", "smoke"]
-    subprocess.run([*command, "--seeds", "0"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    records = tmp_path / "runs" / "smoke" / "records.jsonl"
-    assert len(read_records(records)[0]) == 2
-    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
-    assert len(read_records(records)[0]) == 4 and done.stdout.count("contrast (points)") == 1
-    again = subprocess.run([*command, "--report"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
-    assert "mrla-light - plain" in again.stdout and (tmp_path / "runs" / "smoke.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads(records.read_text().splitlines()[0])["note"] == "a few steps, to see the engine run"
+def test_seeds_of_numpy_make_the_same_runs(tmp_path):
+    records = run_tiny(tmp_path, variants=["plain"], seeds=np.arange(1))
+    assert run_tiny(tmp_path, variants=("plain",), seeds=(0,)) == records and len(records) == 1
+
+
+def test_images_of_ones_own_may_be_of_any_size(tmp_path):
+    small = tiny_cifar()
+    small = dataclasses.replace(small, train=Split(small.train.images[:, :, :16, :20], small.train.labels),
+                                test=Split(small.test.images[:, :, :16, :20], small.test.labels), source="pets", fingerprint="small")
+    suite = tiny_suite(variants={"plain": {"layer_attention": None}}, contrasts=(), seeds=(0,))
+    (record,) = run_suite(suite, tmp_path / "records.jsonl", runs=tmp_path / "runs", data=small, progress=False)
+    assert (record["source"], record["fingerprint"], record["macs"]) == ("pets", "small", None) and record["parameters"] > 0

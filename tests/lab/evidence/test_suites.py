@@ -1,27 +1,58 @@
 """Suites: what may be written down, and what is."""
 
+import numpy as np
 import pytest
-from tiny_suites import tiny_suite
+from tiny_suites import RECIPE, tiny_suite
 
 from mrla_minimal.lab.engine import TrainConfig, build_model
 from mrla_minimal.lab.evidence import SUITES
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"seeds": 0}, "seeds must be a tuple"), ({"primary": ("mrla-light", "plain")}, "primary must be pairs of variants"),
-    ({"seeds": (0, 0)}, "seeds given twice"), ({"primary": (("mrla", "plain"),)}, "unknown variant 'mrla'"),
-    ({"baseline": "none"}, "unknown variant 'none'"),
+    ({"name": "a/b"}, "folder"), ({"name": 3}, "folder"), ({"name": ".."}, "folder"),
+    ({"variants": {}}, "at least one"), ({"variants": ["plain"]}, "variants must be a dictionary"),
+    ({"variants": {"plain": None}, "contrasts": ()}, "variant plain must be a dictionary"),
     ({"variants": {"plain": {"layer_attention": "x"}}, "contrasts": ()}, "layer_attention must be one of"),
-    ({"recipe": {"colour": 1}}, "colour"),
+    ({"recipe": None}, "recipe must be a dictionary"), ({"recipe": {"colour": 1}}, "colour"),
+    ({"recipe": {**RECIPE, "seed": 3}}, "seed is the suite's own"), ({"recipe": {**RECIPE, "validation": True}}, "validation is the"),
+    ({"seeds": 0}, "seeds must be integers"), ({"seeds": ()}, "at least one integer"), ({"seeds": (0, -1)}, "from 0 on"),
+    ({"seeds": (0, 0)}, "seeds given twice: 0, 0"), ({"seeds": "01"}, "seeds must be integers"), ({"seeds": (0.5,)}, "must be integers"),
+    ({"seeds": (True,)}, "at least one integer"),
+    ({"tuning_seed": -1}, "tuning_seed must be"), ({"tuning_seed": "a"}, "tuning_seed must be"),
+    ({"primary": ("mrla-light", "plain")}, "primary must be pairs of variants"), ({"primary": "ab"}, "primary must be pairs"),
+    ({"primary": None}, "primary must be pairs"), ({"primary": (("plain", "plain"),)}, "primary must be pairs"),
+    ({"primary": (("mrla", "plain"),)}, "unknown variant 'mrla' in primary; it has plain, mrla-light"),
+    ({"contrasts": ((["plain"], "plain"),)}, "unknown variant \\['plain'\\]"),
+    ({"contrasts": (("plain", "mrla-light"), ("mrla-light", "plain"))}, "each pair once"),
+    ({"baseline": "none"}, "unknown variant 'none'"), ({"tuned_on": "none"}, "unknown variant 'none' in tuned_on"),
+    ({"rates": 0.1}, "rates must be different positive numbers"), ({"rates": (0.1, "0.2")}, "rates must be different"),
+    ({"rates": (0.1, float("nan"))}, "rates must be different"), ({"rates": (0.1, 0.1)}, "rates must be different"),
+    ({"note": None}, "note must be a str"), ({"committed": 1}, "committed must be a bool"),
 ])
 def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_suite(**changes)
 
 
+def test_lists_and_numpys_numbers_are_as_good_as_tuples_and_pythons():
+    plain = tiny_suite(seeds=(0, 1, 2), rates=(0.05, 0.1), primary=(("mrla-light", "plain"),), contrasts=())
+    other = tiny_suite(seeds=np.arange(3), rates=[np.float64(0.05), np.float64(0.1)], primary=[["mrla-light", "plain"]], contrasts=[],
+                       tuning_seed=np.int64(100))
+    assert other == plain
+    assert {type(seed) for seed in (*other.seeds, other.tuning_seed)} == {int} and {type(rate) for rate in other.rates} == {float}
+
+
+def test_what_is_asked_is_asked_once():
+    """A pair that is primary, or declared the other way round, is not asked again against the baseline."""
+    names = ("plain", "depthwise", "mrla-light")
+    suite = tiny_suite(variants={name: {"layer_attention": None if name == "plain" else name} for name in names},
+                       primary=(("plain", "depthwise"),), contrasts=(("mrla-light", "depthwise"),))
+    assert suite.secondary == (("mrla-light", "depthwise"), ("mrla-light", "plain"))
+
+
 def test_every_suite_is_sound_and_no_cifar_suite_may_use_the_built_in_set():
     for name, suite in SUITES.items():
-        assert suite.name == name
+        assert suite.name == name and suite.about
         for variant in suite.variants:
             config = suite.config(variant, 0)
             assert build_model(config, 10) is not None

@@ -1,0 +1,119 @@
+"""The statistics behind the tables: paired and pooled intervals, Holm's method, and how an interval is read.
+
+Accuracies and their differences are fractions of 1; 0.003 is 0.3 points.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+Interval = tuple[float, float]
+
+MARGIN = 0.003      # 0.3 points: what a difference must pass to be worth its name here
+LEVEL = 0.05        # of every test here, and of the 95 % intervals
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, Interval | None, float | None]:
+    """(mean, 95 % interval, two-sided p) of paired differences by Student's t, with n - 1 degrees of freedom.
+
+    Interval and p are None for fewer than two differences, and where all are equal: a few accuracies in steps of one
+    test image may be so by chance, and then show no scatter to go by.
+    """
+    from scipy import stats
+
+    mean = statistics.fmean(differences)
+    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:      # far below one image, far above rounding
+        return mean, None, None
+    test = stats.ttest_1samp(differences, 0.0)      # of the differences: the paired test, stats.ttest_rel
+    low, high = test.confidence_interval(1 - LEVEL)
+    return mean, (float(low), float(high)), float(test.pvalue)
+
+
+def pooled_error(accuracies: Mapping[str, Mapping[int, float]]) -> tuple[float, int] | None:
+    """(variance of one run about variant mean + seed effect, degrees of freedom), from the seeds that all variants share.
+
+    accuracies: variant -> seed -> accuracy. The residual of a two-way layout without repetition. It assumes that all
+    *differences* of two variants scatter alike: that variants have one standard deviation, and pairs of them one
+    correlation. Where the standard deviations differ much, its interval is too short for the noisy pairs. None if there
+    are fewer than two variants or two shared seeds.
+    """
+    if len(accuracies) < 2:
+        return None
+    seeds = sorted(set.intersection(*(set(runs) for runs in accuracies.values())))
+    if len(seeds) < 2:
+        return None
+    table = [[runs[seed] for seed in seeds] for runs in accuracies.values()]
+    grand = statistics.fmean(itertools.chain(*table))
+    rows = [statistics.fmean(row) for row in table]
+    columns = [statistics.fmean(column) for column in zip(*table, strict=True)]
+    squares = sum((table[i][j] - rows[i] - columns[j] + grand) ** 2
+                  for i in range(len(rows)) for j in range(len(columns)))
+    degrees = (len(rows) - 1) * (len(columns) - 1)
+    return squares / degrees, degrees
+
+
+def pooled_interval(mean: float, n: int, error: tuple[float, int] | None) -> Interval | None:
+    """The 95 % interval of a mean difference over n seeds, with the `pooled_error`. None without that, or for n below 2."""
+    from scipy import stats
+
+    if error is None or n < 2:
+        return None
+    variance, degrees = error
+    half = stats.t.ppf(1 - LEVEL / 2, degrees) * math.sqrt(2 * variance / n)
+    return float(mean - half), float(mean + half)
+
+
+def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
+    """Holm's adjusted p values, in the order given (Holm 1979).
+
+    The chance that any of them is below 0.05 where nothing is, is at most 5 %, however the tests hang together.
+    `family` counts the tests if some have no p value yet.
+    """
+    family = len(p_values) if family is None else family
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (family - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def detectable_difference(deviation: float, n: int, power: float = 0.8) -> float:
+    """The true mean difference that a two-sided paired t test at 5 % finds with this power from n seeds.
+
+    `deviation` is the standard deviation of one paired difference; the answer has its unit. ValueError for n below 2.
+    """
+    import numpy
+    from scipy import optimize, stats
+
+    if n < 2 or not 0.05 < power < 1 or not deviation > 0:
+        raise ValueError("n must be at least 2, power between 0.05 and 1, deviation positive; "
+                         f"got {n}, {power}, {deviation}")
+    # Averaged over what the n seeds may scatter: scipy's noncentral t gives NaN at one degree of freedom.
+    chances = (numpy.arange(4000) + 0.5) / 4000
+    limits = stats.t.ppf(0.975, n - 1) * numpy.sqrt(stats.chi2.ppf(chances, n - 1) / (n - 1))
+
+    def shortfall(shift):       # shift: the true difference over its standard error
+        return (stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean() - power
+
+    return float(deviation * optimize.brentq(shortfall, 0.0, 1000.0) / math.sqrt(n))
+
+
+def reading(interval: Interval | None, margin: float = MARGIN, holds: bool = True) -> str:
+    """What an interval of a - b allows to be said: "a above b" (or below), and whether it clears the margin or lies within it.
+
+    `holds` False marks a finding that its adjusted p value does not bear out. "undecided" if none of these. The 95 %
+    interval within the margin is a strict rule for "within": it is wrong in at most 2.5 % of worlds whose difference is
+    as large as the margin.
+    """
+    if interval is None:
+        return "too few seeds"
+    low, high = interval
+    points = f"{100 * margin:g} points"
+    if low > 0 or high < 0:
+        words = ("a above b" if low > 0 else "a below b") + ("" if holds else " before Holm")
+        if low > margin or high < -margin:
+            return f"{words} by more than {points}"
+        return f"{words}, within {points}" if -margin < low and high < margin else words
+    return f"within {points}" if -margin < low and high < margin else "undecided"

@@ -1,0 +1,101 @@
+"""Which runs a suite consists of: the jobs that tune its learning rates, and the final ones."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrla_minimal.lab.engine import TrainConfig
+from mrla_minimal.lab.evidence.contrasts import check_definition
+from mrla_minimal.lab.evidence.records import record_id
+from mrla_minimal.lab.evidence.suites import NOT_RECIPE, Suite, check_seeds
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a suite: which, and in which phase ("tuning" on the validation split, or "final")."""
+
+    variant: str
+    config: TrainConfig
+    phase: str
+    id: str
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return _folder(self.variant, self.config.seed, self.config.learning_rate, self.phase, self.id)
+
+
+def _folder(variant: str, seed: int, learning_rate: float, phase: str, id: str) -> str:
+    return f"{variant}-seed{seed}-lr{learning_rate:g}-{phase}-{id}"
+
+
+def run_folder(suite: Suite, record: dict, runs: str | Path = "runs") -> Path:
+    """Where the run of a record was made."""
+    parts = (record[name] for name in ("variant", "seed", "learning_rate", "phase", "id"))
+    return Path(runs) / suite.name / _folder(*parts)
+
+
+def _job(suite: Suite, variant: str, seed: int, phase: str, **changes: Any) -> Job:
+    config = suite.config(variant, seed, validation=phase == "tuning", **changes)
+    return Job(variant, config, phase, record_id(suite.name, variant, seed, dataclasses.asdict(config)))
+
+
+def tuning_jobs(suite: Suite, variants: Sequence[str], **changes: Any) -> list[Job]:
+    """A run for every learning rate of the suite, of these variants or of `tuned_on` alone."""
+    tuned = variants if suite.tuned_on is None else (suite.tuned_on,)
+    return [_job(suite, variant, suite.tuning_seed, "tuning", learning_rate=rate, **changes)
+            for variant in tuned for rate in suite.rates]
+
+
+def best_rates(suite: Suite, variants: Sequence[str], records: Iterable[dict], **changes: Any) -> dict[str, float]:
+    """variant -> learning rate: the one with the best last-epoch validation accuracy, of every variant or of `tuned_on`.
+
+    Raises ValueError if one has not been tried yet, or if all diverged.
+    """
+    jobs = tuning_jobs(suite, variants, **changes)
+    known = {record["id"]: record for record in records}
+    missing = [job.folder for job in jobs if job.id not in known]
+    if missing:
+        raise ValueError(f"suite {suite.name}: the learning rates are not tuned yet; missing {', '.join(missing[:3])}"
+                         + (" and others" if len(missing) > 3 else ""))
+    best = {}
+    finished = [job for job in jobs if "diverged" not in known[job.id]]
+    for job in sorted(finished, key=lambda job: known[job.id]["metrics"][-1]["validation_accuracy"]):
+        best[job.variant] = job.config.learning_rate
+    hopeless = sorted({job.variant for job in jobs} - set(best))
+    if hopeless:
+        raise ValueError(f"suite {suite.name}: every learning rate diverged for {', '.join(hopeless)}; tried {suite.rates}")
+    return best if suite.tuned_on is None else {variant: best[suite.tuned_on] for variant in variants}
+
+
+def final_jobs(suite: Suite, variants: Sequence[str], seeds: Sequence[int], rates: dict[str, float] | None,
+               **changes: Any) -> list[Job]:
+    """All variants of a seed before the next seed, each at its rate, or at the recipe's if there are none."""
+    return [_job(suite, variant, seed, "final", **({"learning_rate": rates[variant]} if rates else {}), **changes)
+            for seed in seeds for variant in variants]
+
+
+def choose_parts(suite: Suite, variants: Sequence[str] | None, seeds: Sequence[int] | None,
+                 **changes: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The variants and seeds that are meant, none given: all. ValueError for unknown or repeated ones."""
+    variants = tuple(suite.variants if variants is None else variants)
+    for variant in variants:
+        suite.config(variant, 0, **changes)
+    if not variants or len(set(variants)) < len(variants):
+        raise ValueError(f"suite {suite.name}: variants must be some of {', '.join(suite.variants)}, each once; "
+                         f"not {', '.join(variants) or 'none'}")
+    return variants, suite.seeds if seeds is None else check_seeds(seeds, f"suite {suite.name}: seeds")
+
+
+def check_definitions(suite: Suite, variants: Sequence[str], records: Iterable[dict], changes: dict) -> None:
+    """ValueError if the records are of other variants of these names, or of another recipe.
+
+    So that it is told before a run, not after the last one.
+    """
+    for record in records:
+        if record["suite"] == suite.name and record["variant"] in variants:
+            now = dataclasses.asdict(suite.config(record["variant"], 0, **changes))
+            fields = {*now, *record["config"]} - {*NOT_RECIPE, "validation", *changes}
+            check_definition(suite, record, sorted(fields), now)

@@ -1,0 +1,68 @@
+"""Several processes at one task: started beside this one, each with its share of the cores, and ended with it."""
+
+import _thread
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[2])     # the folder that holds this package
+# A helper finds the package last: what lies beside it must not hide a module that Python brings along.
+HELPER = ("import sys; sys.path.append(sys.argv.pop(1)); from mrla_minimal.lab import processes; processes.end_with_parent(); "
+          "from mrla_minimal.lab.cli import main; sys.exit(main(sys.argv[1:]))")
+
+
+def threads_each(processes: int) -> int:
+    """How many threads each of several processes should compute with: its share of the cores, or OMP_NUM_THREADS if set.
+
+    Processes that all use every core slow each other down many times over.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+def start_helpers(arguments: Sequence[str], count: int, threads: int) -> list[subprocess.Popen]:
+    """Start the command `mrla ARGUMENTS...` in `count` processes that print nothing but errors.
+
+    They end when this process closes their standard input, or ends itself, however that happens. A Ctrl-C in the
+    terminal does not reach them: this process stops them, once. Files in the working directory that are called like
+    a module of Python's do not reach them either.
+    """
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+    apart = {"start_new_session": True} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return [subprocess.Popen([sys.executable, "-c", HELPER, ROOT, *arguments], stdin=subprocess.PIPE,
+                             stdout=subprocess.DEVNULL, env=environment, **apart) for _ in range(count)]
+
+
+def stop_helpers(helpers: Sequence[subprocess.Popen]) -> None:
+    """Interrupt them as Ctrl-C would, so that their checkpoints are written, and wait; a Ctrl-C meanwhile kills them."""
+    for helper in helpers:
+        helper.stdin.close()
+    try:
+        for helper in helpers:
+            helper.wait()
+    except BaseException:
+        for helper in helpers:
+            helper.kill()
+        raise
+
+
+def end_with_parent() -> None:
+    """Let this process be interrupted, as by Ctrl-C, when its standard input is closed: when its parent stops it, or ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell may have had it ignored
+
+    def watch():
+        while os.read(0, 1024):
+            pass
+        if os.name == "posix":
+            os.kill(os.getpid(), signal.SIGINT)     # wakes the main thread even from a sleep
+        else:
+            _thread.interrupt_main()
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,252 @@
+"""`mrla suite` and `mrla compare`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrla_minimal.lab import cli, cli_suite
+from mrla_minimal.lab.evidence import SUITES, load_records
+from mrla_minimal.lab.evidence.records import interventions_path
+from mrla_minimal.lab.files import append_record, read_records
+
+PILOT = Path(__file__).parents[2] / "data" / "results" / "cifar10-thin56-cpu.jsonl"
+OWN_SUITE = """
+from mrla_minimal.lab.evidence import Suite
+
+suite = Suite("own", {"plain": {"layer_attention": None}, "light": {"layer_attention": "mrla-light"}},
+              {"depth": 14, "width": 4, "steps": STEPS, "batch_size": 16, "device": "cpu", "source": "synthetic"}, seeds=(0, 1))
+"""
+
+
+@pytest.fixture
+def pilot(tmp_path, monkeypatch):
+    """A folder with the pilot's records in it, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for path in (PILOT, interventions_path(PILOT)):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+REPORT = ["suite", "report", "cifar10-thin56-cpu", "--records", "cifar10-thin56-cpu.jsonl"]
+
+
+def test_suites_are_listed_with_what_they_are_for(capsys):
+    assert cli.main(["suite", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(SUITES)
+    assert all(suite.about in line for suite, line in zip(SUITES.values(), listed, strict=True))
+    assert cli.main(["suite", "list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["suites"]
+    assert [suite["name"] for suite in found] == list(SUITES)
+    for arguments in (["suite", "--help"], ["suite", "run", "--help"], ["compare", "--help"]):
+        assert cli.main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {name}" in text for name in SUITES)
+
+
+def test_a_report_is_restricted_to_seeds_and_variants(pilot, capsys):
+    assert cli.main(REPORT) == 0
+    whole = capsys.readouterr().out
+    assert "plain                0 1 2 " in whole and "mrla-base               2 " in whole
+    for command in ([*REPORT, "--seeds", "0", "1"], ["compare", "--report", *REPORT[3:], "--suite", REPORT[2], "--seeds", "0", "1"]):
+        assert cli.main(command) == 0
+        text = capsys.readouterr().out
+        assert "plain                0 1 " in text and "0 1 2" not in text and "mrla-base               2 " not in text
+    assert cli.main([*REPORT, "--variants", "plain", "depthwise", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["accuracies"]) == {"plain", "depthwise"}
+    assert cli.main([*REPORT, "--variants", "plane"]) == 2
+    assert "unknown variant 'plane'; it has plain, uniform" in capsys.readouterr().err
+    assert cli.main([*REPORT, "--seeds", "7"]) == 2
+    assert "no finished runs of suite cifar10-thin56-cpu" in capsys.readouterr().err
+
+
+def test_the_figure_goes_where_it_is_asked_for(pilot, capsys):
+    assert cli.main([*REPORT, "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert Path("runs/cifar10-thin56-cpu.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree("runs")
+    assert cli.main([*REPORT, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["accuracies"]["plain"]["0"] == 0.751 and len(summary["interventions"]) == 9 and not Path("runs").exists()
+    assert cli.main([*REPORT, "--out", "new/pilot.png"]) == 0
+    assert Path("new/pilot.png").read_bytes().startswith(b"\x89PNG") and "figure new/pilot.png" in capsys.readouterr().out
+    assert cli.main([*REPORT, "--out", "pilot.pdf"]) == 2
+    assert capsys.readouterr().err == "mrla: --out must be a file *.png, not pilot.pdf\n"
+
+
+def test_a_figure_that_fails_costs_no_table(pilot, monkeypatch, capsys):
+    def fail(*_):
+        raise ModuleNotFoundError("no module no_such_backend")
+
+    monkeypatch.setattr("mrla_minimal.lab.figures.plot_suite", fail)
+    for more, status in (([], 0), (["--out", "a.png"], 1)):
+        assert cli.main([*REPORT, *more]) == status
+        told = capsys.readouterr()
+        assert "contrast (points)" in told.out and "was not drawn: ModuleNotFoundError: no module no_such_backend" in told.err
+
+
+def test_where_there_are_no_records_the_command_that_makes_them_is_one_that_exists(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(OWN_SUITE.replace("STEPS", "3"))
+    for name, more in (("mine.py", []), ("smoke", []), ("cifar10-thin56", ["--records", "r.jsonl"])):
+        assert cli.main(["suite", "report", name, *more]) == 2
+        told = capsys.readouterr().err.strip()
+        command = told.split("to make them: ")[1].split()
+        assert command == ["mrla", "suite", "run", name, *more] and cli.build_parser().parse_args(command[1:]).suite == name
+    assert cli.main(["suite", "report", "nothing"]) == 2
+    assert "must be one of cifar10-thin56, " in capsys.readouterr().err
+
+
+def test_variants_that_were_all_renamed_are_told(pilot, capsys):
+    for record in load_records("cifar10-thin56-cpu.jsonl"):
+        append_record("renamed.jsonl", {**record, "variant": f"my-{record['variant']}"})
+    assert cli.main([*REPORT[:-1], "renamed.jsonl"]) == 2
+    assert "yet, but of my-plain, my-uniform" in capsys.readouterr().err
+
+
+def test_files_of_both_kinds_are_merged_each_to_its_own(pilot, capsys):
+    runs, interventions = Path("cifar10-thin56-cpu.jsonl"), Path("cifar10-thin56-cpu-interventions.jsonl")
+    for source, count in ((runs, 21), (interventions, 13)):
+        lines = source.read_text().splitlines(keepends=True)
+        assert len(lines) == count
+        suffix = source.name.removeprefix("cifar10-thin56-cpu")
+        Path(f"a{suffix}").write_text("".join(lines[:8]))
+        Path(f"b{suffix}").write_text("".join(lines[5:]))
+    files = ["a.jsonl", "a-interventions.jsonl", "b-interventions.jsonl", "b.jsonl"]
+    assert cli.main(["suite", "merge", "cifar10-thin56-cpu", *files, "--records", "all.jsonl"]) == 0
+    assert capsys.readouterr().out == "all.jsonl: 21 records\nall-interventions.jsonl: 13 records\n"
+    assert Path("all.jsonl").read_text() == runs.read_text() and Path("all-interventions.jsonl").read_text() == interventions.read_text()
+    assert cli.main(["compare", "--merge", *files[1:3], "--records", "own-interventions.jsonl"]) == 0
+    assert Path("own-interventions.jsonl").read_text() == interventions.read_text()
+    assert cli.main(["compare", "--merge", *files]) == 2
+    assert "--merge needs --records FILE" in capsys.readouterr().err
+    shutil.copy(runs, "wrongly-named-interventions.jsonl")
+    assert cli.main(["compare", "--merge", "wrongly-named-interventions.jsonl", "--records", "all.jsonl"]) == 2
+    assert "does not hold interventions: record 1: lacks learned" in capsys.readouterr().err
+
+
+def test_one_thing_at_a_time(capsys):
+    assert cli.main(["compare", "--plan", "--report"]) == 2
+    assert capsys.readouterr().err == "mrla: --plan does not go with --report: one thing at a time\n"
+
+
+# Processes
+
+@pytest.fixture
+def helpers(monkeypatch, tmp_path):
+    """What helpers are started with, none being started; the suite's runs are made up."""
+    started, stopped = [], []
+
+    class Helper:
+        def wait(self):
+            return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_suite, "start_helpers", lambda arguments, count, threads: started.append((arguments, count, threads))
+                        or [Helper()] * count)
+    monkeypatch.setattr(cli_suite, "stop_helpers", stopped.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return started, stopped
+
+
+def test_jobs_are_started_with_what_was_parsed_not_with_the_host_programs_arguments(helpers, monkeypatch):
+    started, _ = helpers
+    monkeypatch.setattr(sys, "argv", ["host.py", "--jobs", "9"])
+    monkeypatch.setattr(cli_suite.evidence, "run_suite", lambda *_, **__: [])
+    assert cli.main(["compare", "--suite", "smoke", "--jobs", "3", "--quiet", "--seeds", "0", "1", "--variants", "plain", "--steps", "2",
+                     "--records", "r.jsonl", "--device", "cpu", "--data-root", "here"]) == 0
+    ((arguments, count, threads),) = started
+    assert (count, threads) == (2, 1)
+    mine, theirs = cli.build_parser().parse_args(arguments), vars(cli.build_parser().parse_args(["suite", "run", "smoke"]))
+    assert vars(mine) == {**theirs, "quiet": True, "seeds": [0, 1], "variants": ["plain"], "steps": 2, "records": "r.jsonl",
+                          "device": "cpu", "data_root": "here"}
+    assert cli.main(["compare", "--suite", "smoke", "--quiet"]) == 0 and len(started) == 1      # one job needs nobody
+    assert cli.main(["suite", "run", "smoke", "--jobs", "2", "--variants", "nope"]) == 2 and len(started) == 1
+
+
+def test_each_job_has_its_share_of_the_threads_and_the_host_has_its_own_back(helpers, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(cli_suite.evidence, "run_suite", lambda *_, **__: seen.append(torch.get_num_threads()))
+    assert cli.main(["suite", "run", "smoke", "--jobs", "2", "--quiet"]) == 0
+    assert seen == [3] and torch.get_num_threads() == before and helpers[0][0][2] == 3
+
+
+@pytest.mark.parametrize("error, status", [(KeyboardInterrupt, 130), (ValueError, 2)])
+def test_helpers_are_stopped_whatever_ends_the_parent(helpers, monkeypatch, error, status):
+    def fail(*_, **__):
+        raise error("why")
+
+    monkeypatch.setattr(cli_suite.evidence, "run_suite", fail)
+    assert cli.main(["suite", "run", "smoke", "--jobs", "2"]) == status
+    assert [len(group) for group in helpers[1]] == [1]
+
+
+def test_a_helper_that_failed_is_counted(helpers, monkeypatch, capsys):
+    class Failed:
+        def wait(self):
+            return 2
+
+    monkeypatch.setattr(cli_suite, "start_helpers", lambda *_: [Failed(), Failed()])
+    monkeypatch.setattr(cli_suite.evidence, "run_suite", lambda *_, **__: [])
+    assert cli.main(["suite", "run", "smoke", "--jobs", "3"]) == 2
+    assert capsys.readouterr().err == "mrla: 2 of 3 processes failed; what they finished is recorded\n"
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MRLA_OFFLINE": "1"}
+
+
+@pytest.mark.slow
+def test_two_jobs_make_every_run_and_every_intervention_once(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_SUITE.replace("STEPS", "3"))
+    (tmp_path / "queue.py").write_text("raise SystemExit('not this one')")
+    host = ("import sys; sys.argv = ['host', '--verbose']; from mrla_minimal.lab.cli import main; "
+            "main(['suite', 'run', 'mine.py', '--jobs', '2'])")
+    done = subprocess.run([sys.executable, "-P", "-c", host], cwd=tmp_path, env=environment(), capture_output=True, text=True,
+                          timeout=600)
+    assert done.stdout.count("contrast (points)") == 1, done.stderr
+    records = load_records(tmp_path / "runs" / "own" / "records.jsonl")
+    found = read_records(tmp_path / "runs" / "own" / "records-interventions.jsonl")[0]
+    assert len(records) == 4 and len({record["id"] for record in records}) == 4
+    assert sorted(record["seed"] for record in found) == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_jobs_end_with_their_checkpoints_and_go_on(tmp_path):
+    """SIGKILL to the parent alone: its helper writes its checkpoint and ends; the same command goes on from there."""
+    (tmp_path / "mine.py").write_text(OWN_SUITE.replace("STEPS", "400"))
+    command = [sys.executable, "-P", "-m", "mrla_minimal", "suite", "run", "mine.py", "--jobs", "2"]
+    parent = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    checkpoints, until = [], time.monotonic() + 300
+    while len(checkpoints) < 2 and time.monotonic() < until:        # both are at work
+        time.sleep(0.1)
+        checkpoints = list(tmp_path.glob("runs/own/*/checkpoint.pt"))
+    time.sleep(1.0)
+    parent.send_signal(signal.SIGKILL)
+    parent.stderr.read()        # ends when the helper has ended, which holds it too
+    steps = sorted(torch.load(path, weights_only=True)["step"] for path in checkpoints)
+    assert steps[0] == 0 < steps[1] < 400       # the parent's first checkpoint, and the one that the helper wrote last
+
+
+@pytest.mark.slow
+def test_a_suite_on_the_command_line_goes_on(tmp_path):
+    command = [sys.executable, "-P", "-m", "mrla_minimal", "compare", "--suite", "smoke"]
+    options = {"cwd": tmp_path, "env": environment(), "check": True, "capture_output": True, "text": True, "timeout": 600}
+    subprocess.run([*command, "--seeds", "0"], **options)
+    records = tmp_path / "runs" / "smoke" / "records.jsonl"
+    assert len(read_records(records)[0]) == 2
+    done = subprocess.run(command, **options)
+    assert len(read_records(records)[0]) == 4 and done.stdout.count("contrast (points)") == 1
+    again = subprocess.run([*command, "--report"], **options)
+    assert "mrla-light - plain" in again.stdout and (tmp_path / "runs" / "smoke.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(records.read_text().splitlines()[0])["note"] == "a few steps, to see the engine run"

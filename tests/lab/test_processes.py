@@ -1,0 +1,85 @@
+"""Several processes: their shares of the cores, what they are started with, and that they end with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mrla_minimal.lab import processes
+
+CHILD = """
+import sys, time
+from mrla_minimal.lab import processes
+processes.end_with_parent()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+PARENT = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stdin=subprocess.PIPE)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("asked, shares", [
+    (None, (8, 4, 2, 1, 1)), ("3", (3, 3, 3, 3, 3)), ("", (8, 4, 2, 1, 1)), ("all", (8, 4, 2, 1, 1))])
+def test_cores_are_shared_out_unless_the_environment_says_otherwise(monkeypatch, asked, shares):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert tuple(processes.threads_each(count) for count in (1, 2, 3, 8, 20)) == shares
+
+
+def test_helpers_run_the_command_with_their_share_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
+    """A file called like a module of Python's would be imported in its place, by torch among others."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("random.py", "queue.py", "mrla_minimal.py"):
+        (tmp_path / name).write_text("raise SystemExit(3)")
+    monkeypatch.setattr(processes, "HELPER", processes.HELPER.replace("sys.exit(main(", "import os; sys.exit(50 + len(").replace(
+        "sys.argv[1:]))", "sys.argv[1:]) + int(os.environ['OMP_NUM_THREADS']))"))
+    helpers = processes.start_helpers(["suite", "run", "smoke"], 2, threads=7)
+    assert [helper.wait(timeout=120) for helper in helpers] == [60, 60]
+    processes.stop_helpers(helpers)
+
+
+def test_stopping_interrupts_each_helper_once(tmp_path):
+    helpers = [subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)]
+    assert helpers[0].stdout.readline() == "ready\n"
+    processes.stop_helpers(helpers)
+    assert helpers[0].stdout.read() == "interrupted\n" and helpers[0].returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL and SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM] if os.name == "posix" else [])
+def test_a_parent_that_is_killed_takes_its_helpers_along(number):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "ready\n"        # printed by the child, on the same pipe
+    started = time.monotonic()
+    parent.send_signal(number)
+    assert parent.stdout.read() == "interrupted\n"      # ends when the last process that holds the pipe has ended
+    assert time.monotonic() - started < 20 and parent.wait() == -number
+
+
+def test_a_second_ctrl_c_while_helpers_are_stopped_kills_them():
+    class Helper:
+        stdin = open(os.devnull, "w")
+        killed = False
+
+        def wait(self):
+            raise KeyboardInterrupt
+
+        def kill(self):
+            self.killed = True
+
+    helpers = [Helper(), Helper()]
+    with pytest.raises(KeyboardInterrupt):
+        processes.stop_helpers(helpers)
+    assert all(helper.killed for helper in helpers)
