@@ -102,20 +102,19 @@ def checkpoint_path(suite: str, variant: str) -> Path:
 def load_committed(variant: str, suites: Sequence[str] = PILOTS) -> tuple[nn.Module, dict] | None:
     """(model in evaluation mode, state) of the first of `suites` that has a checkpoint of `variant`, or None; prints which.
 
-    Raises ValueError if the file is not the one that the index names: its SHA-256 is looked at before it is opened.
+    Raises ValueError if the file is not the one that the index names: its SHA-256 is checked before anything of it is
+    used.
     """
     for suite in suites:
         path = checkpoint_path(suite, variant)
         if path.exists():
             line = read_index(data_folder() / "results" / "checkpoints.jsonl").get(path.name)
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-            if line is None or line["sha256"] != found:
-                wanted = f"has the SHA-256 {line['sha256']}" if line else "is not named"
-                raise ValueError(f"{path} is damaged, or another file: in data/results/checkpoints.jsonl it {wanted}, here "
-                                 f"it is {found}; to have the committed one back: git checkout {path}")
+            if line is None:
+                raise ValueError(f"{path} is not one of the committed checkpoints: data/results/checkpoints.jsonl lacks it")
+            loaded = load_model(path, sha256=line["sha256"])
             note = f" ({SUITES[suite].note})" if SUITES[suite].note else ""
             print(f"checkpoint {path.name}{note}")
-            return load_model(path)
+            return loaded
     print(f"{variant}: no checkpoint yet; to make it: mrla compare --suite {suites[0]} --export")
     return None
 

@@ -86,7 +86,7 @@ def choose_parts(suite: Suite, variants: Sequence[str] | None, seeds: Sequence[i
     if not variants or len(set(variants)) < len(variants):
         raise ValueError(f"suite {suite.name}: variants must be some of {', '.join(suite.variants)}, each once; "
                          f"not {', '.join(variants) or 'none'}")
-    return variants, suite.seeds if seeds is None else check_seeds(seeds, f"suite {suite.name}: seeds")
+    return variants, suite.seeds if seeds is None else check_seeds("seeds", seeds)
 
 
 def check_definitions(suite: Suite, variants: Sequence[str], records: Iterable[dict], changes: dict) -> None:

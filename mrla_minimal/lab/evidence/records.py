@@ -4,6 +4,7 @@ Beside a suite's records lie those of its interventions, a line each (`intervent
 SUITE-interventions.jsonl. Records outlive the code, and travel between machines: what is read is checked first.
 """
 
+import functools
 import hashlib
 import json
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from mrla_minimal.lab.arguments import integer, one_of, positive, share, shown, text
 from mrla_minimal.lab.evidence.suites import beyond_defaults
 from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, to_line
 
@@ -24,48 +26,45 @@ def record_id(suite: str, variant: str, seed: int, config: dict) -> str:
     """
     kept = {name: value for name, value in beyond_defaults(config).items()
             if name not in ("device", "data_root", "source")}
-    text = json.dumps([suite, variant, seed, kept], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    whole = json.dumps([suite, variant, seed, kept], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
-# What a record must hold: (is it right, what it must be)
+# What a record must hold, and how it is checked
 
-def _is_number(value: Any, low: float = 0.0, high: float = float("inf")) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-_TEXT = (lambda value: isinstance(value, str), "a text")
-_COUNT = (lambda value: isinstance(value, int) and _is_number(value), "an integer from 0 on")
-_SHARE = (lambda value: _is_number(value, high=1.0), "a number from 0 to 1")
-_RATE = (lambda value: _is_number(value) and 0 < value < float("inf"), "a positive number")
-_TABLE = (lambda value: isinstance(value, dict), "a table of names and values")
-_PHASE = (lambda value: value in ("tuning", "final"), "'tuning' or 'final'")
-_NOTHING = (lambda value: value is None, "null, for the run diverged")
-_TUNED = (lambda value: isinstance(value, list) and len(value) > 0 and isinstance(value[-1], dict)
-          and _SHARE[0](value[-1].get("validation_accuracy")), "epochs, the last with a validation accuracy from 0 to 1")
-_CHANGES = (lambda value: isinstance(value, dict) and all(
-    isinstance(pair, list) and len(pair) == 2 and all(_COUNT[0](number) for number in pair)
-    for pair in (value.get(how) for how in ("mean", "shuffle", "uniform", "uniform_refitted"))),
-    "answers lost and gained by each intervention")
-
-_WHICH = {"id": _TEXT, "suite": _TEXT, "variant": _TEXT, "seed": _COUNT}
-_RUN = {**_WHICH, "phase": _PHASE, "test_accuracy": _SHARE, "config": _TABLE, "learning_rate": _RATE, "source": _TEXT,
-        "fingerprint": _TEXT}
-_TUNING = {**_RUN, "metrics": _TUNED}
-_DIVERGED = {**_WHICH, "phase": _PHASE, "test_accuracy": _NOTHING, "diverged": _TEXT, "config": _TABLE, "learning_rate": _RATE}
-_OLD_INTERVENTION = {**_WHICH, "learned": _SHARE, "mean": _SHARE, "shuffle": _SHARE, "uniform": _SHARE}
-_INTERVENTION = {**_OLD_INTERVENTION, "learned_refitted": _SHARE, "uniform_refitted": _SHARE, "changed": _CHANGES,
-                 "images": (lambda value: _COUNT[0](value) and value > 0, "a positive integer")}
+def _table(name: str, value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a table of names and values, not {shown(value)}")
+    return value
 
 
-def _check(record: dict, fields: dict, where: str) -> dict:
-    missing = [name for name in fields if name not in record]
-    if missing:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}")
-    for name, (right, wanted) in fields.items():
-        if not right(record[name]):
-            raise ValueError(f"{where}: {name} must be {wanted}, not {json.dumps(record[name])[:60]}")
-    return record
+def _tuned(name: str, value: Any) -> list:
+    """The metrics of a tuning run: the last epoch's validation accuracy is what chooses the rate."""
+    if not isinstance(value, list) or not value or not isinstance(value[-1], dict):
+        raise ValueError(f"{name} must be a list of epochs, not {shown(value)}")
+    share(f"{name}: validation_accuracy", value[-1].get("validation_accuracy"))
+    return value
+
+
+def _changed(name: str, value: Any) -> dict:
+    """Right answers lost and gained, of each intervention."""
+    for how in ("mean", "shuffle", "uniform", "uniform_refitted"):
+        pair = _table(name, value).get(how)
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"{name} must hold two counts for {how}, not {shown(pair)}")
+        for count in pair:
+            integer(f"{name}: {how}", count, least=0)
+    return value
+
+
+_WHICH = {"id": text, "suite": text, "variant": text, "seed": functools.partial(integer, least=0)}
+_PHASE = {"phase": functools.partial(one_of, allowed=("tuning", "final")), "learning_rate": positive, "config": _table}
+_DIVERGED = {**_WHICH, **_PHASE, "test_accuracy": functools.partial(one_of, allowed=(None,)), "diverged": text}
+_RUN = {**_WHICH, **_PHASE, "test_accuracy": share, "source": text, "fingerprint": text}
+_TUNING = {**_RUN, "metrics": _tuned}
+_OLD_INTERVENTION = {**_WHICH, "learned": share, "mean": share, "shuffle": share, "uniform": share}
+_INTERVENTION = {**_OLD_INTERVENTION, "learned_refitted": share, "uniform_refitted": share, "images": integer,
+                 "changed": _changed}
 
 
 def _fields_of_run(record: dict) -> dict:
@@ -91,8 +90,17 @@ def _read(path: str | Path, kind: str, fields_of: Callable[[dict], dict]) -> lis
         if complaint not in _TOLD:      # a suite reads its records before every run
             _TOLD.add(complaint)
             print(f"note: {complaint}", file=sys.stderr)
-    return [_check(record, fields_of(record), f"{path} does not hold {kind}: record {number}")
-            for number, record in enumerate(records, start=1)]
+    for number, record in enumerate(records, start=1):
+        fields = fields_of(record)
+        missing = [name for name in fields if name not in record]
+        try:
+            if missing:
+                raise ValueError(f"lacks {', '.join(missing)}")
+            for name, check in fields.items():
+                check(name, record[name])
+        except ValueError as error:
+            raise ValueError(f"{path} does not hold {kind}: record {number}: {error}") from None
+    return records
 
 
 def load_records(path: str | Path) -> list[dict]:

@@ -124,7 +124,7 @@ class _Work:
             "parameters": result.parameters,
             "macs": count_macs(build_model(job.config, classes), shape[2]) if priced else None,
             "seconds": round(result.seconds, 1), "images_per_second": round(result.images_per_second, 1),
-            "device": device_name(choose_device(job.config.device)), "versions": versions(),
+            "device": device_name(choose_device(job.config.device)), "precision": result.precision, "versions": versions(),
             "source": result.source, "fingerprint": result.fingerprint, "commit": self.commit,
         }
 

@@ -1,12 +1,13 @@
 """What is run and what will be asked of it: a suite is written down before its first run."""
 
 import dataclasses
-import math
-import operator
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mrla_minimal.lab.arguments import boolean, integer, positive, shown
 from mrla_minimal.lab.engine import TrainConfig
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
@@ -59,6 +60,13 @@ class Suite:
     committed: bool = True
 
     def __post_init__(self):
+        try:
+            self._check()
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith("suite ") else f"suite {shown(self.name)}: {text}") from None
+
+    def _check(self) -> None:
         for field in ("variants", "recipe"):
             self._require(isinstance(getattr(self, field), dict), f"{field} must be a dictionary", getattr(self, field))
         self._require(self.variants, "variants must hold at least one", self.variants)
@@ -66,14 +74,14 @@ class Suite:
             self._require(isinstance(name, str) and _FILE_NAME.fullmatch(name) and name.strip(". "),
                           f"the name of {what} becomes that of a folder: one or more characters, none of them "
                           r'/ \ : * ? " < > |, and not dots alone', name)
-        for field, kind in (("note", str), ("about", str), ("committed", bool)):
-            self._require(isinstance(getattr(self, field), kind), f"{field} must be a {kind.__name__}", getattr(self, field))
-        self._set("seeds", check_seeds(self.seeds, f"suite {self.name}: seeds"))
-        (tuning_seed,) = check_seeds((self.tuning_seed,), f"suite {self.name}: tuning_seed")
-        self._set("tuning_seed", tuning_seed)
-        self._set("rates", self._checked_rates())
+        for field in ("note", "about"):
+            self._require(isinstance(getattr(self, field), str), f"{field} must be a text", getattr(self, field))
+        self._set("committed", boolean("committed", self.committed))
+        self._set("seeds", check_seeds("seeds", self.seeds))
+        self._set("tuning_seed", integer("tuning_seed", self.tuning_seed, least=0))
+        self._set("rates", _several("rates", self.rates, positive))
         for field in ("primary", "contrasts"):
-            self._set(field, self._checked_pairs(field))
+            self._set(field, self._pairs(field))
         self._known(self.baseline, " as baseline")
         if self.tuned_on is not None:
             self._known(self.tuned_on, " in tuned_on")
@@ -89,36 +97,22 @@ class Suite:
 
     def _require(self, condition: Any, wanted: str, given: Any) -> None:
         if not condition:
-            raise ValueError(f"suite {self.name}: {wanted}; not {given!r}")
+            raise ValueError(f"{wanted}; not {shown(given)}")
 
     def _known(self, variant: Any, where: str = "") -> None:
         if not isinstance(variant, str) or variant not in self.variants:
-            raise ValueError(f"suite {self.name}: unknown variant {variant!r}{where}; it has {', '.join(self.variants)}")
+            raise ValueError(f"suite {self.name}: unknown variant {shown(variant)}{where}; it has {', '.join(self.variants)}")
 
-    def _checked_rates(self) -> tuple[float, ...]:
-        wanted = "rates must be different positive numbers like (0.05, 0.1)"
-        self._require(isinstance(self.rates, (tuple, list)), wanted, self.rates)
-        for rate in self.rates:
-            try:
-                good = not isinstance(rate, (bool, str)) and 0 < float(rate) < math.inf
-            except (TypeError, ValueError):
-                good = False
-            self._require(good, wanted, self.rates)
-        rates = tuple(float(rate) for rate in self.rates)
-        self._require(len(set(rates)) == len(rates), wanted, self.rates)
-        return rates
-
-    def _checked_pairs(self, field: str) -> tuple[tuple[str, str], ...]:
-        given = getattr(self, field)
-        wanted = f"{field} must be pairs of variants, (('a', 'b'), ...)"
-        self._require(isinstance(given, (tuple, list)), wanted, given)
+    def _pairs(self, field: str) -> tuple[tuple[str, str], ...]:
+        given, wanted = getattr(self, field), f"{field} must be pairs of variants, (('a', 'b'), ...), each pair once"
+        self._require(isinstance(given, tuple | list), wanted, given)
         for pair in given:
-            self._require(isinstance(pair, (tuple, list)) and len(pair) == 2 and pair[0] != pair[1], wanted, given)
+            self._require(isinstance(pair, tuple | list) and len(pair) == 2, wanted, given)
             for name in pair:
                 self._known(name, f" in {field}")
-        pairs = tuple((a, b) for a, b in given)
-        self._require(len({frozenset(pair) for pair in pairs}) == len(pairs), f"{field} must name each pair once", given)
-        return pairs
+        distinct = {frozenset(pair) for pair in given}
+        self._require(len(distinct) == len(given) and all(len(pair) == 2 for pair in distinct), wanted, given)
+        return tuple((a, b) for a, b in given)
 
     @property
     def secondary(self) -> tuple[tuple[str, str], ...]:
@@ -147,19 +141,26 @@ class Suite:
         return {name: value for name, value in beyond_defaults(config).items() if name not in left_out}
 
 
-def check_seeds(seeds: Any, what: str) -> tuple[int, ...]:
-    """Different integers from 0 on, of any integer type, as a tuple of int. ValueError naming `what`."""
+def check_seeds(name: str, seeds: Any) -> tuple[int, ...]:
+    """At least one seed, each once, as a tuple of integers from 0 on. ValueError naming `name` otherwise."""
+    checked = _several(name, seeds, functools.partial(integer, least=0))
+    if not checked:
+        raise ValueError(f"{name} must be at least one integer, not {shown(seeds)}")
+    return checked
+
+
+def _several(name: str, values: Any, check: Callable) -> tuple:
+    """Different values, each of them checked, as a tuple."""
     try:
-        if isinstance(seeds, str):
+        if isinstance(values, str):
             raise TypeError
-        numbers = tuple(operator.index(seed) for seed in seeds)
+        values = tuple(values)
     except TypeError:
-        raise ValueError(f"{what} must be integers like (0, 1, 2), not {seeds!r}") from None
-    if not numbers or min(numbers) < 0 or any(isinstance(seed, bool) for seed in seeds):
-        raise ValueError(f"{what} must be at least one integer from 0 on, not {seeds!r}")
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{what} given twice: {', '.join(map(str, numbers))}")
-    return numbers
+        raise ValueError(f"{name} must be several numbers like (0, 1, 2), not {shown(values)}") from None
+    checked = tuple(check(name, value) for value in values)
+    if len(set(checked)) < len(checked):
+        raise ValueError(f"{name} given twice: {', '.join(map(str, checked))}")
+    return checked
 
 
 def _attentions(*names: str, **more: dict) -> dict[str, dict]:

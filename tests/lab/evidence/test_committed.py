@@ -89,6 +89,24 @@ def test_what_is_not_there_is_said_and_the_pilot_takes_its_place(repository, cap
     assert committed.read_interventions("large") == [] and committed.suite_records("large") == ("large", [])
 
 
+def test_a_committed_checkpoint_that_was_changed_is_not_opened(repository):
+    export_nets(run_nets(("plain",)))
+    path = Path("data/checkpoints/tiny-plain.pt")
+    whole = path.read_bytes()
+    other = {**torch.load(path, weights_only=True), "fingerprint": "other"}
+    torch.save(other, path)         # a whole checkpoint, and another one
+    with pytest.raises(ValueError, match="tiny-plain.pt is not the file that was published"):
+        committed.load_committed("plain", ("tiny",))
+    path.write_bytes(whole)
+    assert committed.load_committed("plain", ("tiny",)) is not None
+    Path("data/results/checkpoints.jsonl").write_text('{"file": 3}\n')
+    with pytest.raises(ValueError, match="checkpoints.jsonl is no index of checkpoints: line 1"):
+        committed.load_committed("plain", ("tiny",))
+    Path("data/results/checkpoints.jsonl").unlink()
+    with pytest.raises(ValueError, match="tiny-plain.pt is not one of the committed checkpoints"):
+        committed.load_committed("plain", ("tiny",))
+
+
 def test_own_records_come_before_the_pilots_and_unfinished_ones_do_not_count(repository, capsys):
     run_nets(variants=("plain",))
     (record,) = read_records("data/results/tiny.jsonl")[0]

@@ -3,17 +3,24 @@
 import dataclasses
 import hashlib
 import json
+import math
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tiny_suites import run_tiny
 
+from mrla_minimal.lab import cli
+from mrla_minimal.lab.arguments import boolean
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
 from mrla_minimal.lab.evidence import SUITES, load_records, merge_records, suites, summarise
 from mrla_minimal.lab.evidence.contrasts import check_definition
 from mrla_minimal.lab.evidence.jobs import final_jobs
-from mrla_minimal.lab.evidence.records import record_id
-from mrla_minimal.lab.files import append_record, read_records
+from mrla_minimal.lab.evidence.records import append_once, interventions_path, load_interventions, record_id
+from mrla_minimal.lab.files import append_record, read_records, to_line
 
 DATA = Path(__file__).parents[3] / "data"
 PILOT = SUITES["cifar10-thin56-cpu"]
@@ -53,7 +60,7 @@ def test_a_field_at_its_default_is_no_part_of_id_or_recipe():
 @pytest.fixture
 def one_more_field(monkeypatch):
     """TrainConfig as a later version may have it: with one option more, off."""
-    option = dataclasses.field(default=False, metadata={"help": "", "choices": None})
+    option = dataclasses.field(default=False, metadata={"help": "", "choices": None, "check": boolean})
     wider = dataclasses.make_dataclass("TrainConfig", [("mixup", bool, option)], bases=(TrainConfig,), frozen=True)
     monkeypatch.setattr(suites, "TrainConfig", wider)
 
@@ -76,31 +83,74 @@ def test_an_option_that_is_new_and_off_changes_no_id_and_no_comparison(one_more_
         summarise([*final[1:], on], PILOT)
 
 
-# Files of several machines, and damaged ones
+# Damaged records: one line that says what is wrong
 
-def test_merging_two_machines_files_gives_one_table(tmp_path):
-    first = run_tiny(tmp_path / "a", seeds=(0,))
-    second = run_tiny(tmp_path / "b", seeds=(1,))
-    files = [tmp_path / "a" / "records.jsonl", tmp_path / "b" / "records.jsonl"]
-    merged = merge_records([*files, files[0]], tmp_path / "merged.jsonl")
-    assert merged == first + second == read_records(tmp_path / "merged.jsonl")[0]
-    altered = {**first[0], "test_accuracy": 0.123}
-    append_record(tmp_path / "other.jsonl", altered)
-    with pytest.raises(ValueError, match=f"record {first[0]['id']}.*differs"):
-        merge_records([files[0], tmp_path / "other.jsonl"], tmp_path / "merged.jsonl")
-    assert read_records(tmp_path / "merged.jsonl")[0] == merged
-    with pytest.raises(ValueError, match="absent.jsonl: no such file"):
-        merge_records([tmp_path / "absent.jsonl"], tmp_path / "merged.jsonl")
+PILOT_RUNS = DATA / "results" / "cifar10-thin56-cpu.jsonl"
+FINAL, TUNING = 5, 0        # lines of that file
+DEEP = "[" * 100_000
 
 
-def test_merging_keeps_what_the_target_already_holds(tmp_path):
-    first, second = run_tiny(tmp_path / "a", seeds=(0,)), run_tiny(tmp_path / "b", seeds=(1,))
-    target = tmp_path / "a" / "records.jsonl"
-    assert merge_records([tmp_path / "b" / "records.jsonl"], target) == first + second
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    with pytest.raises(ValueError, match="metrics.jsonl does not hold records of a suite.*id"):
-        merge_records([tmp_path / "metrics.jsonl"], target)
-    assert read_records(target)[0] == first + second
+def write_changed(path, file, number, **changes):
+    """A copy of a file of records, with some fields of one of them given as JSON text; None takes a field out."""
+    lines = file.read_text().splitlines()
+    record = json.loads(lines[number])
+    fields = {name: json.dumps(value) for name, value in record.items()} | changes
+    lines[number] = "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items() if value is not None) + "}"
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("number, field, value, words", [
+    (FINAL, "test_accuracy", "5", "must be a number from 0 to 1, not 5"), (FINAL, "test_accuracy", "-1", "from 0 to 1, not -1"),
+    (FINAL, "test_accuracy", "null", "from 0 to 1, not None"), (FINAL, "test_accuracy", '"0.7"', "from 0 to 1, not '0.7'"),
+    (FINAL, "test_accuracy", "true", "from 0 to 1, not True"), (FINAL, "test_accuracy", None, "lacks test_accuracy"),
+    (FINAL, "test_accuracy", "1" + "0" * 400, "from 0 to 1, not 1000"), (FINAL, "id", "7", "id must be a text"),
+    (FINAL, "suite", "null", "suite must be a text"), (FINAL, "variant", "[1]", "variant must be a text"),
+    (FINAL, "seed", "0.5", "seed must be an integer"), (FINAL, "seed", '"0"', "seed must be an integer"),
+    (FINAL, "phase", '"later"', "phase must be one of 'tuning', 'final'"), (FINAL, "phase", "{}", "phase must be one of"),
+    (FINAL, "config", "[]", "config must be a table"), (FINAL, "learning_rate", '"0.2"', "learning_rate must be a positive number"),
+    (FINAL, "learning_rate", "0", "learning_rate must be a positive number"), (FINAL, "source", "1", "source must be a text"),
+    (FINAL, "fingerprint", "{}", "fingerprint must be a text"), (FINAL, "config", None, "lacks config"),
+    (FINAL, "diverged", '"nan"', "test_accuracy must be one of none, not 0.7079"),
+    (TUNING, "metrics", "[]", "metrics must be a list of epochs"), (TUNING, "metrics", "7", "metrics must be a list of epochs"),
+    (TUNING, "metrics", '[{"validation_accuracy": "high"}]', "validation_accuracy must be a number from 0 to 1"),
+])
+def test_a_record_with_something_else_in_a_field_is_told(tmp_path, capsys, number, field, value, words):
+    path = tmp_path / "records.jsonl"
+    write_changed(path, PILOT_RUNS, number, **{field: value})
+    assert cli.main(["suite", "report", "cifar10-thin56-cpu", "--records", str(path)]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"mrla: {path} does not hold records of a suite: record {number + 1}: ") and words in line
+    assert line.count("\n") == 1 and len(line) < 400
+
+
+@pytest.mark.parametrize("field, value", [("test_accuracy", "NaN"), ("test_accuracy", "1e999"), ("metrics", DEEP), ("seconds", "Infinity"),
+                                          ("test_accuracy", "1" * 5000)], ids=["nan", "1e999", "deep", "inf", "digits"])
+def test_a_line_that_is_no_json_of_finite_numbers_is_left_out_and_said(tmp_path, capsys, field, value):
+    path = tmp_path / "records.jsonl"
+    write_changed(path, PILOT_RUNS, FINAL, **{field: value})
+    assert len(load_records(path)) == len(load_records(PILOT_RUNS)) - 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"note: {path}, line {FINAL + 1}: not a whole record, left out") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("field, value, words", [
+    ("learned", "2", "learned must be a number from 0 to 1"), ("uniform", None, "lacks uniform"),
+    ("uniform_refitted", '"x"', "uniform_refitted must be a number"), ("images", "0", "images must be a positive integer"),
+    ("changed", "[]", "changed must be a table"), ("changed", '{"mean": [1, 2]}', "changed must hold two counts for shuffle"),
+    ("changed", '{"mean": [1, -2]}', "changed: mean must be an integer from 0"), ("seed", "null", "seed must be an integer"),
+])
+def test_interventions_are_checked_too(tmp_path, field, value, words):
+    path = tmp_path / "records-interventions.jsonl"
+    write_changed(path, interventions_path(PILOT_RUNS), 7, **{field: value})
+    with pytest.raises(ValueError, match=f"{path} does not hold interventions: record 8: {words}"):
+        load_interventions(path)
+
+
+def test_a_number_that_is_not_finite_is_never_written(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with pytest.raises(ValueError, match="metrics.0..test_loss is nan"):
+        append_once(path, {**load_records(PILOT_RUNS)[0], "metrics": [{"test_loss": math.nan}]}, load_records)
+    assert load_records(path) == []
 
 
 def test_a_broken_last_line_costs_its_own_run_only(tmp_path, capsys):
@@ -109,6 +159,84 @@ def test_a_broken_last_line_costs_its_own_run_only(tmp_path, capsys):
         file.write('{"id": "half')
     assert len(run_tiny(tmp_path, seeds=(0, 1))) == 4
     assert capsys.readouterr().err.count("not a whole record") == 1
+
+
+# Files that several write
+
+def test_records_are_added_by_one_process_at_a_time(tmp_path):
+    """What another process adds while it holds the lock is seen, and not added twice."""
+    path = tmp_path / "records.jsonl"
+    one, other = load_records(PILOT_RUNS)[:2]
+    lock = FileLock(f"{path}.lock", thread_local=False)
+    lock.acquire()
+    waiting = threading.Thread(target=append_once, args=(path, one, load_records))
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive()
+    for record in (other, one):
+        append_record(path, record)
+    lock.release()
+    waiting.join()
+    assert load_records(path) == [other, one]
+
+
+def test_a_lock_that_cannot_be_taken_is_named(tmp_path):
+    path = tmp_path / "records.jsonl"
+    (tmp_path / "records.jsonl.lock").mkdir()       # as unusable as another user's
+    with pytest.raises(OSError, match="records.jsonl.lock"):
+        append_once(path, load_records(PILOT_RUNS)[0], load_records)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_a_records_file_that_is_a_link_stays_one(tmp_path):
+    (tmp_path / "elsewhere.jsonl").write_text("")
+    path = tmp_path / "records.jsonl"
+    path.symlink_to("elsewhere.jsonl")
+    first, second = load_records(PILOT_RUNS)[:2]
+    append_once(path, first, load_records)
+    (tmp_path / "more.jsonl").write_text(json.dumps(second) + "\n")
+    merge_records([tmp_path / "more.jsonl"], path)
+    assert path.is_symlink() and load_records(tmp_path / "elsewhere.jsonl") == [first, second]
+
+
+def test_merging_two_machines_files_gives_one_table(tmp_path):
+    runs = load_records(PILOT_RUNS)
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, part in zip(files, (runs[:12], runs[10:]), strict=True):
+        path.write_text("".join(map(to_line, part)))
+    target = tmp_path / "merged.jsonl"
+    assert merge_records([*files, files[0]], target) == runs == load_records(target)
+    altered = {**runs[0], "test_accuracy": 0.123}
+    append_record(tmp_path / "other.jsonl", altered)
+    with pytest.raises(ValueError, match=f"record {runs[0]['id']}.*differs"):
+        merge_records([files[0], tmp_path / "other.jsonl"], target)
+    assert load_records(target) == runs
+    assert merge_records([files[1]], files[0]) == runs       # what the target holds stays
+    with pytest.raises(ValueError, match="absent.jsonl: no such file"):
+        merge_records([tmp_path / "absent.jsonl"], target)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl does not hold records of a suite: record 1: lacks id"):
+        merge_records([tmp_path / "metrics.jsonl"], target)
+    assert load_records(target) == runs
+
+
+def test_interventions_are_merged_by_their_own_rule(tmp_path):
+    """Each line once; the fuller form of a run goes below the older one, for the later line counts."""
+    source = interventions_path(PILOT_RUNS)
+    every = read_records(source)[0]
+    old, whole = [r for r in every if "changed" not in r], [r for r in every if "changed" in r]
+    assert len(old) == 4 and len(whole) == 9
+    files = [tmp_path / "a-interventions.jsonl", tmp_path / "b-interventions.jsonl"]
+    for path, part in zip(files, ([*whole[:5], old[0]], [*old, *whole[3:]]), strict=True):
+        path.write_text("".join(map(to_line, part)))
+    target = tmp_path / "all-interventions.jsonl"
+    assert merge_records(files, target) == [*old, *whole] == read_records(target)[0]
+    assert load_interventions(target) == load_interventions(source)
+    append_record(files[1], {**whole[0], "mean": 0.1})
+    with pytest.raises(ValueError, match=f"record {whole[0]['id']} .*differs"):
+        merge_records(files, target)
+    with pytest.raises(ValueError, match="runs and interventions are kept apart"):
+        merge_records([PILOT_RUNS], target)
 
 
 # What is committed

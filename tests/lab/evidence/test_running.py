@@ -145,7 +145,7 @@ def test_wrong_parts_of_a_suite_are_refused_before_any_run(tmp_path):
         run_tiny(tmp_path, variants=("base",))
     with pytest.raises(ValueError, match="seeds given twice: 1, 1"):
         run_tiny(tmp_path, seeds=(1, 1))
-    with pytest.raises(ValueError, match="seeds must be integers like .0, 1, 2., not 'a'"):
+    with pytest.raises(ValueError, match="seeds must be several numbers like .0, 1, 2., not 'a'"):
         run_tiny(tmp_path, seeds="a")
     with pytest.raises(ValueError, match="variants must be some of plain, mrla-light, each once; not plain, plain"):
         run_tiny(tmp_path, variants=("plain", "plain"))
@@ -180,3 +180,11 @@ def test_images_of_ones_own_may_be_of_any_size(tmp_path):
     suite = tiny_suite(variants={"plain": {"layer_attention": None}}, contrasts=(), seeds=(0,))
     (record,) = run_suite(suite, tmp_path / "records.jsonl", runs=tmp_path / "runs", data=small, progress=False)
     assert (record["source"], record["fingerprint"], record["macs"]) == ("pets", "small", None) and record["parameters"] > 0
+
+
+def test_a_net_whose_numbers_are_not_finite_is_no_result(tmp_path):
+    """It trains to the end with finite losses; on the test images they are NaN."""
+    suite = tiny_suite(recipe={**RECIPE, "learning_rate": 300.0, "warmup_epochs": 0.0}, seeds=(0,), contrasts=())
+    records = run_tiny(tmp_path, suite)
+    assert len(records) == 2 and all("diverged" in record and record["test_accuracy"] is None for record in records)
+    assert run_tiny(tmp_path, suite) == records
