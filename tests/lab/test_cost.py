@@ -327,7 +327,11 @@ def test_a_step_runs_forward_and_backward_of_a_bare_module_too(attention):
     module, backward = attention(4), []
     x = torch.randn(2, 4, 3, 3, requires_grad=True)
     x.register_hook(lambda gradient: backward.append(gradient))
+    before, parameters = [], list(module.parameters())
+    # what each step begins with: adding to an old gradient would take time of its own
+    module.register_forward_pre_hook(lambda *_: before.extend(parameter.grad for parameter in parameters))
     assert cost.step_time(module, x, repeats=2, warm_up=1) > 0
+    assert before and all(gradient is None for gradient in before)
     assert len(backward) == 3 and all(parameter.grad is None for parameter in module.parameters())
 
 
