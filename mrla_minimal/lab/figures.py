@@ -3,9 +3,17 @@
 The colours are Okabe and Ito's, told apart by most colour-blind readers; the markers tell them apart in grey.
 """
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from mrla_minimal.lab.files import replace_file
+
+if TYPE_CHECKING:
+    from mrla_minimal.lab.evidence import Summary
 
 COLOURS = {
     "plain": "#000000",
@@ -59,44 +67,55 @@ LABELS = {
 }
 
 
-def save_figure(figure, path):
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write the figure as PNG, whole or not at all, and close it."""
-
     try:
         replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
     finally:
         plt.close(figure)
 
 
-def mark_source(figure, source):
-    """Say above a figure that its images are not CIFAR, unless they are; `source` is a data set's or a record's. Returns the figure."""
+def mark_source(figure: Figure, source: str) -> Figure:
+    """Say above a figure that its images are not CIFAR, unless they are. Returns the figure.
+
+    source: a data set's or a record's.
+    """
     if not source.startswith("cifar"):
         figure.suptitle(f"{source} images, not CIFAR")
     return figure
 
 
-def _whole_numbers(ticks, last):
+def _whole_numbers(ticks: Iterable[float], last: int) -> list[float]:
     return [tick for tick in ticks if 0 <= tick <= last and tick == int(tick)]
 
 
-def plot_curves(metrics, path=None, source="cifar10"):
-    """Loss and accuracy against epochs, left and right. `metrics` is one run's list of epoch records, as in metrics.jsonl.
+def plot_curves(
+    metrics: Sequence[dict], path: str | Path | None = None, source: str = "cifar10",
+) -> Figure | None:
+    """Loss and accuracy against epochs, left and right.
 
-    `source` other than CIFAR is written into the title. Returns the figure, or writes it to `path`.
+    metrics: one run's list of epoch records, as in metrics.jsonl. A source other than CIFAR is written into
+    the title. Returns the figure, or writes it to `path`.
     """
     epochs = [record["epoch"] for record in metrics]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    styles = {"train": ("#000000", "o", "-"), "validation": ("#E69F00", "D", "--"), "test": ("#0072B2", "s", "--")}
-    for axis, what, scale, unit in ((axes[0], "loss", 1, "mean cross-entropy"), (axes[1], "accuracy", 100, "accuracy (%)")):
+    styles = {
+        "train": ("#000000", "o", "-"), "validation": ("#E69F00", "D", "--"), "test": ("#0072B2", "s", "--"),
+    }
+    sides = ((axes[0], "loss", 1, "mean cross-entropy"), (axes[1], "accuracy", 100, "accuracy (%)"))
+    for axis, what, scale, unit in sides:
         for split, (colour, marker, line) in styles.items():
-            points = [(record["epoch"], scale * record[f"{split}_{what}"]) for record in metrics if f"{split}_{what}" in record]
-            if split == "train" and len(metrics) <= 10:      # a short run shows what happened within its epochs
-                points = [(record["epoch"] - 1 + (number + 1) / len(record[f"train_{what}_parts"]), scale * part)
-                          for record in metrics for number, part in enumerate(record[f"train_{what}_parts"])]
+            name = f"{split}_{what}"
+            points = [(record["epoch"], scale * record[name]) for record in metrics if name in record]
+            if split == "train" and len(metrics) <= 10:    # a short run shows what happened within its epochs
+                parts = f"train_{what}_parts"
+                points = [(record["epoch"] - 1 + number / len(record[parts]), scale * part)
+                          for record in metrics for number, part in enumerate(record[parts], start=1)]
             if points:
                 label = f"{split}, last {points[-1][1]:.2f}"
                 marker = marker if len(points) < 30 else None
-                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=label)
+                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line,
+                          label=label)
         axis.set(xlabel="epoch", ylabel=unit)
         axis.set_xlim(left=0)
         axis.set_xticks(_whole_numbers(axis.get_xticks(), epochs[-1]) or epochs)
@@ -111,11 +130,12 @@ def plot_curves(metrics, path=None, source="cifar10"):
     return None
 
 
-def plot_suite(summary, path=None):
-    """Every run a point, every variant's mean and 95 % interval (Student's t over its seeds), the baseline's mean a line.
+def plot_suite(summary: "Summary", path: str | Path | None = None) -> Figure | None:
+    """Every run a point; every variant's mean and 95 % interval; the baseline's mean a line.
 
-    `summary` is what evidence.summarise returns. The axis reaches one percentage point beyond the runs, and cuts off an
-    interval that is wider (from two seeds it is). Returns the figure, or writes it to `path`.
+    The intervals are Student's t over a variant's seeds. The axis reaches one percentage point beyond the
+    runs, and cuts off an interval that is wider (from two seeds it is).
+    Returns the figure, or writes it to `path`.
     """
     from mrla_minimal.lab.evidence.intervals import paired_interval
 
@@ -131,7 +151,8 @@ def plot_suite(summary, path=None):
         axis.plot([mean], [row + 0.25], color=colour, marker="|", markersize=10)
     if summary.baseline in summary.accuracies:
         runs = summary.accuracies[summary.baseline].values()
-        axis.axvline(100 * sum(runs) / len(runs), color="#888888", linestyle=":", label=f"mean of {summary.baseline}")
+        mean = 100 * sum(runs) / len(runs)
+        axis.axvline(mean, color="#888888", linestyle=":", label=f"mean of {summary.baseline}")
         figure.legend(loc="outside upper right")
     everything = [100 * value for runs in summary.accuracies.values() for value in runs.values()]
     axis.set_xlim(min(everything) - 1, max(everything) + 1)
@@ -146,11 +167,14 @@ def plot_suite(summary, path=None):
     return None
 
 
-def plot_contrasts(summary, path=None, margin=None):
-    """Every declared contrast a - b: each seed's difference (symbols), their mean, the 95 % paired interval (thick), the pooled one (thin).
+def plot_contrasts(
+    summary: "Summary", path: str | Path | None = None, margin: float | None = None,
+) -> Figure | None:
+    """Every declared contrast a - b: each seed's difference a symbol, and their mean a stroke.
 
-    `summary` is what evidence.summarise returns. The grey band is the margin (a fraction of 1; None: intervals.MARGIN). A contrast
-    of one seed is one symbol. The axis reaches one percentage point beyond the symbols; an interval that is wider ends in an arrow.
+    The thick line is the 95 % paired interval, the thin one the pooled one. The grey band is the margin (a
+    fraction of 1; None: intervals.MARGIN). A contrast of one seed is one symbol. The axis reaches one
+    percentage point beyond the symbols, and an interval that is wider ends in an arrow.
     Returns the figure, or writes it to `path`.
     """
     from mrla_minimal.lab.evidence.intervals import MARGIN
@@ -171,17 +195,22 @@ def plot_contrasts(summary, path=None, margin=None):
         for interval, width, below in ((row.interval, 3.5, 0.18), (row.pooled, 1, 0.32)):
             if interval is not None:
                 ends = [min(max(100 * end, low), high) for end in interval]
-                axis.plot(ends, [place + below] * 2, color=colour, linewidth=width, solid_capstyle="butt", zorder=2)
+                axis.plot(ends, [place + below] * 2, color=colour, linewidth=width, solid_capstyle="butt",
+                          zorder=2)
                 for end, shown, arrow in zip(interval, ends, "<>", strict=True):
                     if 100 * end != shown:
-                        axis.plot([shown], [place + below], color=colour, marker=arrow, markersize=7, clip_on=False, zorder=3)
+                        axis.plot([shown], [place + below], color=colour, marker=arrow, markersize=7,
+                                  clip_on=False, zorder=3)
         axis.scatter(points, [place - 0.15] * len(points), color=colour, marker=marker, s=30, zorder=3)
         if row.n > 1:
-            axis.plot([100 * row.mean] * 2, [place - 0.02, place + 0.38], color="black", linewidth=1.5, zorder=4)
-    names = [f"{LABELS.get(row.a, row.a)} \u2212 {LABELS.get(row.b, row.b)}{' (primary)' if row.primary else ''}" for row in rows]
+            stroke = [place - 0.02, place + 0.38]
+            axis.plot([100 * row.mean] * 2, stroke, color="black", linewidth=1.5, zorder=4)
+    names = [f"{LABELS.get(row.a, row.a)} \u2212 {LABELS.get(row.b, row.b)}"
+             f"{' (primary)' if row.primary else ''}" for row in rows]
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
-    axis.set_xlabel(f"difference in {summary.source} test accuracy, last epoch (points; grey: \u00b1 {margin:g})")
+    unit = f"points; grey: \u00b1 {margin:g}"
+    axis.set_xlabel(f"difference in {summary.source} test accuracy, last epoch ({unit})")
     axis.set_title(" \u00b7 ".join(part for part in (summary.suite, summary.note) if part))
     axis.grid(axis="x", alpha=0.3)
     if path is None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 
 from mrla_minimal.lab.cost import count_macs
@@ -25,6 +24,7 @@ from mrla_minimal.lab.evidence.jobs import Job, best_rates, check_definitions, c
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
 from mrla_minimal.lab.evidence.records import append_once, interventions_path, load_records, whole_interventions
 from mrla_minimal.lab.evidence.suites import Suite
+from mrla_minimal.lab.files import Busy, exclusive
 from mrla_minimal.lab.plugins import OwnAttention, first_line
 
 
@@ -145,11 +145,11 @@ class _Work:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.folder / f".{job.id}.lock", timeout=0):
+            with exclusive(self.folder / f".{job.id}.lock", wait=False):
                 found = None if is_done() else self.interventions_on(model, state, job, record)
                 if found is not None:
                     append_once(path, found | {"weights": weights}, whole_interventions)
-        except Timeout:
+        except Busy:
             pass        # another process is at it
 
     def interventions_on(self, model: nn.Module, state: dict, job: Job, record: dict) -> dict | None:
