@@ -186,7 +186,7 @@ def _status_of(arguments: list[str] | None) -> int:
         print(end="", flush=True)       # a full disk is told here, not in the interpreter's last moments
         return status
     except engine.TrainingInterrupted as interrupt:
-        return tell(interrupt, 128 + getattr(interrupt, "signal", signal.SIGINT))
+        return tell(interrupt, 128 + interrupt.signal)
     except KeyboardInterrupt:
         return tell("interrupted", 128 + signal.SIGINT)
     except engine.TrainingDiverged as error:

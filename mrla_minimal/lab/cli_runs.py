@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 
 from mrla_minimal.lab import engine
-from mrla_minimal.lab.cli_parser import add_command, hushed, json_option, positive, quiet_option, trust_option, whole
+from mrla_minimal.lab.cli_parser import (
+    add_command,
+    hushed,
+    json_option,
+    positive,
+    quiet_option,
+    trust_option,
+    whole,
+)
 from mrla_minimal.lab.engine import TrainConfig
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
@@ -63,10 +71,11 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
     config = state["config"]
     if state["source"] not in (config["dataset"], "synthetic"):
         raise ValueError(f"{arguments.run} was trained on images of your own ({state['source']}), which "
-                         "the command does not know; in Python: engine.evaluate(engine.load_model(RUN)[0], split)")
+                         "this command does not know; in Python: evaluate(load_model(RUN)[0], split)")
     source = "synthetic" if state["source"] == "synthetic" else "real"
     with hushed(arguments.quiet):
-        data = load_cifar(config["dataset"], arguments.data_root or engine.usable_root(config["data_root"]), source)
+        root = arguments.data_root or engine.usable_root(config["data_root"])
+        data = load_cifar(config["dataset"], root, source)
     if data.fingerprint != state["fingerprint"]:
         raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
     trained_on, held_out = hold_out(data.train, seed=0) if config["validation"] else (data.train, None)
@@ -75,7 +84,7 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
         raise ValueError(f"--split validation: {arguments.run} was trained on all training images, "
                          "none was held out")
     device = next(model.parameters()).device
-    loss, accuracy = engine.evaluate(model, split.to(device))
+    loss, accuracy = engine.evaluate(model, split.to(device), progress=not arguments.quiet)
     if not arguments.quiet:
         print(f"{arguments.run}: {_model_of(state)}, {data.source}, {len(split)} images")
         print(f"{arguments.split} loss {loss:.4f}")

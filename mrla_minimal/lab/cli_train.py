@@ -19,6 +19,7 @@ from mrla_minimal.lab.cli_parser import (
     trust_option,
     whole,
 )
+from mrla_minimal.lab.cli_runs import describe_run
 from mrla_minimal.lab.engine import PRESETS, TrainConfig
 
 EXAMPLES = (
@@ -92,13 +93,30 @@ def _run_dir(arguments: argparse.Namespace) -> Path | None:
     return Path(folder) if folder else None
 
 
+def _resume_note(run_dir: Path, stored: TrainConfig, config: TrainConfig) -> str | None:
+    """What is worth knowing before a run goes on: that it does so for longer, or that it had ended."""
+    lengths = [(one.steps, "step") if one.steps else (one.epochs, "epoch") for one in (stored, config)]
+    before, now = (f"{count} {unit}{'s' * (count > 1)}" for count, unit in lengths)
+    if config.epochs > stored.epochs or (config.steps or 0) > (stored.steps or 0):
+        return (f"{run_dir} was begun for {before} and goes on to {now}: from here on, the learning rate "
+                "follows the schedule of the new length")
+    if before == now and describe_run(run_dir, run_dir.parent).get("finished"):
+        return f"{run_dir} had ended: nothing is left to train (--epochs MORE goes on with it)"
+    return None
+
+
 def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     run_dir, resuming = _run_dir(arguments), arguments.resume is not None
-    config = config_of(arguments, engine.read_config(run_dir) if resuming else None)
+    stored = engine.read_config(run_dir) if resuming else None
+    config = config_of(arguments, stored)
+    first = os.environ.get("RANK", "0") == "0"
+    note = _resume_note(run_dir, stored, config) if resuming and first else None
     with hushed(arguments.quiet):
+        if note:
+            print(note)
         result = engine.train(config, run_dir, resume=resuming, progress=not arguments.quiet,
                               trust=arguments.trust, checkpoint_seconds=arguments.checkpoint_seconds)
-    if os.environ.get("RANK", "0") != "0":
+    if not first:
         return 0
     if result.source == "synthetic":
         print("trained and tested on the synthetic images: this is no CIFAR accuracy")
@@ -108,7 +126,7 @@ def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     print(f"test accuracy {100 * result.test_accuracy:.2f} %")
     last = result.metrics[-1]
     speed = result.images_per_second
-    return 0, {"run": str(result.run_dir), "source": result.source,
+    return 0, {"run": str(result.run_dir), "source": result.source, "precision": result.precision,
                "test_accuracy": result.test_accuracy, "test_loss": last["test_loss"],
                "epoch": last["epoch"], "step": last["step"],
                "parameters": result.parameters, "training_seconds": result.seconds,

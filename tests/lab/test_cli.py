@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_cifar
 
-from mrla_minimal.lab import cli, cost_tables, data, evidence
+from mrla_minimal.lab import cli, cost_tables, data, engine, evidence
 from mrla_minimal.lab.cli_train import config_of
 from mrla_minimal.lab.engine import PRESETS, TrainConfig, read_checkpoint
 from mrla_minimal.lab.engine import run as engine_run
@@ -80,6 +80,20 @@ def test_names_that_are_not_given_do_not_collide(tiny_data, capsys):
     for name in ("resnet8-mrla-light-cifar10-seed0", "resnet8-mrla-light-cifar10-seed0-2"):
         assert cli.main(["train", *TINY]) == 0
         assert (tiny_data / "runs" / name / "checkpoint.pt").exists()
+
+
+def test_a_run_goes_on_for_longer(tiny_data, capsys):
+    epochs = ["--depth", "8", "--width", "4", "--batch-size", "16", "--device", "cpu", "--epochs"]
+    assert cli.main(["train", *epochs, "1", "--name", "first"]) == 0
+    assert cli.main(["train", "--resume", "runs/first", "--epochs", "3"]) == 0
+    assert "begun for 1 epoch and goes on to 3 epochs" in capsys.readouterr().out
+    assert last_record("runs/first")["epoch"] == 3 and engine.read_config("runs/first").epochs == 3
+    assert cli.main(["train", "--resume", "runs/first"]) == 0
+    assert "runs/first had ended" in capsys.readouterr().out.replace("\\", "/")
+    assert cli.main(["train", "--resume", "runs/first", "--epochs", "2"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "begun for 18 steps" in captured.err and captured.err.count("\n") == 1
+    assert last_record("runs/first")["epoch"] == 3
 
 
 def test_a_run_folder_can_lie_anywhere(tiny_data, capsys):

@@ -157,6 +157,9 @@ def test_quiet_prints_the_result_alone(tiny_data, capsys):
     assert "no CIFAR accuracy" in first and last.startswith("test accuracy ") and captured.err == ""
     assert cli.main(["evaluate", "runs/first", "--quiet"]) == 0
     assert capsys.readouterr() == (last + "\n", "")
+    assert cli.main(["evaluate", "runs/first"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.endswith(last + "\n") and "evaluating" in captured.err
 
 
 def test_fetch_can_be_quiet_but_not_about_what_is_wrong(tmp_path, capsys, monkeypatch):
@@ -215,7 +218,7 @@ def test_a_bug_keeps_its_traceback(tiny_data, monkeypatch):
         cli.main(["train"])
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(tiny_data, capsys, monkeypatch, number, status):
     batch = engine_run.Run.batch
 

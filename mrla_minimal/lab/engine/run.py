@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from mrla_minimal.lab import arguments
 from mrla_minimal.lab.data import Cifar, Split, hold_out, load_cifar, normalise, plan_epoch, take_batch
@@ -33,7 +34,7 @@ class TrainingDiverged(RuntimeError):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, world: World | None = None, batch_size: int = 500,
-             precision: str = "float32", channels_last: bool = False) -> tuple[float, float]:
+             precision: str = "float32", channels_last: bool = False, progress: bool = False) -> tuple[float, float]:
     """(mean cross-entropy, accuracy) of a model on a Split, in evaluation mode; every module's own mode is put back.
 
     With a World, each process counts its share. Raises TrainingDiverged if the loss is not finite: the largest of
@@ -43,7 +44,8 @@ def evaluate(model: nn.Module, split: Split, world: World | None = None, batch_s
     device, dtype = split.images.device, next(model.parameters()).dtype
     sums = torch.zeros(3, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     with in_evaluation(model):
-        for start in range(world.rank * batch_size, len(split), world.size * batch_size):
+        starts = range(world.rank * batch_size, len(split), world.size * batch_size)
+        for start in tqdm(starts, desc="evaluating", unit="batch", leave=False, disable=not progress):
             images = normalise(split.images[start : start + batch_size]).to(dtype)
             labels = split.labels[start : start + batch_size]
             if channels_last:

@@ -20,7 +20,7 @@ from mrla_minimal.lab.engine.folder import begin, begun, cut_back, going_on, new
 from mrla_minimal.lab.engine.resume import restore
 from mrla_minimal.lab.engine.run import Run, TrainingDiverged
 from mrla_minimal.lab.files import Busy, append_record, take_lock
-from mrla_minimal.lab.plugins import first_line
+from mrla_minimal.lab.plugins import OwnAttention, first_line
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,32 @@ class RunInUse(ValueError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the checkpoint was written."""
+    """Ctrl-C or SIGTERM, after the checkpoint was written; `signal` is the number of which."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT):
+        super().__init__(message)
+        self.signal = number
 
 
 @contextmanager
-def _signals_as_a_flag() -> Iterator[threading.Event]:
-    """Within it, a first Ctrl-C or SIGTERM only sets the flag that is yielded: a step is never left half done.
+def _signals_noted() -> Iterator[list[int]]:
+    """Within it, a first Ctrl-C or SIGTERM is only noted in the list that is yielded, by its number.
 
-    A second one interrupts at once.
+    So a step is never left half done. A second one interrupts at once.
     """
-    flag = threading.Event()
+    noted = []
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield noted
         return
 
     def handler(number, frame):
-        if flag.is_set():
+        if noted:
             raise KeyboardInterrupt
-        flag.set()
+        noted.append(number)
 
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield flag
+        yield noted
     finally:
         for number, earlier in previous.items():
             signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
@@ -156,7 +160,7 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
     save(run, run_dir)
     saved = time.monotonic()
     bar = tqdm(total=run.total_steps, initial=run.step, disable=not progress, unit="step", mininterval=0.5)
-    with _signals_as_a_flag() as interrupted, bar:
+    with _signals_noted() as signals, bar:
         while not run.finished:
             started = time.perf_counter()
             run.train_step()
@@ -175,7 +179,7 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
                     _log(run, run_dir, record)
                 if progress:
                     bar.write(_describe(record, config, run.images_per_second))
-            stop = run.world.from_rank_zero(interrupted.is_set()) if reads else False
+            stop = run.world.from_rank_zero(signals[:1]) if reads else []
             due = not run.world.parallel and time.monotonic() - saved >= checkpoint_seconds
             if epoch_ends or stop or due:
                 save(run, run_dir)
@@ -183,8 +187,9 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
             if epoch_ends and first and on_record is not None:
                 on_record(record)
             if stop and not run.finished:
-                raise TrainingInterrupted(f"interrupted at step {run.step} of {run.total_steps}; "
-                                          f"to go on: mrla train --resume {shlex.quote(str(run_dir))}")
+                trust = " --trust" if OwnAttention.parse(config.layer_attention) else ""
+                raise TrainingInterrupted(f"interrupted at step {run.step} of {run.total_steps}; to go on: "
+                                          f"mrla train --resume {shlex.quote(str(run_dir))}{trust}", *stop)
 
 
 def _log(run, run_dir, record):
