@@ -218,8 +218,11 @@ def test_a_bug_keeps_its_traceback(tiny_data, monkeypatch):
         cli.main(["train"])
 
 
+@pytest.mark.parametrize("attention, trust", [("mrla-light", []), ("own.py", ["--trust"])])
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_how_to_go_on(tiny_data, capsys, monkeypatch, number, status):
+def test_an_interrupted_run_says_how_to_go_on(tiny_data, capsys, monkeypatch, number, status, attention,
+                                              trust):
+    Path("own.py").write_text(OWN)
     batch = engine_run.Run.batch
 
     def interrupted_batch(run):
@@ -228,12 +231,13 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_data, capsys, monkeypatch, nu
         return batch(run)
 
     monkeypatch.setattr(engine_run.Run, "batch", interrupted_batch)
-    assert cli.main(["train", *TINY, "--name", "first", "--quiet"]) == status
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == "mrla: interrupted at step 2 of 3; to go on: mrla train --resume runs/first\n"
+    begin = ["train", *TINY, "--layer-attention", attention, "--name", "first", "--quiet"]
+    assert cli.main(begin) == status
+    told, how = capsys.readouterr().err.removesuffix("\n").split("; to go on: ")
+    assert told == "mrla: interrupted at step 2 of 3"
+    assert how == " ".join(["mrla train --resume", shlex.quote(str(Path("runs/first"))), *trust])
     monkeypatch.setattr(engine_run.Run, "batch", batch)
-    assert cli.main(["train", "--resume", "runs/first"]) == 0
+    assert cli.main(shlex.split(how)[1:]) == 0
 
 
 def test_a_bare_machine_can_train(tmp_path):

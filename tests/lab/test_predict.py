@@ -120,3 +120,14 @@ def test_probabilities_of_many_images_are_of_each_alone(trained):
     several = probabilities(model, images)
     assert several.shape == (150, 10) and torch.allclose(several.sum(dim=1), torch.ones(150))
     assert torch.allclose(several[120:121], probabilities(model, images[120:121]), atol=1e-6)
+
+
+def test_predict_runs_strangers_code_only_with_trust(trained, capsys):
+    open("own.py", "w").write("from mrla_minimal import MRLALight\n\n\nclass Own(MRLALight):\n    pass\n")
+    assert cli.main(["train", *TINY, "--layer-attention", "own.py", "--name", "own"]) == 0
+    capsys.readouterr()
+    assert cli.main(["predict", "runs/own", "0.png"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "own.py" in captured.err and "--trust" in captured.err
+    assert cli.main(["predict", "runs/own", "0.png", "--trust"]) == 0
+    assert "0.png: " in capsys.readouterr().out
