@@ -1,6 +1,7 @@
-"""What only a GPU can tell, in under a minute: every attention in every type, training in each, DDP, a resumed run.
+"""What only a GPU can tell, in under a minute: attentions and training in every type, DDP, a resumed run.
 
-Skipped where there is no CUDA. MRLA_TEST_DEVICE=cpu runs the same on the CPU, to see that the tests themselves work.
+Skipped where there is no CUDA. MRLA_TEST_DEVICE=cpu runs the same on the CPU, to see that the tests
+themselves work.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ from mrla_minimal.lab.engine.precision import PRECISIONS, autocast
 
 DEVICE = torch.device(os.environ.get("MRLA_TEST_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
-pytestmark = pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="there is no GPU with CUDA here")
-# Largest error of an output or a gradient, as a share of the largest number in it: 8 times the rounding of one number, and more where a GPU sums in another order.
+pytestmark = pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="there is no GPU with CUDA")
+# The largest error of an output or a gradient, as a share of its largest number. In half precision it is
+# 8 times the rounding of one number; in float32 more, for a GPU sums in another order.
 TOLERANCES = {name: 8 * torch.finfo(dtype).eps for name, dtype in PRECISIONS.items()} | {"float32": 1e-4}
 
 
@@ -38,7 +40,7 @@ def config(**changes):
 
 
 def results(layers, features, directions, precision):
-    """Outputs and gradients of a stage of attentions alone, and those of its parameters, as one list in float64."""
+    """Outputs of a stage of attentions alone, gradients of its inputs and parameters: a list in float64."""
     inputs = [feature.clone().requires_grad_() for feature in features]
     memory, outputs = None, []
     with autocast(DEVICE, precision):
@@ -46,7 +48,8 @@ def results(layers, features, directions, precision):
             given = x if getattr(layer, "takes_block_input", False) else memory
             output, memory = layer(x, given)
             outputs.append(output)
-    torch.autograd.backward(outputs, [direction.to(output) for direction, output in zip(directions, outputs, strict=True)])
+    pairs = zip(directions, outputs, strict=True)
+    torch.autograd.backward(outputs, [direction.to(output) for direction, output in pairs])
     found = [*outputs, *(x.grad for x in inputs), *(parameter.grad for parameter in layers.parameters())]
     return [number.detach().double() for number in found]
 
@@ -100,8 +103,8 @@ class _Alone(World):
 
 @pytest.fixture
 def alone(tmp_path):
-    torch.distributed.init_process_group("nccl" if ON_GPU else "gloo", init_method=f"file://{tmp_path / 'meeting'}",
-                                         rank=0, world_size=1)
+    torch.distributed.init_process_group("nccl" if ON_GPU else "gloo", rank=0, world_size=1,
+                                         init_method=f"file://{tmp_path / 'meeting'}")
     yield _Alone(0, 1, torch.device("cuda", 0) if ON_GPU else DEVICE)
     torch.distributed.destroy_process_group()
 
@@ -118,7 +121,7 @@ def test_ddp_on_one_device_is_training_without_it(alone, precision):
 
 
 def test_a_run_is_resumed_on_the_device(precision, tmp_path, monkeypatch):
-    """As if it had never been interrupted: bit for bit on the CPU, but for the order of a GPU's sums there."""
+    """As if never interrupted: bit for bit on the CPU, and on a GPU but for the order of its sums."""
     whole = tiny_train(config(), tmp_path / "whole")
     original = Run.train_step
 

@@ -1,8 +1,8 @@
 """One way of checking what is given.
 
-Each check takes a name and a value, and returns the value in Python's own type: numpy's integers, floats and booleans
-are welcome, and JSON can hold what comes out. What is not allowed is a ValueError that says its name, what was given
-and what is allowed.
+Each check takes a name and a value, and returns the value in Python's own type: numpy's integers, floats
+and booleans are welcome, and JSON can hold what comes out. What is not allowed is a ValueError that says
+its name, what was given and what is allowed.
 """
 
 import math
@@ -41,7 +41,9 @@ def text(name: str, value: object) -> str:
 def integer(name: str, value: object, least: int = 1, most: int = LARGEST) -> int:
     """An integer from `least` to `most`."""
     if not _is(value, numbers.Integral) or not least <= value <= most:
-        allowed = f"a positive integer, at most {most}," if least == 1 else f"an integer from {least} to {most},"
+        allowed = f"an integer from {least} to {most},"
+        if least == 1:
+            allowed = f"a positive integer, at most {most},"
         raise ValueError(f"{name} must be {allowed} not {shown(value)}")
     return int(value)
 
@@ -80,24 +82,38 @@ def or_none(check: Callable) -> Callable:
 def images(name: str, data: object):
     """Images of one's own, given as a `Cifar`; returned as they are.
 
-    Both splits need images uint8 (N, channels, height, width), of one shape, and labels int64 (N,) from 0 to the number
-    of classes - 1.
+    Both splits need images uint8 (N, channels, height, width), of one shape, and labels int64 (N,) from 0
+    to the number of classes - 1. Classes, source and fingerprint are texts.
     """
+    for what in ("source", "fingerprint"):
+        text(f"{name}.{what}", getattr(data, what, None))
+    classes = getattr(data, "classes", None)
+    if not isinstance(classes, tuple | list) or not classes:
+        raise ValueError(f"{name}.classes must be a tuple of names, not {shown(classes)}")
+    for each in classes:
+        text(f"a name in {name}.classes", each)
     for part in ("train", "test"):
         split = getattr(data, part, None)
         pixels, labels = getattr(split, "images", None), getattr(split, "labels", None)
-        if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.dim() != 4 or not len(pixels):
+        if not _is_tensor(pixels, torch.uint8) or pixels.dim() != 4 or not len(pixels):
             raise ValueError(f"{name}.{part}.images must be a uint8 tensor (N, channels, height, width), "
                              f"not {shown(pixels)}")
-        if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
-            raise ValueError(f"{name}.{part}.labels must be an int64 tensor ({len(pixels)},), not {shown(labels)}")
-        if labels.min() < 0 or labels.max() >= len(data.classes):
-            raise ValueError(f"{name}.{part}.labels must be from 0 to {len(data.classes) - 1}, for {name}.classes holds "
-                             f"{len(data.classes)} names; they go from {labels.min()} to {labels.max()}")
+        if not _is_tensor(labels, torch.int64) or labels.shape != pixels.shape[:1]:
+            raise ValueError(f"{name}.{part}.labels must be an int64 tensor ({len(pixels)},), "
+                             f"not {shown(labels)}")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError(f"{name}.{part}.labels must be from 0 to {len(classes) - 1}, for "
+                             f"{name}.classes holds {len(classes)} names; "
+                             f"they go from {labels.min()} to {labels.max()}")
     sizes = [tuple(split.images.shape[1:]) for split in (data.train, data.test)]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"{name}.train and {name}.test must hold images of one shape, not {sizes[0]} and {sizes[1]}")
+        raise ValueError(f"{name}.train and {name}.test must hold images of one shape, "
+                         f"not {sizes[0]} and {sizes[1]}")
     return data
+
+
+def _is_tensor(value, dtype):
+    return isinstance(value, torch.Tensor) and value.dtype == dtype
 
 
 def shown(value: object, length: int = 60) -> str:

@@ -4,7 +4,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,7 +16,10 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def device_text(name: str, value) -> str:
-    """The check of a device's text: one of DEVICES, or "cuda:N" for a certain GPU. Whether it is here is not asked."""
+    """The check of a device's text: one of DEVICES, or "cuda:N" for a certain GPU.
+
+    Whether it is here is not asked.
+    """
     if isinstance(value, str) and re.fullmatch(r"cuda:\d{1,3}", value):
         return value
     try:
@@ -37,12 +40,13 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device(here[0])
     if name not in (*here, *(f"cuda:{number}" for number in range(gpus))):
         listed = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else []
-        raise ValueError(f"device {name!r} is not available here; available: {', '.join([*here[:-1], *listed, 'cpu'])}")
+        available = ", ".join([*here[:-1], *listed, "cpu"])
+        raise ValueError(f"device {name!r} is not available here; available: {available}")
     return torch.device(name)
 
 
 def device_name(device: torch.device) -> str:
-    """What a person would call it: the GPU's name, or the processor's with the number of threads that torch uses."""
+    """What a person would call it: the GPU's name, or the processor's with the number of torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -101,27 +105,32 @@ def join_world(device: str = "auto") -> World:
     if chosen.type == "mps":
         raise ValueError("data-parallel training runs on cuda (nccl) or cpu (gloo), not on mps")
     if chosen.index is not None:
-        raise ValueError(f"data-parallel training takes one GPU a process: the device must be cuda, not {device}")
+        raise ValueError("data-parallel training takes one GPU a process: the device must be cuda, "
+                         f"not {device}")
     if chosen.type == "cuda":
         local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= here:
-            raise ValueError(f"there are {here} GPUs for {local + 1} or more processes; start at most {here}, "
-                             "or use --device cpu")
+            raise ValueError(f"there are {here} GPUs for {local + 1} or more processes; "
+                             f"start at most {here}, or use --device cpu")
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     if not torch.distributed.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))      # rank 0 may be downloading
+        # Three hours, for rank 0 may be downloading.
+        torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
     return World(torch.distributed.get_rank(), size, chosen)
 
 
 @contextmanager
 def plain_defaults() -> Iterator[None]:
-    """Within it new tensors are float32 and on the CPU, whatever the program has set; afterwards its own defaults hold."""
+    """Within it new tensors are float32 and on the CPU, whatever the program has set.
+
+    Afterwards its own defaults hold.
+    """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     try:
         torch.set_default_dtype(torch.float32)
-        with torch.device("cpu"):
+        with torch.device("cpu") if device.type != "cpu" else nullcontext():    # one sees every call
             yield
     finally:
         torch.set_default_dtype(dtype)

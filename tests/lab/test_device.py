@@ -25,7 +25,7 @@ def two_gpus(monkeypatch):
 def test_a_certain_gpu(two_gpus):
     assert choose_device() == choose_device("cuda") == torch.device("cuda")
     assert choose_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(ValueError, match="'cuda:2' is not available here; available: cuda, cuda:0, cuda:1, cpu"):
+    with pytest.raises(ValueError, match="'cuda:2' is not available here; .*: cuda, cuda:0, cuda:1, cpu"):
         choose_device("cuda:2")
     for wrong in ("cuda:", "cuda:-1", "cuda: 1", "cuda:1x", "gpu", 1, None):
         with pytest.raises(ValueError, match="^device must be one of 'auto', 'cuda', 'cuda:N', 'mps', 'cpu'"):

@@ -2,8 +2,8 @@
 
     python tests/tools/kill_and_resume.py [KILLS]          # default 10; exit status 1 unless all are equal
 
-Every step writes a checkpoint here, so many kills fall into the writing of one. Equal means: the same weights and momentum
-bit for bit, and the same bytes in metrics.jsonl.
+Every step writes a checkpoint here, so many kills fall into the writing of one. Equal means: the same
+weights and momentum bit for bit, and the same bytes in metrics.jsonl.
 """
 
 import random
@@ -43,7 +43,10 @@ def same(first, second):
 
 
 def kill_once(run_dir, delay):
-    """Start a run, kill it `delay` seconds after its folder has a configuration, and say how far it had come; None if it had ended."""
+    """Start a run, kill it `delay` seconds after its folder has a configuration, and return its last step.
+
+    None if it had ended by then.
+    """
     process = start(run_dir)
     while not (run_dir / "config.json").exists():
         time.sleep(0.005)
@@ -71,7 +74,7 @@ def main(kills=10, seed=0):
         equal = 0
         for number in range(kills):
             run_dir, delay = Path(folder) / f"killed{number}", chance.uniform(0, 0.7 * length)
-            while (step := kill_once(run_dir, delay)) is None:      # a machine that is less busy now than it was: kill sooner
+            while (step := kill_once(run_dir, delay)) is None:  # the machine is less busy now: kill sooner
                 shutil.rmtree(run_dir)
                 delay /= 2
             parts = len(list(run_dir.glob(".checkpoint.pt.*.part")))

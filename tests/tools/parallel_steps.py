@@ -1,4 +1,4 @@
-"""What data-parallel training must agree on; under torchrun in several processes. Rank 0 writes what came out.
+"""What data-parallel training must agree on, in one process or several. Rank 0 writes what came out.
 
     python tests/tools/parallel_steps.py OUT.json
     torchrun --nproc-per-node 2 tests/tools/parallel_steps.py OUT.json
@@ -37,7 +37,8 @@ def without_batch_norm(module):
 def twenty_steps(world):
     build = running.build_model
     running.build_model = lambda *arguments: without_batch_norm(build(*arguments)).double()
-    run = Run(tiny_config(epochs=4, steps=20, drop_path=0.0, layer_attention="mrla-base"), world, data=tiny_cifar())
+    config = tiny_config(epochs=4, steps=20, drop_path=0.0, layer_attention="mrla-base")
+    run = Run(config, world, data=tiny_cifar())
     running.build_model = build
     losses = []
     while not run.finished:

@@ -18,20 +18,21 @@ CLASSES = tuple("abcdefghij")
 
 
 def tiny_cifar(name="cifar10", root=None, source="auto", train=96, test=40):
-    """Ten classes told apart by their mean colour, 96 + 40 images; it takes load_cifar's arguments, to stand in for it."""
+    """Ten classes told apart by their mean colour: 96 + 40 images. It can stand in for load_cifar."""
     generator = torch.Generator().manual_seed(0)
     splits = []
     for count in (train, test):
         labels = torch.arange(count) % 10
         base = (25 * labels)[:, None, None, None] + torch.tensor([0, 3, 6])[:, None, None]
-        images = (base + torch.randint(0, 10, (count, 3, 32, 32), generator=generator)).clamp(0, 255).to(torch.uint8)
-        splits.append(Split(images, labels))
+        images = base + torch.randint(0, 10, (count, 3, 32, 32), generator=generator)
+        splits.append(Split(images.clamp(0, 255).to(torch.uint8), labels))
     return Cifar(*splits, CLASSES, "synthetic", "tiny")
 
 
 def tiny_config(**changes):
-    fields = {"depth": 8, "width": 4, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0, "drop_path": 0.2, "device": "cpu", **changes}
-    return TrainConfig(**fields)
+    fields = {"depth": 8, "width": 4, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0, "drop_path": 0.2,
+              "device": "cpu"}
+    return TrainConfig(**{**fields, **changes})
 
 
 def tiny_run(**changes):
@@ -50,7 +51,7 @@ def main():
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--checkpoint-seconds", type=float, default=0.0)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds to sleep in each batch, so that there is time to interrupt")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds to sleep in each batch")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.pause:

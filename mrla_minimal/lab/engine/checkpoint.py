@@ -1,7 +1,7 @@
-"""The files that let a run survive being killed: reading and writing checkpoint.pt, and reading config.json.
+"""The files that let a run survive being killed: checkpoint.pt, and config.json beside it.
 
-All of a run's state is in checkpoint.pt. It is written whole or not at all, and nothing of it is used before it has
-been checked: the sums of its bytes, then the kinds of its parts.
+All of a run's state is in checkpoint.pt. It is written whole or not at all, and nothing of it is used
+before it has been checked: the sums of its bytes, then the kinds of its parts.
 """
 
 import dataclasses
@@ -15,20 +15,22 @@ import torch
 from torch import nn
 
 from mrla_minimal.lab.arguments import integer, shown, text
-from mrla_minimal.lab.device import choose_device
+from mrla_minimal.lab.device import choose_device, plain_defaults
 from mrla_minimal.lab.engine.config import TrainConfig, config_from_dict
 from mrla_minimal.lab.engine.model import build_model
 from mrla_minimal.lab.files import replace_file
 from mrla_minimal.lab.plugins import OwnAttention
 
 CHECKPOINT_FORMAT = "mrla-minimal checkpoint 1"
+CPU = torch.device("cpu")
 
 
 def read_checkpoint(path: str | Path, sha256: str | None = None) -> dict:
-    """The state in a checkpoint file (or in a run folder's); its configuration is whole, as `TrainConfig` has it.
+    """The state in a checkpoint file (or in a run folder's).
 
-    `sha256` is the sum that the file was published with, if it was. Raises ValueError, one line, for a file that has
-    another sum, is damaged, or is no checkpoint.
+    Its configuration is whole: what the file lacks stands at its default. `sha256` is the sum that the file
+    was published with, if it was. Raises ValueError, one line, for a file that has another sum, is damaged,
+    or is no checkpoint.
     """
     path = Path(path)
     if path.is_dir():
@@ -72,9 +74,10 @@ def require_parts(state: dict, names: tuple[str, ...], path: Path) -> None:
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether this is a tensor as a checkpoint holds it: dense, in memory, and finite if its numbers can be otherwise."""
-    return (isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
-            and (not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())))
+    """Whether this is a tensor as a checkpoint holds it: dense, in memory, and without inf or NaN."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.device != CPU:
+        return False
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _check_weights(weights):
@@ -102,8 +105,9 @@ def load_weights(model: nn.Module, state: dict, path: Path) -> None:
 def require_trust(layer_attention: str | None, path: str | Path, trust: bool) -> None:
     """ValueError if a run folder or a checkpoint asks for code, and its user has not said that it may run.
 
-    Whoever made the folder chose the code: it may lie in the folder, or anywhere that its name leads to. So the rule is
-    the same for all of it, and for runs of one's own: what only a folder names is not run without being asked for.
+    Whoever made the folder chose the code: it may lie in the folder, or anywhere that its name leads to. So
+    the rule is the same for all of it, and for runs of one's own: what only a folder names is not run
+    without being asked for.
     """
     own = OwnAttention.parse(layer_attention)
     if own and not trust:
@@ -111,12 +115,14 @@ def require_trust(layer_attention: str | None, path: str | Path, trust: bool) ->
                          "you trust whoever wrote it, say so with --trust (in Python: trust=True)")
 
 
+@plain_defaults()
 def load_model(path: str | Path, device: str = "cpu", trust: bool = False,
                sha256: str | None = None) -> tuple[nn.Module, dict]:
     """(model in evaluation mode, state) of a run folder or a checkpoint file, in float32 on `device`.
 
-    A net with an attention of one's own is loaded only with `trust`: that runs a Python file, from where the
-    checkpoint says it lies, or the copy in the run folder. Raises ValueError without it, and as `read_checkpoint`.
+    A net with an attention of one's own is loaded only with `trust`: that runs a Python file, from where
+    the checkpoint says it lies, or the copy in the run folder. Raises ValueError without it, and as
+    `read_checkpoint`.
     """
     state = read_checkpoint(path, sha256)
     config = config_from_dict(state["config"], path)
@@ -142,8 +148,8 @@ def read_config(run_dir: str | Path) -> TrainConfig:
 def save(run, run_dir: Path) -> None:
     """Write a Run's checkpoint, whole or not at all.
 
-    It is put together in memory first: torch's own writer hides a full disk's OSError. Raises TrainingDiverged, and
-    writes nothing, if a number in it is not finite.
+    It is put together in memory first: torch's own writer hides a full disk's OSError. Raises
+    TrainingDiverged, and writes nothing, if a number in it is not finite.
     """
     state = run.state()
     if run.world.rank == 0:

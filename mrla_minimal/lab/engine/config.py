@@ -36,7 +36,7 @@ def _light_with_lambda(channels: int, start: float) -> MRLALight:
     return attention
 
 
-# Names beside those of resnet.py, each a callable channels -> module: so that a configuration holds names only.
+# Names beside those of hosting.py, each a callable channels -> module: a configuration holds names only.
 FURTHER_ATTENTIONS = {
     "mrla-light-lambda0": functools.partial(_light_with_lambda, start=0.0),
     "mrla-light-lambda1": functools.partial(_light_with_lambda, start=1.0),
@@ -44,7 +44,10 @@ FURTHER_ATTENTIONS = {
 
 
 def _layer_attention(name, value):
-    """A name of the library's, one of a file of one's own, or None. Which version of the file is settled here, once."""
+    """A name of the library's, one of a file of one's own, or None.
+
+    Which version of the file is settled here, once.
+    """
     own = OwnAttention.parse(value)
     if own:
         return str(own.with_sum())
@@ -52,7 +55,8 @@ def _layer_attention(name, value):
         return one_of(name, value, (*LAYER_ATTENTIONS, None, *FURTHER_ATTENTIONS))
     except ValueError:
         allowed = ", ".join(map(repr, (*LAYER_ATTENTIONS, *FURTHER_ATTENTIONS)))
-        raise ValueError(f"{name} must be one of {allowed}, none, or FILE.py or FILE.py:CLASS for one of your own, "
+        raise ValueError(f"{name} must be one of {allowed}, none, "
+                         "or FILE.py or FILE.py:CLASS for one of your own, "
                          f"not {shown(value)}") from None
 
 
@@ -71,7 +75,8 @@ class TrainConfig:
     """
 
     dataset: str = _option("cifar10", "which images", choices=DATASETS)
-    source: str = _option("auto", "auto: the real files, else a download, else the built-in set", choices=SOURCES)
+    source: str = _option(
+        "auto", "auto: the real files, else a download, else the built-in set", choices=SOURCES)
     data_root: str | None = _option(
         None, "folder of the data files (else $MRLA_DATA, data/, the user's cache)", or_none(text))
     depth: int = _option(20, "layers: 6n + 2 with basic blocks, 9n + 2 with bottlenecks", integer)
@@ -80,7 +85,8 @@ class TrainConfig:
     layer_attention: str | None = _option(
         "mrla-light", "attention across layers; FILE.py or FILE.py:CLASS for one of your own",
         _layer_attention, (*LAYER_ATTENTIONS, None))
-    channel_attention: str | None = _option(None, "attention inside a layer", choices=(*CHANNEL_ATTENTIONS, None))
+    channel_attention: str | None = _option(
+        None, "attention inside a layer", choices=(*CHANNEL_ATTENTIONS, None))
     head_dim: int | None = _option(
         None, "channels a head of the layer attention (none: its own default)", or_none(integer))
     shortcut: str | None = _option(
@@ -91,7 +97,8 @@ class TrainConfig:
     batch_size: int = _option(64, "images a step, over all processes", integer)
     learning_rate: float = _option(0.1, "peak learning rate", positive)
     schedule: str = _option(
-        "cosine", "after the warm-up: cosine to zero, or steps (a tenth at 1/2 and at 3/4)", choices=SCHEDULES)
+        "cosine", "after the warm-up: cosine to zero, or steps (a tenth at 1/2 and at 3/4)",
+        choices=SCHEDULES)
     warmup_epochs: float = _option(0.2, "epochs of linear warm-up", not_negative)
     augment: str = _option(
         "auto", "crop and flip the training images; auto: if each is seen more than once", choices=AUGMENT)
@@ -116,17 +123,17 @@ class TrainConfig:
 
 PRESETS = {
     "quick": {},
-    "standard": {"epochs": 200, "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4, "warmup_epochs": 5.0,
-                 "schedule": "cosine"},
+    "standard": {"epochs": 200, "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4,
+                 "warmup_epochs": 5.0, "schedule": "cosine"},
 }
 
 
 def config_from_dict(values: dict, where) -> TrainConfig:
     """A TrainConfig from a dictionary of its fields, as a file holds it.
 
-    A field that is missing has its default: what was run before there was an option was run without it. Raises
-    ValueError naming `where` for anything else than a dictionary, for unknown fields, and for values that are not
-    allowed.
+    A field that is missing has its default: what was run before there was an option was run without it.
+    Raises ValueError naming `where` for anything else than a dictionary, for unknown fields, and for values
+    that are not allowed.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} is not a configuration")
@@ -140,8 +147,8 @@ def config_from_dict(values: dict, where) -> TrainConfig:
         raise ValueError(f"{where} is not a configuration: {error}") from None
 
 
-def differing_fields(config: TrainConfig, stored: TrainConfig, free=("device", "data_root", "source")) -> list[str]:
-    """["learning_rate: stored 0.1, given 0.2", ...]; where the data lies and which device computes may differ."""
+def differing_fields(config: TrainConfig, stored: TrainConfig, free: tuple[str, ...]) -> list[str]:
+    """["learning_rate: stored 0.1, given 0.2", ...]: the fields that differ and are not `free` to."""
     return [f"{entry.name}: stored {getattr(stored, entry.name)!r}, given {getattr(config, entry.name)!r}"
             for entry in dataclasses.fields(config)
             if entry.name not in free and getattr(stored, entry.name) != getattr(config, entry.name)]

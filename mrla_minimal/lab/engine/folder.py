@@ -1,4 +1,4 @@
-"""A run's folder: its name, what it must hold before a run goes on, and the lines that a killed run left behind.
+"""A run's folder: its name, what must be in it for a run to go on, and what a killed run left behind.
 
 config.json     the configuration              metrics.jsonl   one line an epoch, no times
 checkpoint.pt   all that a resumed run needs   timing.jsonl    how long each epoch took
@@ -7,6 +7,7 @@ checkpoint.pt   all that a resumed run needs   timing.jsonl    how long each epo
 import dataclasses
 import itertools
 import os
+import re
 from pathlib import Path
 
 from mrla_minimal.lab.engine.checkpoint import read_checkpoint, read_config, require_trust
@@ -27,7 +28,7 @@ def new_run_dir(config: TrainConfig, runs: str | Path = "runs", source: str | No
     layer_attention = own.short_name if own else config.layer_attention
     attention = "-".join(filter(None, (layer_attention, config.channel_attention))) or "plain"
     data = source or ("synthetic" if config.source == "synthetic" else config.dataset)
-    name = f"resnet{config.depth}-{attention}-{data}-seed{config.seed}"
+    name = f"resnet{config.depth}-{attention}-{re.sub(r'[^A-Za-z0-9._]+', '-', data)}-seed{config.seed}"
     for number in itertools.count(1):
         folder = Path(runs) / (name if number == 1 else f"{name}-{number}")
         try:
@@ -45,7 +46,7 @@ def usable_root(data_root: str | None) -> str | None:
     if data_root is None or os.environ.get("MRLA_DATA"):
         return None
     if not Path(data_root).expanduser().exists():
-        print(f"note: the run's folder of data, {data_root}, is not here; the images are looked for elsewhere")
+        print(f"note: the run's folder of data, {data_root}, is not here; images are looked for elsewhere")
         return None
     return data_root
 
@@ -61,15 +62,18 @@ def going_on(config: TrainConfig, run_dir: Path, trust: bool) -> TrainConfig:
     if differing:
         raise ValueError(f"{run_dir} was begun with another configuration: {'; '.join(differing)}")
     if config.epochs != stored.epochs and config.steps is not None and config.steps == stored.steps:
-        raise ValueError(f"epochs has no effect on {run_dir}, which counts steps ({stored.steps}): give more steps, "
-                         "or epochs with steps none")
+        raise ValueError(f"epochs has no effect on {run_dir}, which counts steps ({stored.steps}): "
+                         "give more steps, or epochs with steps none")
     require_trust(stored.layer_attention, run_dir, trust)
     root = usable_root(config.data_root) if config.data_root == stored.data_root else config.data_root
     return dataclasses.replace(config, data_root=root)
 
 
 def begin(run: Run, run_dir: Path) -> None:
-    """Write the configuration of a new run, and a copy of the attention of one's own. ValueError if one is there."""
+    """Write the configuration of a new run, and a copy of the attention of one's own.
+
+    ValueError if one is there.
+    """
     if (run_dir / "config.json").exists():
         raise ValueError(f"{run_dir} holds a run already; resume it, or choose another name")
     write_json(run_dir / "config.json", dataclasses.asdict(run.config))
@@ -81,13 +85,14 @@ def begin(run: Run, run_dir: Path) -> None:
 def begun(run: Run, run_dir: Path) -> dict | None:
     """The checkpoint from which a run goes on, or None if it was stopped before its first.
 
-    A run that is to go on for longer has its config.json replaced. Raises ValueError for fewer steps than it was begun
-    with, and if the checkpoint is none.
+    A run that is to go on for longer has its config.json replaced. Raises ValueError for fewer steps than
+    it was begun with, and if the checkpoint is none.
     """
     stored = read_config(run_dir)
     before, now = run.steps_of(stored), run.total_steps
     if now < before:
-        raise ValueError(f"{run_dir} was begun for {before} steps: it can go on for more, not end after {now}")
+        raise ValueError(f"{run_dir} was begun for {before} steps: it can go on for more, "
+                         f"not end after {now}")
     if now > before and run.world.rank == 0:
         longer = dataclasses.replace(stored, epochs=run.config.epochs, steps=run.config.steps)
         write_json(run_dir / "config.json", dataclasses.asdict(longer))

@@ -13,11 +13,13 @@ from mrla_minimal.resnet import cifar_resnet
 MOMENTUM = 0.9
 
 
-def build_model(config: TrainConfig, num_classes: int, run_dir: Path | None = None, in_channels: int = 3) -> nn.Module:
-    """The model of a configuration, started from its seed: variants of one seed share their host's initial weights.
+def build_model(config: TrainConfig, num_classes: int, run_dir: Path | None = None,
+                in_channels: int = 3) -> nn.Module:
+    """The model of a configuration, started from its seed.
 
-    An attention of one's own is taken from its file, or from the copy in `run_dir`.
-    Raises ValueError naming the argument that does not fit, what was given and what is allowed.
+    Variants of one seed share their host's initial weights. An attention of one's own is taken from its
+    file, or from the copy in `run_dir`. Raises ValueError naming the argument that does not fit, what was
+    given and what is allowed.
     """
     name = config.layer_attention
     own = OwnAttention.parse(name)
@@ -40,21 +42,21 @@ def try_model(config: TrainConfig, run_dir: Path | None = None) -> None:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model(torch.zeros(2, 3, 32, 32))
         except Exception as error:
-            raise ValueError(f"layer_attention {config.layer_attention}: output, memory = attention(x, memory) does not "
-                             f"work in this net: {where(error)}; mrla check tells more") from error
+            raise ValueError(f"layer_attention {config.layer_attention}: "
+                             "output, memory = attention(x, memory) "
+                             f"does not work in this net: {where(error)}; mrla check tells more") from error
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, fused: bool | None = None) -> torch.optim.SGD:
     """SGD with Nesterov momentum.
 
-    Biases, norms and lambda_o (everything with one dimension) decay only with `decay_all`. A fused one takes a gradient
-    scaler's verdict on the device.
+    Biases, norms and lambda_o (everything with one dimension) decay only with `decay_all`. A fused one
+    takes a gradient scaler's verdict on the device.
     """
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if config.decay_all or p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if not config.decay_all and p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    decayed = [p for p in model.parameters() if config.decay_all or p.dim() > 1]
+    spared = [p for p in model.parameters() if not config.decay_all and p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay},
+              {"params": spared, "weight_decay": 0.0}]
     return torch.optim.SGD([group for group in groups if group["params"]], lr=config.learning_rate,
                            momentum=MOMENTUM, nesterov=True, fused=fused)
 

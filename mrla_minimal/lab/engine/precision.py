@@ -5,15 +5,16 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SMALLEST_SCALE = 2.0**-20       # 65536 halved 36 times, with no step in between whose gradients float16 could hold
+SMALLEST_SCALE = 2.0**-20       # 65536 halved 36 times: gradients that float16 holds at no scale
 
 
 def choose_precision(device: torch.device, amp: bool = True) -> str:
     """A name of PRECISIONS: what the forward and backward pass compute with on a device.
 
-    A GPU of compute capability 8.0 or more (A100, RTX 30) has bfloat16, one from 7.0 on (T4, V100) float16. Older ones,
-    other devices, and any device without `amp` have float32. The capability is asked for, and not
-    torch.cuda.is_bf16_supported(), which also says True where bfloat16 is emulated: a T4 has no convolution in it.
+    A GPU of compute capability 8.0 or more (A100, RTX 30) has bfloat16, one from 7.0 on (T4, V100) float16.
+    Older ones, other devices, and any device without `amp` have float32. The capability is asked for, and
+    not torch.cuda.is_bf16_supported(), which also says True where bfloat16 is emulated: a T4 has no
+    convolution in it.
     """
     if not amp or device.type != "cuda":
         return "float32"
@@ -29,8 +30,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """What keeps gradients within float16's range; for any other precision it does nothing.
 
-    It multiplies the loss, divides the gradients, and leaves out a step whose gradients are not finite. It reads nothing
-    back to the host as long as the optimiser is a fused one.
+    It multiplies the loss, divides the gradients, and leaves out a step whose gradients are not finite. It
+    reads nothing back to the host as long as the optimiser is a fused one.
     """
     return torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=precision == "float16")
 

@@ -1,7 +1,7 @@
 """From a checkpoint's state back to a run at the step where it was.
 
-A state comes out of a file: every part is checked before any is used. The optimiser's settings are not among them: they
-follow from the configuration.
+A state comes out of a file: every part is checked before any is used. The optimiser's settings are not
+among them: they follow from the configuration.
 """
 
 from pathlib import Path
@@ -14,8 +14,9 @@ from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
 from mrla_minimal.lab.engine.precision import PRECISIONS
 from mrla_minimal.lab.engine.run import Run
 
-MAY_DIFFER = ("device", "data_root", "source", "epochs", "steps")       # a run may go on elsewhere, and for longer
+MAY_DIFFER = ("device", "data_root", "source", "epochs", "steps")   # it may go on elsewhere, and for longer
 NEEDED = ("epoch", "train_loss", "train_accuracy", "learning_rate")     # in every record of an epoch
+KINDS = {"source": text, "epoch": integer, "step": integer}     # the others: losses, accuracies, a rate
 PARTS = ("threads", "step", "losses", "hits", "metrics", "seconds", "random")
 
 
@@ -54,7 +55,7 @@ def _restore_position(run, state):
     """How far the run had come, and what it measured on the way."""
     step = integer("step", state["step"], 0, run.total_steps)
     metrics = _checked_metrics(state["metrics"], step)
-    measured = metrics[-1]["step"] if metrics else 0        # the steps since then are of an epoch that is not closed
+    measured = metrics[-1]["step"] if metrics else 0        # the steps since are of an epoch not yet closed
     for name in ("losses", "hits"):
         if not isinstance(state[name], list) or len(state[name]) != step - measured:
             raise ValueError(f"{name} must be a list of {step - measured}, not {shown(state[name])}")
@@ -75,10 +76,9 @@ def _checked_metrics(metrics, step):
             raise ValueError(f"metrics must be a list of records, and {shown(record)} is none")
         before = integer("the step of an epoch", record.get("step"), before + 1, step)
         for name, value in {**dict.fromkeys(NEEDED), **record}.items():
-            check = text if name == "source" else integer if name in ("epoch", "step") else \
-                share if str(name).endswith("accuracy") else not_negative
-            parts = name in ("train_loss_parts", "train_accuracy_parts") and isinstance(value, list)
-            for number in value if parts else [value]:
+            check = KINDS.get(name, share if str(name).endswith("accuracy") else not_negative)
+            several = str(name).endswith("parts") and isinstance(value, list)
+            for number in value if several else [value]:
                 check(f"{shown(name)} of an epoch", number)
     return metrics
 
@@ -93,11 +93,12 @@ def _restore_optimizer(run, state):
     for number, entry in stored.items():
         integer("the number of a parameter", number, 0, len(parameters) - 1)
         momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
-        if not is_plain(momentum) or not momentum.is_floating_point() or momentum.shape != parameters[number].shape:
-            raise ValueError(f"the momentum of parameter {number} must be {tuple(parameters[number].shape)} finite "
-                             f"numbers, not {shown(momentum)}")
+        shape = parameters[number].shape
+        if not is_plain(momentum) or not momentum.is_floating_point() or momentum.shape != shape:
+            raise ValueError(f"the momentum of parameter {number} must be {tuple(shape)} finite numbers, "
+                             f"not {shown(momentum)}")
         momenta[number] = {"momentum_buffer": momentum}
-    if run.step > 0 and not momenta and not run.scaler.is_enabled():        # a scaler may have left out every step
+    if run.step > 0 and not momenta and not run.scaler.is_enabled():    # a scaler may leave out every step
         raise ValueError(f"optimizer must hold the momentum of {run.step} steps, and holds none")
     run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": momenta})
     if run.scaler.is_enabled() and "scaler" in state:
@@ -108,7 +109,7 @@ def _restore_optimizer(run, state):
 
 
 def _restore_random(run, random):
-    if run.world.parallel:      # each process draws its own drop_path, and the checkpoint knows rank 0's alone
+    if run.world.parallel:      # each process draws its own drop_path; the checkpoint knows rank 0's alone
         torch.manual_seed(run.config.seed + 1 + run.world.rank + run.world.size * run.step)
         return
     try:

@@ -1,6 +1,7 @@
 """The state of one run: data, model, optimiser; one step, one epoch's metrics, and evaluation.
 
-The random choices of an epoch follow from (seed, epoch) alone, so a position in the run is nothing but a step number.
+The random choices of an epoch follow from (seed, epoch) alone, so a position in the run is nothing but a
+step number.
 """
 
 import dataclasses
@@ -29,16 +30,20 @@ from mrla_minimal.looking import in_evaluation
 
 
 class TrainingDiverged(RuntimeError):
-    """A number that is no longer finite: a loss, a weight, a batch norm's statistic. Such a net has no result."""
+    """A number that is no longer finite: a loss, a weight, a batch norm's statistic.
+
+    Such a net has no result.
+    """
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, world: World | None = None, batch_size: int = 500,
-             precision: str = "float32", channels_last: bool = False, progress: bool = False) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy) of a model on a Split, in evaluation mode; every module's own mode is put back.
+             precision: str = "float32", channels_last: bool = False,
+             progress: bool = False) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy) of a model on a Split, in evaluation mode.
 
-    With a World, each process counts its share. Raises TrainingDiverged if the loss is not finite: the largest of
-    logits that are no numbers is no answer.
+    Every module's own mode is put back. With a World, each process counts its share. Raises
+    TrainingDiverged if the loss is not finite: the largest of logits that are no numbers is no answer.
     """
     world = world or World(0, 1, split.images.device)
     device, dtype = split.images.device, next(model.parameters()).dtype
@@ -57,26 +62,30 @@ def evaluate(model: nn.Module, split: Split, world: World | None = None, batch_s
             sums += torch.stack([loss, correct.to(loss.dtype), torch.full_like(loss, len(labels))]).to(sums)
     loss, correct, count = world.sum(sums).tolist()
     if not math.isfinite(loss):
-        raise TrainingDiverged(f"the mean loss over {count:.0f} images is {loss}: not all of the net's numbers are finite")
+        raise TrainingDiverged(f"the mean loss over {count:.0f} images is {loss}: "
+                               "not all of the net's numbers are finite")
     return loss / count, correct / count
 
 
 class Run:
     """The state of one run on this process: data, model, optimiser, and how far it has come.
 
-    `data` is a `Cifar` of one's own, or None: then what the configuration names is loaded. `step` counts optimiser steps
-    from 0; `losses` and `hits` hold those of the current epoch as numbers, in order. `precision` is what it computes in.
-    Raises ValueError for a configuration or for images that cannot be trained.
+    `data` is a `Cifar` of one's own, or None: then what the configuration names is loaded. `step` counts
+    optimiser steps from 0; `losses` and `hits` hold those of the current epoch as numbers, in order.
+    `precision` is what it computes in. Raises ValueError for a configuration or for images that cannot be
+    trained.
     """
 
-    def __init__(self, config: TrainConfig, world: World, run_dir: Path | None = None, data: Cifar | None = None):
+    def __init__(self, config: TrainConfig, world: World, run_dir: Path | None = None,
+                 data: Cifar | None = None):
         self.config, self.world = config, world
         if config.batch_size % world.size:
             raise ValueError(f"batch_size must be divisible by the {world.size} processes, "
                              f"which {config.batch_size} is not")
         try_model(config, run_dir)      # wrong arguments are told before the data is fetched
         if data is None:
-            data = world.first_then_others(lambda: load_cifar(config.dataset, config.data_root, config.source))
+            data = world.first_then_others(
+                lambda: load_cifar(config.dataset, config.data_root, config.source))
         self._take_data(arguments.images("data", data))
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -182,8 +191,9 @@ class Run:
 
     def require_finite(self) -> None:
         """TrainingDiverged unless all weights, and all statistics of batch norms, are finite numbers."""
-        numbers = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
-        finite = torch.stack([torch.isfinite(value).all() for value in numbers.values()]).tolist()
+        numbers = {name: tensor for name, tensor in self.model.state_dict().items()
+                   if tensor.is_floating_point()}
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in numbers.values()]).tolist()
         broken = [name for name, whole in zip(numbers, finite, strict=True) if not whole]
         where = f"after step {self.step} of {self.total_steps}"
         if broken:
@@ -192,9 +202,10 @@ class Run:
             raise TrainingDiverged(f"float16 holds no step's gradients any more {where}")
 
     def close_epoch(self) -> dict:
-        """The metrics of the epoch that just ended (or of the part of it that `steps` allows), as one JSON-able record.
+        """The metrics of the epoch that just ended, as one record that JSON can hold.
 
-        Raises TrainingDiverged if a number in the net, or of the record, is not finite.
+        `steps` may have cut the epoch short. Raises TrainingDiverged if a number in the net, or of the
+        record, is not finite.
         """
         self.read_losses()
         record = {
@@ -223,7 +234,10 @@ class Run:
         return record
 
     def state(self) -> dict:
-        """All that a resumed run needs, of kinds that weights_only loading admits. TrainingDiverged if it is not finite."""
+        """All that a resumed run needs, of kinds that weights_only loading admits.
+
+        TrainingDiverged if it is not finite.
+        """
         self.read_losses()
         self.require_finite()
         random = {"cpu": torch.get_rng_state()}

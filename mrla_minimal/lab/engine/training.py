@@ -1,4 +1,7 @@
-"""One training run: its loop, and how it is interrupted and resumed. `folder.py` says what it leaves behind."""
+"""One training run: its loop, and how it is interrupted and resumed.
+
+`folder.py` says what it leaves behind.
+"""
 
 import shlex
 import signal
@@ -13,7 +16,7 @@ from tqdm import tqdm
 
 from mrla_minimal.lab.arguments import not_negative
 from mrla_minimal.lab.data import Cifar
-from mrla_minimal.lab.device import device_name, join_world
+from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine.checkpoint import save
 from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.folder import begin, begun, cut_back, going_on, new_run_dir
@@ -78,36 +81,39 @@ def _signals_noted() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
 
 
+@plain_defaults()
 def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar | None = None,
           resume: bool = False, trust: bool = False, progress: bool = True, checkpoint_seconds: float = 60.0,
           on_record: Callable[[dict], None] | None = None) -> Result:
-    """Train one model as `config` says, and return its Result. Writes run_dir (default: a new folder under runs/).
+    """Train one model as `config` says, and return its Result.
 
-    `data` holds images of one's own, of any size and number of channels; None loads what `config` names:
+    Everything is written to `run_dir` (None: a new folder under runs/). `data` holds images of one's own,
+    of any size and number of channels; None loads what `config` names:
 
         train_split = Split(images, labels)         # uint8 (N, channels, height, width); int64 (N,)
         data = Cifar(train_split, test_split, ("cat", "dog"), source="pets", fingerprint="pets, version 1")
         result = train(TrainConfig(depth=20), data=data)
 
-    resume=True continues what run_dir holds: a CPU run that was killed ends with the same weights and metrics.jsonl,
-    bit for bit, as one that never was, at the same number of threads. With more epochs (or steps) than before, a run
-    goes on for longer, also one that had ended: from there on, what follows from the length (the schedule, and
-    augment="auto") is as if it had been begun with the new length, so the learning rate may rise again. A run with an
-    attention of one's own is continued only with trust=True, for its folder says which Python file to run.
+    resume=True continues what run_dir holds: a CPU run that was killed ends with the same weights and
+    metrics.jsonl, bit for bit, as one that never was, at the same number of threads. With more epochs (or
+    steps) than before, a run goes on for longer, also one that had ended: from there on, what follows from
+    the length (the schedule, and augment="auto") is as if it had been begun with the new length, so the
+    learning rate may rise again. A run with an attention of one's own is continued only with trust=True,
+    for its folder says which Python file to run.
 
-    A checkpoint is written at the start, after every epoch, and whenever `checkpoint_seconds` have passed since the
-    last. Under torchrun, every process calls this. `on_record` is called with each epoch's record once it is on the
-    disk; for TensorBoard, or for a table:
+    A checkpoint is written at the start, after every epoch, and whenever `checkpoint_seconds` have passed
+    since the last. Under torchrun, every process calls this. `on_record` is called with each epoch's record
+    once it is on the disk; for TensorBoard, or for a table:
 
         writer = SummaryWriter(folder)
-        train(config, on_record=lambda record: writer.add_scalar("test", record["test_accuracy"], record["step"]))
+        train(config, on_record=lambda r: writer.add_scalar("test", r["test_accuracy"], r["step"]))
 
         table = csv.DictWriter(file, ["epoch", "train_loss", "test_accuracy"], extrasaction="ignore")
         train(config, on_record=table.writerow)
 
     Raises ValueError for a wrong configuration or folder, TrainingDiverged when a number is not finite,
-    TrainingInterrupted after Ctrl-C or SIGTERM (the checkpoint is written), OSError when a file cannot be written (the
-    last good checkpoint stays).
+    TrainingInterrupted after Ctrl-C or SIGTERM (the checkpoint is written), OSError when a file cannot be
+    written (the last good checkpoint stays).
     """
     not_negative("checkpoint_seconds", checkpoint_seconds)
     world = join_world(config.device)
@@ -126,7 +132,7 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
         run = Run(config, world, run_dir, data)
         goes_on = resume or world.rank > 0      # for the others, rank 0 has begun it
         state = world.first_then_others(lambda: begun(run, run_dir) if goes_on else begin(run, run_dir))
-        if world.from_rank_zero(state is not None):     # not what this rank saw: rank 0 may write a first one meanwhile
+        if world.from_rank_zero(state is not None):     # this rank may see one that rank 0 wrote meanwhile
             restore(run, state, run_dir / "checkpoint.pt")
         _train_to_the_end(run, run_dir, progress and world.rank == 0, checkpoint_seconds, on_record)
         if world.rank == 0:
@@ -143,8 +149,8 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
                 with suppress(OSError):                     # a folder that holds something stays
                     run_dir.rmdir()
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    return Result(run.metrics[-1]["test_accuracy"], run.metrics, run.source, run.fingerprint, parameters, run.seconds,
-                  run.images_per_second, run_dir, run.precision)
+    return Result(run.metrics[-1]["test_accuracy"], run.metrics, run.source, run.fingerprint, parameters,
+                  run.seconds, run.images_per_second, run_dir, run.precision)
 
 
 def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
@@ -152,7 +158,8 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
     if progress:
         print(f"training in {run.precision} on {device_name(run.world.device)}")
         if config.layer_attention and all(len(stage) == 1 for stage in run.model.stages):
-            print(f"note: ResNet-{config.depth} has one layer a stage: its layer attention has no earlier layer to read")
+            print(f"note: ResNet-{config.depth} has one layer a stage: "
+                  "its layer attention has no earlier layer to read")
     # Reading a loss waits for the device.
     read_every = 1 if run.world.device.type == "cpu" and not run.world.parallel else 50
     if first:

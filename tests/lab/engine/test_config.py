@@ -13,9 +13,11 @@ from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
 @pytest.mark.parametrize("field, value, allowed", [
     ("dataset", "mnist", "'cifar10', 'cifar100'"), ("layer_attention", "mrla", "'mrla-light'"),
     ("channel_attention", "cbam", "'se', 'eca', none"), ("schedule", "linear", "'cosine', 'steps'"),
-    ("source", "web", "'real'"), ("device", "tpu", "'cuda', 'cuda:N', 'mps', 'cpu'"), ("device", "cuda:x", "'cuda:N'"),
-    ("batch_size", 0, "positive integer"), ("epochs", 0, "positive integer"), ("epochs", 2.0, "positive integer"),
-    ("epochs", True, "positive integer"), ("depth", "20", "positive integer"), ("width", None, "positive integer"),
+    ("source", "web", "'real'"), ("device", "tpu", "'cuda', 'cuda:N', 'mps', 'cpu'"),
+    ("device", "cuda:x", "'cuda:N'"), ("batch_size", 0, "positive integer"),
+    ("epochs", 0, "positive integer"),
+    ("epochs", 2.0, "positive integer"), ("epochs", True, "positive integer"),
+    ("depth", "20", "positive integer"), ("width", None, "positive integer"),
     ("steps", 0, "positive integer, at most 2147483647, or none"), ("head_dim", "16", "or none"),
     ("seed", -1, "from 0 to 2147483647"),
     ("learning_rate", -0.1, "positive number"), ("learning_rate", math.nan, "positive number"),
@@ -48,8 +50,9 @@ def test_a_number_of_many_digits_is_refused_in_a_short_line(digits):
 
 
 def test_numpys_numbers_become_pythons():
-    given = {"depth": np.int64(20), "steps": np.uint8(3), "seed": np.int32(1), "learning_rate": np.float32(0.5),
-             "warmup_epochs": np.int64(2), "amp": np.bool_(False), "dataset": np.str_("cifar10"),
+    given = {"depth": np.int64(20), "steps": np.uint8(3), "seed": np.int32(1),
+             "learning_rate": np.float32(0.5), "warmup_epochs": np.int64(2), "amp": np.bool_(False),
+             "dataset": np.str_("cifar10"),
              "data_root": Path("some") / "where"}
     config = TrainConfig(**given)
     kinds = {name: type(getattr(config, name)) for name in given}
@@ -67,8 +70,10 @@ def test_an_option_that_a_file_does_not_know_yet_stands_at_its_default():
     values = dataclasses.asdict(TrainConfig(depth=8))
     del values["compile"], values["augment"]
     config = config_from_dict(values, "config.json")
-    assert config == TrainConfig(depth=8) and differing_fields(config, TrainConfig(depth=8)) == []
-    assert differing_fields(TrainConfig(depth=8, compile=True), config) == ["compile: stored False, given True"]
+    assert config == TrainConfig(depth=8) and differing_fields(config, TrainConfig(depth=8), ()) == []
+    compiled = TrainConfig(depth=8, compile=True)
+    assert differing_fields(compiled, config, ()) == ["compile: stored False, given True"]
+    assert differing_fields(compiled, config, ("compile",)) == []
 
 
 @pytest.mark.parametrize("values, complaint", [
@@ -76,5 +81,5 @@ def test_an_option_that_a_file_does_not_know_yet_stands_at_its_default():
     ({"width": "4"}, "width must be a positive integer"),
 ])
 def test_what_is_no_configuration_names_its_file(values, complaint):
-    with pytest.raises(ValueError, match=f"^config.json is not a configuration.*{complaint}|^config.json {complaint}"):
+    with pytest.raises(ValueError, match=f"^config.json (is not a configuration.*)?{complaint}"):
         config_from_dict(values, "config.json")

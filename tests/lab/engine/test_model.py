@@ -22,7 +22,8 @@ def test_step_schedule_divides_by_ten_at_half_and_three_quarters():
 def test_weight_decay_spares_biases_norms_and_lambda_unless_asked(decay_all):
     config = tiny_config(layer_attention="mrla-light", decay_all=decay_all, weight_decay=0.3)
     model = build_model(config, 10)
-    decay = {id(p): group["weight_decay"] for group in build_optimizer(config, model).param_groups for p in group["params"]}
+    groups = build_optimizer(config, model).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         spared = name.endswith(("bias", "lambda_o")) or "norm" in name
         assert decay[id(parameter)] == (0.3 if decay_all or not spared else 0.0), name

@@ -15,7 +15,7 @@ from mrla_minimal.lab.files import read_records
 
 TOOLS = Path(parallel_steps.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch's Windows builds have no libuv for torchrun")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun has no libuv on Windows")
 
 
 def _run(command, cwd=None):

@@ -24,7 +24,7 @@ from mrla_minimal.lab.engine import (
 )
 from mrla_minimal.lab.files import read_records
 
-needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL or SIGINT for another process")
+needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signals to processes")
 
 
 def _interrupt_after(monkeypatch, steps, number=signal.SIGINT):
@@ -70,7 +70,7 @@ def test_lines_written_after_the_checkpoint_are_cut(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_interrupts_at_once(tmp_path, monkeypatch, number):
-    """In the middle of a step, then: it is not the run that ends with its checkpoint, but the process with an exception."""
+    """So in the middle of a step, and without a checkpoint of it."""
     original, reached = Run.batch, []
 
     def batch(run):
@@ -156,10 +156,11 @@ def test_resuming_with_another_thread_count_is_said(tmp_path, capsys):
 
 
 def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
-    """It is the run that it would have been with the new length, but for the rates of the steps that were done."""
+    """As it would have been with the new length, but for the rates of the steps that were done."""
     first = tiny_train(tiny_config(epochs=1, augment="on"), tmp_path / "run")
     longer = tiny_train(tiny_config(epochs=3, augment="on"), tmp_path / "run", resume=True)
-    assert [record["epoch"] for record in longer.metrics] == [1, 2, 3] and longer.metrics[0] == first.metrics[0]
+    assert [record["epoch"] for record in longer.metrics] == [1, 2, 3]
+    assert longer.metrics[0] == first.metrics[0]
     assert read_records(tmp_path / "run" / "metrics.jsonl")[0] == longer.metrics
     assert read_config(tmp_path / "run") == tiny_config(epochs=3, augment="on")
     rates = [record["learning_rate"] for record in longer.metrics[1:]]

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from tiny import tiny_config, tiny_train
+from tiny import tiny_cifar, tiny_config, tiny_train
 
 from mrla_minimal.lab import figures, files
 from mrla_minimal.lab.data import Cifar, Split
@@ -61,8 +62,8 @@ def own_images(channels=3, size=32, **changes):
     splits = []
     for count in (48, 12):
         labels = torch.arange(count) % 3
-        images = (60 * labels + 20).to(torch.uint8)[:, None, None, None].expand(-1, channels, size, size).clone()
-        splits.append(Split(images, labels))
+        images = (60 * labels + 20).to(torch.uint8)[:, None, None, None].expand(-1, channels, size, size)
+        splits.append(Split(images.clone(), labels))
     parts = {"train": splits[0], "test": splits[1], "classes": ("dark", "grey", "light"), "source": "own"}
     return Cifar(**{**parts, "fingerprint": "own 1", **changes})
 
@@ -80,7 +81,11 @@ def test_images_of_ones_own_decide_classes_channels_and_size(tmp_path, channels,
 
 def test_images_of_ones_own_name_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert tiny_train(tiny_config(epochs=1), None, data=own_images()).run_dir.name == "resnet8-mrla-light-own-seed0"
+    result = tiny_train(tiny_config(epochs=1), None, data=own_images())
+    assert result.run_dir.name == "resnet8-mrla-light-own-seed0"
+    result = tiny_train(tiny_config(epochs=1), None, data=own_images(source="../my pets"))
+    assert result.run_dir == Path("runs/resnet8-mrla-light-..-my-pets-seed0")
+    assert result.source == "../my pets"
 
 
 FEW = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -88,16 +93,38 @@ TWO = torch.zeros(2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("change, complaint", [
-    ({"train": Split(FEW.float(), TWO)}, "data.train.images must be a uint8 .*not a tensor .2, 3, 32, 32. of torch.float32"),
-    ({"test": Split(FEW, TWO[:1])}, "data.test.labels must be an int64 tensor .2,., not a tensor .1,. of torch.int64"),
+    ({"train": Split(FEW.float(), TWO)}, "data.train.images must .* not a tensor .* of torch.float32"),
+    ({"test": Split(FEW, TWO[:1])}, "data.test.labels must be .* .2,., not a tensor .1,. of torch.int64"),
     ({"test": Split(FEW[..., :8, :8], TWO)}, "images of one shape, not .3, 32, 32. and .3, 8, 8."),
     ({"classes": ("a", "b")}, "data.train.labels must be from 0 to 1.*they go from 0 to 2"),
     ({"train": None}, "data.train.images must be a uint8 tensor .*not None"),
+    ({"classes": ("a", "", "c")}, "a name in data.classes must be a text, not ''"),
+    ({"classes": "abc"}, "data.classes must be a tuple of names, not 'abc'"),
+    ({"source": None}, "data.source must be a text, not None"),
+    ({"fingerprint": ""}, "data.fingerprint must be a text, not ''"),
 ])
 def test_images_that_cannot_be_trained_on_are_named_before_anything_is_written(tmp_path, change, complaint):
     with pytest.raises(ValueError, match=complaint):
         tiny_train(tiny_config(), tmp_path / "run", data=own_images(**change))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("set_default, back", [
+    (lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)),
+    (lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)),
+], ids=["dtype", "device"])
+def test_what_a_program_has_set_for_its_own_tensors_changes_nothing(tmp_path, set_default, back):
+    expected = tiny_train(tiny_config(epochs=1), tmp_path / "expected")
+    data = tiny_cifar()
+    set_default()
+    try:
+        result = tiny_train(tiny_config(epochs=1), tmp_path / "run", data=data)
+        model, _ = load_model(tmp_path / "run")
+    finally:
+        back()
+    assert result.metrics == expected.metrics
+    kinds = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}
+    assert kinds == {(torch.float32, "cpu")}
 
 
 def test_two_runs_that_start_together_get_two_folders(tmp_path):
@@ -143,16 +170,17 @@ def test_a_figure_that_fails_does_not_cost_the_run(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(figures, "plot_curves", plot_curves)
     result = tiny_train(tiny_config(epochs=1), tmp_path / "run")
-    assert capsys.readouterr().out == (f"note: {tmp_path / 'run' / 'curves.png'} could not be drawn "
-                                       "(ModuleNotFoundError: No module named 'no_such_backend'); all else is there\n")
+    assert capsys.readouterr().out == (
+        f"note: {tmp_path / 'run' / 'curves.png'} could not be drawn "
+        "(ModuleNotFoundError: No module named 'no_such_backend'); all else is there\n")
     assert files.read_records(tmp_path / "run" / "metrics.jsonl")[0] == result.metrics
     assert load_model(tmp_path / "run")[1]["step"] == 6
 
 
 @pytest.mark.slow
 def test_a_backend_that_does_not_exist_costs_the_figure_alone(tmp_path):
-    done = subprocess.run([sys.executable, tiny.__file__, str(tmp_path / "run")], capture_output=True, text=True,
-                          env={**os.environ, "MPLBACKEND": "module://no_such_backend"}, timeout=120)
+    done = subprocess.run([sys.executable, tiny.__file__, str(tmp_path / "run")], capture_output=True,
+                          env={**os.environ, "MPLBACKEND": "module://no_such_backend"}, text=True, timeout=99)
     assert done.returncode == 0 and "curves.png could not be drawn (" in done.stdout, done.stderr
     assert load_model(tmp_path / "run")[1]["step"] == 12 and not (tmp_path / "run" / "curves.png").exists()
 
@@ -172,8 +200,9 @@ def test_records_make_a_table_as_the_docstring_says(tmp_path):
     with open(tmp_path / "table.csv", "w", newline="") as file:
         table = csv.DictWriter(file, ["epoch", "train_loss", "test_accuracy"], extrasaction="ignore")
         result = tiny_train(tiny_config(), tmp_path / "run", on_record=table.writerow)
+    names = ("epoch", "train_loss", "test_accuracy")
     rows = list(csv.reader(open(tmp_path / "table.csv")))
-    assert rows == [[str(record[name]) for name in ("epoch", "train_loss", "test_accuracy")] for record in result.metrics]
+    assert rows == [[str(record[name]) for name in names] for record in result.metrics]
 
 
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf, "60"])
