@@ -121,8 +121,9 @@ def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     if result.source == "synthetic":
         print("trained and tested on the synthetic images: this is no CIFAR accuracy")
     if not arguments.quiet:
-        print(f"run folder {result.run_dir}: "
-              "config.json, metrics.jsonl, timing.jsonl, checkpoint.pt, curves.png")
+        names = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoint.pt", "curves.png")
+        there = [name for name in names if (result.run_dir / name).exists()]
+        print(f"run folder {result.run_dir}: {', '.join(there)}")
     print(f"test accuracy {100 * result.test_accuracy:.2f} %")
     last = result.metrics[-1]
     speed = result.images_per_second
