@@ -9,9 +9,13 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from mrla_minimal.lab.data import Cifar
 
 LARGEST = 2**31 - 1
 
@@ -79,7 +83,7 @@ def or_none(check: Callable) -> Callable:
     return checked
 
 
-def images(name: str, data: object):
+def images(name: str, data: object) -> "Cifar":
     """Images of one's own, given as a `Cifar`; returned as they are.
 
     Both splits need images uint8 (N, channels, height, width), of one shape, and labels int64 (N,) from 0

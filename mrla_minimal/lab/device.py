@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from mrla_minimal.lab.arguments import one_of
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
-def device_text(name: str, value) -> str:
+def device_text(name: str, value: object) -> str:
     """The check of a device's text: one of DEVICES, or "cuda:N" for a certain GPU.
 
     Whether it is here is not asked.
@@ -73,7 +74,7 @@ class World:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def first_then_others(self, action: Callable):
+    def first_then_others(self, action: Callable[[], Any]) -> Any:
         """Rank 0 runs `action` before the others do, so that what it downloads is there for them."""
         if self.parallel and self.rank > 0:
             torch.distributed.barrier()
@@ -82,7 +83,7 @@ class World:
             torch.distributed.barrier()
         return result
 
-    def from_rank_zero(self, value):
+    def from_rank_zero(self, value: Any) -> Any:
         """Rank 0's value, in every process."""
         if not self.parallel:
             return value

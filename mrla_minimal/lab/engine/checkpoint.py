@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +21,9 @@ from mrla_minimal.lab.engine.config import TrainConfig, config_from_dict
 from mrla_minimal.lab.engine.model import build_model
 from mrla_minimal.lab.files import replace_file
 from mrla_minimal.lab.plugins import OwnAttention
+
+if TYPE_CHECKING:
+    from mrla_minimal.lab.engine.run import Run
 
 CHECKPOINT_FORMAT = "mrla-minimal checkpoint 1"
 CPU = torch.device("cpu")
@@ -145,7 +149,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     return config_from_dict(values, path)
 
 
-def save(run, run_dir: Path) -> None:
+def save(run: "Run", run_dir: Path) -> None:
     """Write a Run's checkpoint, whole or not at all.
 
     It is put together in memory first: torch's own writer hides a full disk's OSError. Raises

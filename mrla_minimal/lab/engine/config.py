@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -128,7 +129,7 @@ PRESETS = {
 }
 
 
-def config_from_dict(values: dict, where) -> TrainConfig:
+def config_from_dict(values: dict, where: str | Path) -> TrainConfig:
     """A TrainConfig from a dictionary of its fields, as a file holds it.
 
     A field that is missing has its default: what was run before there was an option was run without it.
