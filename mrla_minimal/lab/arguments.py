@@ -52,6 +52,15 @@ def integer(name: str, value: object, least: int = 1, most: int = LARGEST) -> in
     return int(value)
 
 
+def integer_of(allowed: tuple[int, ...]) -> Callable:
+    """The check that an integer is one of a few."""
+    def checked(name, value):
+        if not _is(value, numbers.Integral) or value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, not {shown(value)}")
+        return int(value)
+    return checked
+
+
 def positive(name: str, value: object) -> float:
     """A finite number above 0."""
     return _number(name, value, lambda number: number > 0, "a positive number")

@@ -14,6 +14,8 @@ from mrla_minimal.lab.cli_parser import (
     whole,
 )
 from mrla_minimal.lab.engine import TrainConfig
+from mrla_minimal.lab.engine.config import config_from_dict
+from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
 
@@ -78,6 +80,7 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
         data = load_cifar(config["dataset"], root, source)
     if data.fingerprint != state["fingerprint"]:
         raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
+    data = prepared(config_from_dict(config, arguments.run), data)
     trained_on, held_out = hold_out(data.train, seed=0) if config["validation"] else (data.train, None)
     split = {"test": data.test, "train": trained_on, "validation": held_out}[arguments.split]
     if split is None:

@@ -66,7 +66,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         kind = whole if kind is int else kind
         if entry.metadata["choices"]:
             names = ("none" if choice is None else choice for choice in entry.metadata["choices"])
-            options["metavar"] = "{" + ",".join(names) + "}"
+            options["metavar"] = "{" + ",".join(map(str, names)) + "}"
         parser.add_argument(flag, type=or_none(kind) if allows_none else kind, **options)
 
 

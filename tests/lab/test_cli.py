@@ -43,7 +43,7 @@ def test_every_field_is_an_option_and_the_presets_give_defaults():
         choices = [choice for choice in field.metadata["choices"] or () if choice is not None]
         if field.name == "device":
             choices = ["cpu"]
-        text = choices[-1] if choices else values[field.type]
+        text = str(choices[-1]) if choices else values[field.type]
         kind = next((kind for kind in (float, int) if field.type in (kind, kind | None)), str)
         assert getattr(parse(flag, text), field.name) == kind(text), field.name
     assert parse("--layer-attention", "none").layer_attention is None

@@ -47,6 +47,21 @@ class Cifar:
     fingerprint: str
 
 
+def averaged(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """uint8 images (N, C, H, W), averaged down to (N, C, pixels, pixels), rounded.
+
+    Each new pixel is the mean of the square of old ones that it covers; where `pixels` does not divide the
+    old size, squares share their borders. Raises ValueError unless 1 <= pixels <= H and W.
+    """
+    if not 1 <= pixels <= min(images.shape[2:]):
+        raise ValueError(f"images of {tuple(images.shape[2:])} pixels can be averaged down to 1 to "
+                         f"{min(images.shape[2:])}, not to {pixels!r}")
+    if tuple(images.shape[2:]) == (pixels, pixels):
+        return images
+    parts = [F.adaptive_avg_pool2d(part.float(), pixels).round() for part in images.split(5000)]
+    return torch.cat([part.to(torch.uint8) for part in parts])
+
+
 def hold_out(split: Split, size: int | None = None, seed: int = 0) -> tuple[Split, Split]:
     """Take `size` images (None: a tenth) out of a split: (the rest, those taken), each in the split's order.
 
@@ -80,19 +95,20 @@ def hold_out(split: Split, size: int | None = None, seed: int = 0) -> tuple[Spli
 class EpochPlan:
     """All of an epoch's chance, by position in it.
 
-    order int64 (N,): which image; shift int64 (N, 2): where its crop begins, down and right, in 0..8;
-    flip bool (N,).
+    order int64 (N,): which image; shift int64 (N, 2): where its crop begins, down and right, from 0 to twice
+    the padding; flip bool (N,). `padding`: how many zeros stand on each side before the crop.
     """
 
     order: torch.Tensor
     shift: torch.Tensor
     flip: torch.Tensor
+    padding: int = PADDING
 
     def to(self, device: torch.device | str) -> "EpochPlan":
-        return EpochPlan(self.order.to(device), self.shift.to(device), self.flip.to(device))
+        return EpochPlan(self.order.to(device), self.shift.to(device), self.flip.to(device), self.padding)
 
 
-def plan_epoch(size: int, seed: int, epoch: int, augment: bool = True) -> EpochPlan:
+def plan_epoch(size: int, seed: int, epoch: int, augment: bool = True, padding: int = PADDING) -> EpochPlan:
     """The plan for `size` images, a function of (seed, epoch) alone.
 
     augment False: centred crops, no flips. The plan is drawn on the CPU so that every device sees the same
@@ -107,22 +123,22 @@ def plan_epoch(size: int, seed: int, epoch: int, augment: bool = True) -> EpochP
     chance = {"generator": generator, "device": "cpu"}
     order = torch.randperm(size, **chance)
     if not augment:
-        centred = torch.full((size, 2), PADDING, device="cpu")
-        return EpochPlan(order, centred, torch.zeros(size, dtype=torch.bool, device="cpu"))
-    shift = torch.randint(0, 2 * PADDING + 1, (size, 2), **chance)
-    return EpochPlan(order, shift, torch.randint(0, 2, (size,), **chance).bool())
+        centred = torch.full((size, 2), padding, device="cpu")
+        return EpochPlan(order, centred, torch.zeros(size, dtype=torch.bool, device="cpu"), padding)
+    shift = torch.randint(0, 2 * padding + 1, (size, 2), **chance)
+    return EpochPlan(order, shift, torch.randint(0, 2, (size,), **chance).bool(), padding)
 
 
 def take_batch(split: Split, plan: EpochPlan, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions start..stop of the epoch: images float32 (b, C, H, W) and labels int64 (b,).
 
-    The images are padded with 4 zeros on each side, cropped where the plan says, flipped from left to right
+    The images are padded with zeros on each side, cropped where the plan says, flipped from left to right
     where it says so, and normalised. split and plan lie on the same device.
     """
     chosen, shift, flip = plan.order[start:stop], plan.shift[start:stop], plan.flip[start:stop]
     images = split.images[chosen]
     channels, height, width = images.shape[1:]
-    padded = F.pad(images, (PADDING,) * 4)  # (b, C, H + 8, W + 8)
+    padded = F.pad(images, (plan.padding,) * 4)  # (b, C, H + 2 * padding, W + 2 * padding)
     down, right = (torch.arange(length, device=chosen.device) for length in (height, width))
     rows = shift[:, :1] + down
     columns = shift[:, 1:] + torch.where(flip[:, None], width - 1 - right, right)

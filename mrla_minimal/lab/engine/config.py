@@ -7,11 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
+from mrla_minimal.controls import DepthwiseValue
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.arguments import (
     below_one,
     boolean,
     integer,
+    integer_of,
     not_negative,
     one_of,
     or_none,
@@ -21,12 +23,15 @@ from mrla_minimal.lab.arguments import (
 )
 from mrla_minimal.lab.device import DEVICES, device_text
 from mrla_minimal.lab.plugins import OwnAttention
-from mrla_minimal.layer_attention import MRLALight
+from mrla_minimal.layer_attention import MRLABase, MRLALight
 from mrla_minimal.resnet import BLOCKS, SHORTCUTS
 
 DATASETS = ("cifar10", "cifar100")
 SOURCES = ("auto", "real", "synthetic")
 SCHEDULES = ("cosine", "steps")
+OPTIMIZERS = ("sgd", "adamw")
+MODELS = ("resnet", "corridor")
+RESOLUTIONS = (32, 24, 20, 16)
 AUGMENT = ("auto", "on", "off")
 
 
@@ -37,10 +42,26 @@ def _light_with_lambda(channels: int, start: float) -> MRLALight:
     return attention
 
 
+def _base_with_zero_query(channels: int) -> MRLABase:
+    """MRLABase that starts as the uniform mean: its queries start at 0, so all of its weights at 1 / t."""
+    attention = MRLABase(channels)
+    nn.init.zeros_(attention.query.weight)
+    return attention
+
+
+def _depthwise_with_relu(channels: int) -> DepthwiseValue:
+    """v alone, and after the norm the ReLU that MRLABase and UniformMean have: their control."""
+    control = DepthwiseValue(channels)
+    control.relu_after_norm = True
+    return control
+
+
 # Names beside those of hosting.py, each a callable channels -> module: a configuration holds names only.
 FURTHER_ATTENTIONS = {
     "mrla-light-lambda0": functools.partial(_light_with_lambda, start=0.0),
     "mrla-light-lambda1": functools.partial(_light_with_lambda, start=1.0),
+    "depthwise-relu": _depthwise_with_relu,
+    "base-zero-query": _base_with_zero_query,
 }
 
 
@@ -80,6 +101,12 @@ class TrainConfig:
         "auto", "auto: the real files, else a download, else the built-in set", choices=SOURCES)
     data_root: str | None = _option(
         None, "folder of the data files (else $MRLA_DATA, data/, the user's cache)", or_none(text))
+    resolution: int = _option(
+        32, "pixels a side that the images are averaged down to", integer_of(RESOLUTIONS), RESOLUTIONS)
+    model: str = _option("resnet", "the host of the layer attention", choices=MODELS)
+    wipe: float = _option(
+        0.0, "probability that a sample's stream is wiped before a block, not before a stage's first",
+        below_one)
     depth: int = _option(20, "layers: 6n + 2 with basic blocks, 9n + 2 with bottlenecks", integer)
     block: str = _option("basic", "residual block", choices=BLOCKS)
     width: int = _option(16, "channels of the first stage", integer)
@@ -96,13 +123,15 @@ class TrainConfig:
     epochs: int = _option(1, "passes over the training images", integer)
     steps: int | None = _option(None, "train for this many steps in place of whole epochs", or_none(integer))
     batch_size: int = _option(64, "images a step, over all processes", integer)
+    optimizer: str = _option("sgd", "SGD with Nesterov momentum, or AdamW", choices=OPTIMIZERS)
     learning_rate: float = _option(0.1, "peak learning rate", positive)
     schedule: str = _option(
         "cosine", "after the warm-up: cosine to zero, or steps (a tenth at 1/2 and at 3/4)",
         choices=SCHEDULES)
     warmup_epochs: float = _option(0.2, "epochs of linear warm-up", not_negative)
     augment: str = _option(
-        "auto", "crop and flip the training images; auto: if each is seen more than once", choices=AUGMENT)
+        "auto", "crop and flip the training images; auto: if each is seen more than once, but no corridor",
+        choices=AUGMENT)
     weight_decay: float = _option(5e-4, "weight decay", not_negative)
     decay_all: bool = _option(False, "decay biases, norms and lambda_o too", boolean)
     label_smoothing: float = _option(0.0, "probability spread over the other classes", below_one)
@@ -120,6 +149,17 @@ class TrainConfig:
         for entry in dataclasses.fields(self):
             checked = entry.metadata["check"](entry.name, getattr(self, entry.name))
             object.__setattr__(self, entry.name, checked)
+        if self.model == "corridor":
+            self._leave_alone("resolution", "wipe", "channel_attention", "drop_path")
+            if self.augment == "on":
+                raise ValueError("augment must be 'off' or 'auto' with model 'corridor', not 'on'")
+
+    def _leave_alone(self, *names):
+        """ValueError if one of these fields, of which another choice makes no use, is not at its default."""
+        for entry in dataclasses.fields(self):
+            if entry.name in names and getattr(self, entry.name) != entry.default:
+                raise ValueError(f"{entry.name} must be {shown(entry.default)} with model {self.model!r}, "
+                                 f"not {shown(getattr(self, entry.name))}")
 
 
 PRESETS = {

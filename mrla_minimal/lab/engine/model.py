@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mrla_minimal.lab.data.corridors import ROOMS, TILE
 from mrla_minimal.lab.engine.config import FURTHER_ATTENTIONS, TrainConfig
+from mrla_minimal.lab.hosts import Corridor, wipe_streams
 from mrla_minimal.lab.plugins import OwnAttention, where
 from mrla_minimal.resnet import cifar_resnet
 
@@ -25,10 +27,20 @@ def build_model(config: TrainConfig, num_classes: int, run_dir: Path | None = No
     own = OwnAttention.parse(name)
     attention = own.load(run_dir) if own else FURTHER_ATTENTIONS.get(name, name)
     torch.manual_seed(config.seed)
-    return cifar_resnet(config.depth, block=config.block, in_channels=in_channels, num_classes=num_classes,
-                        layer_attention=attention, channel_attention=config.channel_attention,
-                        head_dim=config.head_dim, shortcut=config.shortcut, width=config.width,
-                        drop_path=config.drop_path)
+    if config.model == "corridor":
+        return Corridor(config.width, attention, num_classes, config.head_dim)
+    model = cifar_resnet(config.depth, block=config.block, in_channels=in_channels, num_classes=num_classes,
+                         layer_attention=attention, channel_attention=config.channel_attention,
+                         head_dim=config.head_dim, shortcut=config.shortcut, width=config.width,
+                         drop_path=config.drop_path)
+    return wipe_streams(model, config.wipe) if config.wipe else model
+
+
+def image_shape(config: TrainConfig, in_channels: int = 3) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that the model of a configuration is given."""
+    if config.model == "corridor":
+        return 3, TILE, TILE * (ROOMS + 1)
+    return in_channels, config.resolution, config.resolution
 
 
 def try_model(config: TrainConfig, run_dir: Path | None = None) -> None:
@@ -40,15 +52,16 @@ def try_model(config: TrainConfig, run_dir: Path | None = None) -> None:
     if OwnAttention.parse(config.layer_attention):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                model(torch.zeros(2, 3, 32, 32))
+                model(torch.zeros(2, *image_shape(config)))
         except Exception as error:
             raise ValueError(f"layer_attention {config.layer_attention}: "
                              "output, memory = attention(x, memory) "
                              f"does not work in this net: {where(error)}; mrla check tells more") from error
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module, fused: bool | None = None) -> torch.optim.SGD:
-    """SGD with Nesterov momentum.
+def build_optimizer(config: TrainConfig, model: nn.Module,
+                    fused: bool | None = None) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW.
 
     Biases, norms and lambda_o (everything with one dimension) decay only with `decay_all`. A fused one
     takes a gradient scaler's verdict on the device.
@@ -57,8 +70,10 @@ def build_optimizer(config: TrainConfig, model: nn.Module, fused: bool | None = 
     spared = [p for p in model.parameters() if not config.decay_all and p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay},
               {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=config.learning_rate,
-                           momentum=MOMENTUM, nesterov=True, fused=fused)
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True, fused=fused)
 
 
 def learning_rate_at(config: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:

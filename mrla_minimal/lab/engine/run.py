@@ -18,6 +18,7 @@ from mrla_minimal.lab.data import Cifar, Split, hold_out, load_cifar, normalise,
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT
 from mrla_minimal.lab.engine.config import TrainConfig
+from mrla_minimal.lab.engine.inputs import crop_padding, prepared
 from mrla_minimal.lab.engine.model import build_model, build_optimizer, learning_rate_at, try_model
 from mrla_minimal.lab.engine.precision import (
     SMALLEST_SCALE,
@@ -86,7 +87,7 @@ class Run:
         if data is None:
             data = world.first_then_others(
                 lambda: load_cifar(config.dataset, config.data_root, config.source))
-        self._take_data(arguments.images("data", data))
+        self._take_data(prepared(config, arguments.images("data", data)))
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = build_model(config, len(self.classes), run_dir, self.in_channels)
@@ -139,9 +140,10 @@ class Run:
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's share of the current step's images (normalised) and labels."""
         if self._plan[0] != self.epoch:
-            seen_again = self.total_steps > self.steps_per_epoch
-            augment = self.config.augment == "on" or (self.config.augment == "auto" and seen_again)
-            plan = plan_epoch(len(self.training), self.config.seed, self.epoch, augment)
+            by_itself = self.total_steps > self.steps_per_epoch and self.config.model != "corridor"
+            augment = self.config.augment == "on" or (self.config.augment == "auto" and by_itself)
+            plan = plan_epoch(len(self.training), self.config.seed, self.epoch, augment,
+                              crop_padding(self.config))
             self._plan = self.epoch, plan.to(self.world.device)
         share = self.config.batch_size // self.world.size
         start = self.step % self.steps_per_epoch * self.config.batch_size + self.world.rank * share

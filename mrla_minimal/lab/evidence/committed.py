@@ -16,6 +16,8 @@ from torch import nn
 
 from mrla_minimal.lab.data import Cifar, load_cifar
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint
+from mrla_minimal.lab.engine.config import config_from_dict
+from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.evidence.contrasts import Summary, summarise
 from mrla_minimal.lab.evidence.jobs import run_folder
 from mrla_minimal.lab.evidence.records import load_interventions, load_records
@@ -149,6 +151,7 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
             data = load_cifar(state["config"]["dataset"], data_root, "synthetic" if state["source"] == "synthetic" else "real")
         if data.fingerprint != record["fingerprint"]:
             raise ValueError(f"{run_dir} was trained on other images than these {data.source} ones")
+        config = config_from_dict(state["config"], run_dir)
         whole = io.BytesIO()
         torch.save(state, whole)
         if len(whole.getbuffer()) > LARGEST_CHECKPOINT:
@@ -158,7 +161,7 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
         line = {
             "file": path.name, "id": record["id"], "suite": suite.name, "variant": variant, "seed": record["seed"],
             "note": suite.note, "test_accuracy": record["test_accuracy"],
-            "rounded_test_accuracy": evaluate(load_model(path)[0], data.test)[1], "source": data.source,
+            "rounded_test_accuracy": evaluate(load_model(path)[0], prepared(config, data).test)[1], "source": data.source,
             "fingerprint": data.fingerprint, "sha256": hashlib.sha256(whole.getbuffer()).hexdigest()}
         with exclusive(f"{index}.lock"):
             append_record(index, line)

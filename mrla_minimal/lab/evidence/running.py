@@ -18,7 +18,8 @@ from mrla_minimal.lab.cost import count_macs
 from mrla_minimal.lab.data import Cifar, load_cifar
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.engine import Result, RunInUse, TrainingDiverged, build_model, load_model, train
-from mrla_minimal.lab.engine.model import try_model
+from mrla_minimal.lab.engine.inputs import prepared
+from mrla_minimal.lab.engine.model import image_shape, try_model
 from mrla_minimal.lab.evidence.interventions import chooses, intervene
 from mrla_minimal.lab.evidence.jobs import Job, best_rates, check_definitions, choose_parts, final_jobs, tuning_jobs
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
@@ -115,9 +116,10 @@ class _Work:
 
     def results(self, job: Job, result: Result) -> dict:
         """What a record says of a finished run: all that is needed to compare it."""
-        classes, shape = 100 if result.source == "cifar100" else 10, (3, 32, 32)
+        classes, shape = 100 if result.source == "cifar100" else 10, image_shape(job.config)
         if self.data is not None:
-            classes, shape = len(self.data.classes), tuple(self.data.test.images.shape[1:])
+            test = prepared(job.config, self.data)
+            classes, shape = len(test.classes), tuple(test.test.images.shape[1:])
         priced = shape == (3, shape[2], shape[2])       # count_macs knows square images in colour
         return {
             "test_accuracy": result.test_accuracy, "metrics": result.metrics,
@@ -162,6 +164,7 @@ class _Work:
         if data.fingerprint != record["fingerprint"]:
             print(f"note: {job.folder} was trained on other images than are here: its attention is not looked into")
             return None
+        data = prepared(job.config, data)
         try:
             found = intervene(model, data, progress=self.progress)
         except Exception as error:

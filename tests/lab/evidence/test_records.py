@@ -28,7 +28,8 @@ PILOT = SUITES["cifar10-thin56-cpu"]
 # What records leave out of their ids. A default that changed would give recorded runs another meaning: a field that is new
 # is added here, and no value is ever altered.
 DEFAULTS = {
-    "dataset": "cifar10", "depth": 20, "block": "basic", "width": 16, "layer_attention": "mrla-light", "channel_attention": None,
+    "dataset": "cifar10", "resolution": 32, "model": "resnet", "wipe": 0.0, "optimizer": "sgd",
+    "depth": 20, "block": "basic", "width": 16, "layer_attention": "mrla-light", "channel_attention": None,
     "head_dim": None, "shortcut": None, "drop_path": 0.0, "epochs": 1, "steps": None, "batch_size": 64, "learning_rate": 0.1,
     "schedule": "cosine", "warmup_epochs": 0.2, "augment": "auto", "weight_decay": 5e-4, "decay_all": False, "label_smoothing": 0.0,
     "validation": False, "seed": 0, "amp": True, "channels_last": True, "compile": False,
