@@ -20,8 +20,8 @@ def wipe_streams(model: nn.Module, probability: float) -> nn.Module:
     """Wipe a sample's stream before each block but a stage's first, with this probability.
 
     So it goes in training and in evaluation. A wiped sample enters its block as zeros, by the shortcut as
-    well; the memory of the layer attention is left alone. Returns the model, with a forward pre-hook on each of those blocks. Raises ValueError unless
-    0 <= probability < 1.
+    well; the memory of the layer attention is left alone. Returns the model, with a forward pre-hook on
+    each of those blocks. Raises ValueError unless 0 <= probability < 1.
     """
     if not 0.0 <= probability < 1.0:
         raise ValueError("the probability of a wiped stream must be at least 0 and below 1, "
@@ -34,16 +34,21 @@ def wipe_streams(model: nn.Module, probability: float) -> nn.Module:
 
 
 class _Wipe:
-    """The hook. In evaluation it wipes the same samples of every batch, for every net: each has one accuracy."""
+    """The hook. In evaluation it wipes the same samples of every batch, for every net: one accuracy each."""
 
     def __init__(self, probability, seed):
         self.probability, self.seed = probability, seed
 
     def __call__(self, block, inputs):
         x, *others = inputs
-        generator = None if block.training else torch.Generator().manual_seed(self.seed)
-        keep = torch.empty(len(x), 1, 1, 1).bernoulli_(1.0 - self.probability, generator=generator)
-        return x * keep.to(x), *others
+        if block.training:
+            keep = torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
+            keep.bernoulli_(1.0 - self.probability)
+        else:       # drawn on the CPU, where every machine draws alike
+            generator = torch.Generator("cpu").manual_seed(self.seed)
+            keep = torch.empty(len(x), 1, 1, 1, device="cpu")
+            keep = keep.bernoulli_(1.0 - self.probability, generator=generator).to(x)
+        return x * keep, *others
 
 
 class Room(nn.Module):
@@ -63,7 +68,9 @@ class Room(nn.Module):
 
 
 class Corridor(nn.Module):
-    """Eight rooms and an exit, nine layers of one stage: corridors (batch, 3, 8, 72) -> logits (batch, classes).
+    """Eight rooms and an exit, nine layers of one stage: corridors -> logits (batch, classes).
+
+    forward(images): corridors as data/corridors.py makes them, normalised, (batch, 3, 8, 72).
 
     One small convolutional net, the eye, looks at all rooms alike; each room has a linear map of its own to
     the `channels` numbers that its layer holds. The exit sees the question alone. What its attention gets
@@ -77,7 +84,8 @@ class Corridor(nn.Module):
         self.eye = nn.Sequential(                                           # 8 x 8 -> 4 x 4 -> 2 x 2 pixels
             nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
             nn.Conv2d(16, features, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(features), nn.ReLU(),
-            nn.Conv2d(features, features, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(features), nn.ReLU())
+            nn.Conv2d(features, features, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(features),
+            nn.ReLU())
         rooms = [Room(features, channels, None) for _ in range(ROOMS)] + [Room(ROOMS, channels, None)]
         self.stages = nn.ModuleList([nn.ModuleList(rooms)])
         self.readout = nn.Sequential(nn.Linear(channels + ROOMS, 32), nn.ReLU(), nn.Linear(32, num_classes))

@@ -1,4 +1,4 @@
-"""The hosts of the positive controls: what is wiped, what passes through a corridor, and all of it trained."""
+"""The hosts of the positive controls: what is wiped, what passes through a corridor, and both trained."""
 
 import pytest
 import torch
@@ -227,8 +227,8 @@ def test_the_engine_trains_a_corridor_and_reads_it_back(tmp_path):
 
 
 def test_adamw_steps_differ_from_sgd(tmp_path):
-    sgd, adamw = (train(tiny_config(optimizer=name, epochs=1), tmp_path / name, data=tiny_cifar(), progress=False)
-                  for name in ("sgd", "adamw"))
+    sgd, adamw = (train(tiny_config(optimizer=name, epochs=1), tmp_path / name, data=tiny_cifar(),
+                        progress=False) for name in ("sgd", "adamw"))
     assert sgd.metrics[0]["train_loss"] != adamw.metrics[0]["train_loss"]
 
 

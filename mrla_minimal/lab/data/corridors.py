@@ -19,7 +19,8 @@ ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 def corridors(cifar: Cifar) -> Cifar:
     """As many corridors as there are images, in each split.
 
-    What hangs where, and which room is asked for, is the same every time. Every image hangs in eight corridors. Raises ValueError unless the classes are CIFAR-10's.
+    What hangs where, and which room is asked for, is the same every time. Every image hangs in eight
+    corridors. Raises ValueError unless the classes are CIFAR-10's.
     """
     if sorted(cifar.classes) != sorted(ANIMALS + VEHICLES):
         raise ValueError(f"corridors need the ten classes of CIFAR-10, not {', '.join(cifar.classes)}")

@@ -7,7 +7,7 @@ from mrla_minimal.lab.engine.config import TrainConfig
 
 
 def crop_padding(config: TrainConfig) -> int:
-    """Pixels of padding before a random crop: 4 at 32 pixels, as large a part of smaller images, rounded down."""
+    """Pixels of padding before a random crop: an eighth of the resolution, rounded down."""
     return PADDING * config.resolution // 32
 
 
