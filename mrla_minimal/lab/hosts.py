@@ -9,6 +9,8 @@ find.
   that is told which room is asked for. It asks for choice.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ class Room(nn.Module):
         self.enter = nn.Linear(inputs, channels)
         self.layer_attention = attention
 
-    def forward(self, seen: Tensor, memory=None) -> tuple[Tensor, object]:
+    def forward(self, seen: Tensor, memory: Any = None) -> tuple[Tensor, Any]:
         x = self.enter(seen)[:, :, None, None]                              # (batch, channels, 1, 1)
         return (x, None) if self.layer_attention is None else self.layer_attention(x, memory)
 
