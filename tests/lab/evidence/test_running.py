@@ -1,7 +1,7 @@
 """Suites run, continued, shared between processes, and refused."""
 
 import dataclasses
-import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from mrla_minimal.lab.engine import Run, TrainConfig, build_model
 from mrla_minimal.lab.evidence import plan_suite, run_suite, running
 from mrla_minimal.lab.evidence.interventions import intervene
 from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
+from mrla_minimal.lab.evidence.records import load_records
 from mrla_minimal.lab.files import read_records
 
 
@@ -82,15 +83,20 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
     assert len(records) == 3 and job.id not in {record["id"] for record in records}
 
 
-def test_final_runs_wait_for_the_rates_that_another_process_is_tuning(tmp_path):
+def test_final_runs_wait_for_the_rates_that_another_process_is_tuning(tmp_path, monkeypatch):
     suite = tiny_suite(rates=(0.01, 0.1), tuned_on="plain", seeds=(0,))
     folder = tmp_path / "runs" / "tiny" / tuning_jobs(suite, ("plain",))[1].folder
     folder.mkdir(parents=True)
-    lock = FileLock(folder / ".lock", thread_local=False)
+    lock, waited = FileLock(folder / ".lock"), []
     lock.acquire()
-    threading.Timer(1.0, lock.release).start()
-    records = run_tiny(tmp_path, suite, wait=0.05)
-    assert [record["phase"] for record in records] == ["tuning", "tuning", "final", "final"]
+
+    def sleep(seconds):         # the other process stops meanwhile
+        waited.append((seconds, [record["phase"] for record in load_records(tmp_path / "records.jsonl")]))
+        lock.release()
+
+    monkeypatch.setattr(running, "time", SimpleNamespace(sleep=sleep))
+    records = run_tiny(tmp_path, suite, wait=7.0)
+    assert waited == [(7.0, ["tuning"])] and [record["phase"] for record in records] == ["tuning", "tuning", "final", "final"]
 
 
 def test_a_net_that_another_process_looks_into_is_left_to_it(tmp_path, monkeypatch):
