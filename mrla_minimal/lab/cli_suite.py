@@ -1,4 +1,4 @@
-"""`mrla suite`: suites of runs listed, planned, run, reported, exported, merged; `mrla compare` is the short form."""
+"""`mrla suite`: suites of runs listed, planned, run, reported, exported, merged; `mrla compare` for short."""
 
 import argparse
 import dataclasses
@@ -27,12 +27,14 @@ Outcome = tuple[int, dict[str, Any]]        # exit status, and what --json print
 # Their options
 
 OPTIONS = {
-    "--records": {"metavar": "FILE", "help": "the JSON-lines file of records (default: data/results/SUITE.jsonl; of a "
-                                             "suite in FILE.py: runs/SUITE/records.jsonl)"},
+    "--records": {"metavar": "FILE",
+                  "help": "the JSON-lines file of records (default: data/results/SUITE.jsonl; of a suite in "
+                          "FILE.py: runs/SUITE/records.jsonl)"},
     "--variants": {"nargs": "+", "metavar": "VARIANT", "help": "only these variants"},
     "--seeds": {"nargs": "+", "type": whole, "metavar": "SEED",
                 "help": "these seeds instead of the suite's; of a report: only these"},
-    "--jobs": {"type": positive(whole), "help": "processes side by side, which share out the cores (default: 1)"},
+    "--jobs": {"type": positive(whole),
+               "help": "processes side by side, which share out the cores (default: 1)"},
     "--steps": {"type": whole, "help": "try the suite with this many steps a run; recorded apart"},
     "--device": {"help": "where to train"},
     "--data-root": {"metavar": "FOLDER", "help": "folder of the data files"},
@@ -52,11 +54,11 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
     """Add `suite` and `compare` to the subcommands of a parser."""
     names = "\n".join(f"  {suite.name:<24} {suite.about}" for suite in SUITES.values())
     more = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    examples = ("examples:\n  mrla suite run smoke\n  mrla suite report cifar10-thin56-cpu --out pilot.png\n"
-                "  mrla suite plan my_suite.py\n  mrla suite run my_suite.py --jobs 2")
+    examples = ("mrla suite run smoke", "mrla suite report cifar10-thin56-cpu --out pilot.png",
+                "mrla suite plan my_suite.py", "mrla suite run my_suite.py --jobs 2")
     suite = commands.add_parser("suite", help="run a suite of variants and seeds, report it, ...",
                                 description="Suites of runs, and what may be concluded from them.",
-                                epilog=f"suites:\n{names}\n\n{examples}", **more)
+                                epilog="\n  ".join([f"suites:\n{names}\n\nexamples:", *examples]), **more)
     verbs = suite.add_subparsers(dest="verb", required=True, metavar="VERB")
     listed = verbs.add_parser("list", help="which suites there are")
     _add_options(listed, "--json")
@@ -65,11 +67,12 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
             ("plan", run_plan, (*RUN, "--quiet"),
              "time a few steps of each variant, and say how long the rest would take"),
             ("run", run_run, (*RUN, "--jobs", *SHOWN), "run what has no record yet, and report"),
-            ("report", run_report, (*CHOSEN, "--steps", *SHOWN), "the table and the figure of the records there are"),
+            ("report", run_report, (*CHOSEN, "--steps", *SHOWN),
+             "the table and the figure of the records there are"),
             ("export", run_export, (*CHOSEN, "--data-root", "--json"),
              "write a small checkpoint of each variant to data/checkpoints/"),
             ("merge", run_merge, ("--records", "--json"),
-             "add what other files hold to the suite's records; of *-interventions.jsonl, to its interventions")):
+             "add what other files hold to the suite's records; *-interventions.jsonl to its interventions")):
         parser = verbs.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.",
                                   epilog=f"suites:\n{names}", **more)
         parser.add_argument("suite", metavar="NAME", help="a suite's name, or FILE.py that makes one")
@@ -118,8 +121,8 @@ def run_list(arguments: argparse.Namespace) -> Outcome:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     suite, path = _suite_and_records(arguments)
-    print(evidence.plan_suite(suite, evidence.load_records(path), variants=arguments.variants, seeds=arguments.seeds,
-                              progress=not arguments.quiet, **_changes(arguments)))
+    print(evidence.plan_suite(suite, evidence.load_records(path), variants=arguments.variants,
+                              seeds=arguments.seeds, progress=not arguments.quiet, **_changes(arguments)))
     return 0
 
 
@@ -135,8 +138,8 @@ def run_run(arguments: argparse.Namespace) -> Outcome:
         torch.set_num_threads(share)
         helpers = start_helpers(_as_options(arguments), arguments.jobs - 1, share)
     try:
-        evidence.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, runs=Path("runs") / steps,
-                           progress=not arguments.quiet, **changes)
+        evidence.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds,
+                           runs=Path("runs") / steps, progress=not arguments.quiet, **changes)
         failed = sum(helper.wait() != 0 for helper in helpers)
     except TrainingInterrupted as interrupt:
         interrupt.args = (f"{str(interrupt).split(';')[0]}; the same command goes on",)
@@ -165,14 +168,15 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
 
     suite, path = _suite_and_records(arguments)
     if not suite.committed:
-        raise ValueError(f"only suites whose records are committed are exported; {suite.name} is none of them")
+        raise ValueError(f"only suites whose records are committed are exported; {suite.name} is none")
     data = committed.data_folder()
     records = _chosen(evidence.load_records(path), suite, arguments)
     lines = committed.export_checkpoints(suite, records, "runs", data / "checkpoints",
                                          data / "results" / "checkpoints.jsonl", arguments.data_root)
     for line in lines:
-        print(f"{data / 'checkpoints' / line['file']}: test accuracy {100 * line['rounded_test_accuracy']:.2f} %, "
-              f"before rounding {100 * line['test_accuracy']:.2f} %")
+        rounded, before = 100 * line["rounded_test_accuracy"], 100 * line["test_accuracy"]
+        print(f"{data / 'checkpoints' / line['file']}: test accuracy {rounded:.2f} %, "
+              f"before rounding {before:.2f} %")
     print(f"{len(lines)} checkpoints written; those that were there already are left as they are")
     return 0, {"written": lines}
 
@@ -193,10 +197,11 @@ def run_merge(arguments: argparse.Namespace) -> Outcome:
 # What they share
 
 def records_path(suite: Suite, steps: int | None = None) -> Path:
-    """Where a suite's records belong: data/results/ of the repository, or runs/ for what is never committed."""
+    """Where a suite's records belong: data/results/ of the repository; runs/ for what is never committed."""
     root = repository_root()
     if not suite.committed or steps is not None or root is None:
-        return Path("runs") / (suite.name if steps is None else f"{suite.name}-{steps}-steps") / "records.jsonl"
+        folder = suite.name if steps is None else f"{suite.name}-{steps}-steps"
+        return Path("runs") / folder / "records.jsonl"
     return root / "data" / "results" / f"{suite.name}.jsonl"
 
 
@@ -207,7 +212,8 @@ def _suite_and_records(arguments: argparse.Namespace) -> tuple[Suite, Path]:
     elif name in SUITES:
         suite = SUITES[name]
     else:
-        raise ValueError(f"a suite must be one of {', '.join(SUITES)}, or a Python file that makes one, not {name}")
+        raise ValueError(f"a suite must be one of {', '.join(SUITES)}, or a Python file that makes one, "
+                         f"not {name}")
     return suite, Path(arguments.records) if arguments.records else records_path(suite, arguments.steps)
 
 
@@ -240,7 +246,7 @@ def _check_out(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace, suite: Suite, path: Path, records: list[dict],
             interventions: list[dict]) -> Outcome:
-    """Print what the records say, and draw the suite's figure: to --out, or else where --json does not forbid it."""
+    """Print what the records say, and draw the suite's figure; with --json, only to --out."""
     try:
         summary = evidence.summarise(records, suite)
     except NoRuns as error:
@@ -257,7 +263,7 @@ def _report(arguments: argparse.Namespace, suite: Suite, path: Path, records: li
         steps = "" if arguments.steps is None else f"-{arguments.steps}-steps"
         figure = Path(arguments.out or Path("runs") / f"{suite.name}{steps}.png")
         drawn = _draw(summary, figure)
-        status = int(arguments.out is not None and not drawn)       # it fails the command only if it was asked for
+        status = int(arguments.out is not None and not drawn)       # 1 only if it was asked for
         if drawn and not silent:
             print(f"figure {figure}")
     return status, summary_as_json(summary, interventions)

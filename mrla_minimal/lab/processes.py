@@ -1,4 +1,4 @@
-"""Several processes at one task: started beside this one, each with its share of the cores, and ended with it."""
+"""Several processes at one task: started beside this one, each with its share of the cores, ended with it."""
 
 import _thread
 import os
@@ -11,12 +11,13 @@ from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[2])     # the folder that holds this package
 # A helper finds the package last: what lies beside it must not hide a module that Python brings along.
-HELPER = ("import sys; sys.path.append(sys.argv.pop(1)); from mrla_minimal.lab import processes; processes.end_with_parent(); "
+HELPER = ("import sys; sys.path.append(sys.argv.pop(1)); "
+          "from mrla_minimal.lab import processes; processes.end_with_parent(); "
           "from mrla_minimal.lab.cli import main; sys.exit(main(sys.argv[1:]))")
 
 
 def threads_each(processes: int) -> int:
-    """How many threads each of several processes should compute with: its share of the cores, or OMP_NUM_THREADS if set.
+    """How many threads each of several processes computes with: its share of the cores, or OMP_NUM_THREADS.
 
     Processes that all use every core slow each other down many times over.
     """
@@ -30,18 +31,23 @@ def threads_each(processes: int) -> int:
 def start_helpers(arguments: Sequence[str], count: int, threads: int) -> list[subprocess.Popen]:
     """Start the command `mrla ARGUMENTS...` in `count` processes that print nothing but errors.
 
-    They end when this process closes their standard input, or ends itself, however that happens. A Ctrl-C in the
-    terminal does not reach them: this process stops them, once. Files in the working directory that are called like
-    a module of Python's do not reach them either.
+    They end when this process closes their standard input, or ends itself, however that happens. A Ctrl-C in
+    the terminal does not reach them: this process stops them, once. Nor does a file in the working directory
+    that is called like a module of Python's.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
-    apart = {"start_new_session": True} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    apart: dict = {"start_new_session": True}
+    if os.name != "posix":
+        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return [subprocess.Popen([sys.executable, "-c", HELPER, ROOT, *arguments], stdin=subprocess.PIPE,
                              stdout=subprocess.DEVNULL, env=environment, **apart) for _ in range(count)]
 
 
 def stop_helpers(helpers: Sequence[subprocess.Popen]) -> None:
-    """Interrupt them as Ctrl-C would, so that their checkpoints are written, and wait; a Ctrl-C meanwhile kills them."""
+    """Interrupt them as Ctrl-C would, so that their checkpoints are written, and wait for them.
+
+    A Ctrl-C meanwhile kills them.
+    """
     for helper in helpers:
         helper.stdin.close()
     try:
@@ -54,7 +60,10 @@ def stop_helpers(helpers: Sequence[subprocess.Popen]) -> None:
 
 
 def end_with_parent() -> None:
-    """Let this process be interrupted, as by Ctrl-C, when its standard input is closed: when its parent stops it, or ends."""
+    """Interrupt this process, as Ctrl-C would, once its standard input is closed.
+
+    Its parent has stopped it then, or has ended.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell may have had it ignored
 
     def watch():

@@ -22,7 +22,8 @@ OWN_SUITE = """
 from mrla_minimal.lab.evidence import Suite
 
 suite = Suite("own", {"plain": {"layer_attention": None}, "light": {"layer_attention": "mrla-light"}},
-              {"depth": 14, "width": 4, "steps": STEPS, "batch_size": 16, "device": "cpu", "source": "synthetic"}, seeds=(0, 1))
+              {"depth": 14, "width": 4, "steps": STEPS, "batch_size": 16, "device": "cpu",
+               "source": "synthetic"}, seeds=(0, 1))
 """
 
 
@@ -56,10 +57,12 @@ def test_a_report_is_restricted_to_seeds_and_variants(pilot, capsys):
     assert cli.main(REPORT) == 0
     whole = capsys.readouterr().out
     assert "plain                0 1 2 " in whole and "mrla-base               2 " in whole
-    for command in ([*REPORT, "--seeds", "0", "1"], ["compare", "--report", *REPORT[3:], "--suite", REPORT[2], "--seeds", "0", "1"]):
+    for command in ([*REPORT, "--seeds", "0", "1"],
+                    ["compare", "--report", *REPORT[3:], "--suite", REPORT[2], "--seeds", "0", "1"]):
         assert cli.main(command) == 0
         text = capsys.readouterr().out
-        assert "plain                0 1 " in text and "0 1 2" not in text and "mrla-base               2 " not in text
+        assert "plain                0 1 " in text and "0 1 2" not in text
+        assert "mrla-base               2 " not in text
     assert cli.main([*REPORT, "--variants", "plain", "depthwise", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["accuracies"]) == {"plain", "depthwise"}
     assert cli.main([*REPORT, "--variants", "plane"]) == 2
@@ -75,9 +78,11 @@ def test_the_figure_goes_where_it_is_asked_for(pilot, capsys):
     shutil.rmtree("runs")
     assert cli.main([*REPORT, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["accuracies"]["plain"]["0"] == 0.751 and len(summary["interventions"]) == 9 and not Path("runs").exists()
+    assert summary["accuracies"]["plain"]["0"] == 0.751 and len(summary["interventions"]) == 9
+    assert not Path("runs").exists()
     assert cli.main([*REPORT, "--out", "new/pilot.png"]) == 0
-    assert Path("new/pilot.png").read_bytes().startswith(b"\x89PNG") and "figure new/pilot.png" in capsys.readouterr().out
+    assert Path("new/pilot.png").read_bytes().startswith(b"\x89PNG")
+    assert "figure new/pilot.png" in capsys.readouterr().out
     assert cli.main([*REPORT, "--out", "pilot.pdf"]) == 2
     assert capsys.readouterr().err == "mrla: --out must be a file *.png, not pilot.pdf\n"
 
@@ -90,17 +95,19 @@ def test_a_figure_that_fails_costs_no_table(pilot, monkeypatch, capsys):
     for more, status in (([], 0), (["--out", "a.png"], 1)):
         assert cli.main([*REPORT, *more]) == status
         told = capsys.readouterr()
-        assert "contrast (points)" in told.out and "was not drawn: ModuleNotFoundError: no module no_such_backend" in told.err
+        assert "contrast (points)" in told.out
+        assert "was not drawn: ModuleNotFoundError: no module no_such_backend" in told.err
 
 
-def test_where_there_are_no_records_the_command_that_makes_them_is_one_that_exists(tmp_path, monkeypatch, capsys):
+def test_without_records_the_command_that_makes_them_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(OWN_SUITE.replace("STEPS", "3"))
     for name, more in (("mine.py", []), ("smoke", []), ("cifar10-thin56", ["--records", "r.jsonl"])):
         assert cli.main(["suite", "report", name, *more]) == 2
         told = capsys.readouterr().err.strip()
         command = told.split("to make them: ")[1].split()
-        assert command == ["mrla", "suite", "run", name, *more] and cli.build_parser().parse_args(command[1:]).suite == name
+        assert command == ["mrla", "suite", "run", name, *more]
+        assert cli.build_parser().parse_args(command[1:]).suite == name
     assert cli.main(["suite", "report", "nothing"]) == 2
     assert "must be one of cifar10-thin56, " in capsys.readouterr().err
 
@@ -123,13 +130,14 @@ def test_files_of_both_kinds_are_merged_each_to_its_own(pilot, capsys):
     files = ["a.jsonl", "a-interventions.jsonl", "b-interventions.jsonl", "b.jsonl"]
     assert cli.main(["suite", "merge", "cifar10-thin56-cpu", *files, "--records", "all.jsonl"]) == 0
     assert capsys.readouterr().out == "all.jsonl: 21 records\nall-interventions.jsonl: 13 records\n"
-    assert Path("all.jsonl").read_text() == runs.read_text() and Path("all-interventions.jsonl").read_text() == interventions.read_text()
+    assert Path("all.jsonl").read_text() == runs.read_text()
+    assert Path("all-interventions.jsonl").read_text() == interventions.read_text()
     assert cli.main(["compare", "--merge", *files[1:3], "--records", "own-interventions.jsonl"]) == 0
     assert Path("own-interventions.jsonl").read_text() == interventions.read_text()
     assert cli.main(["compare", "--merge", *files]) == 2
     assert "--merge needs --records FILE" in capsys.readouterr().err
     shutil.copy(runs, "wrongly-named-interventions.jsonl")
-    assert cli.main(["compare", "--merge", "wrongly-named-interventions.jsonl", "--records", "all.jsonl"]) == 2
+    assert cli.main(["suite", "merge", "smoke", "wrongly-named-interventions.jsonl"]) == 2
     assert "does not hold interventions: record 1: lacks learned" in capsys.readouterr().err
 
 
@@ -150,8 +158,11 @@ def helpers(monkeypatch, tmp_path):
             return 0
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_suite, "start_helpers", lambda arguments, count, threads: started.append((arguments, count, threads))
-                        or [Helper()] * count)
+    def start(arguments, count, threads):
+        started.append((arguments, count, threads))
+        return [Helper() for _ in range(count)]
+
+    monkeypatch.setattr(cli_suite, "start_helpers", start)
     monkeypatch.setattr(cli_suite, "stop_helpers", stopped.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return started, stopped
@@ -161,21 +172,28 @@ def test_jobs_are_started_with_what_was_parsed_not_with_the_host_programs_argume
     started, _ = helpers
     monkeypatch.setattr(sys, "argv", ["host.py", "--jobs", "9"])
     monkeypatch.setattr(cli_suite.evidence, "run_suite", lambda *_, **__: [])
-    assert cli.main(["compare", "--suite", "smoke", "--jobs", "3", "--quiet", "--seeds", "0", "1", "--variants", "plain", "--steps", "2",
+    assert cli.main(["compare", "--suite", "smoke", "--jobs", "3", "--quiet", "--seeds", "0", "1",
+                     "--variants", "plain", "--steps", "2",
                      "--records", "r.jsonl", "--device", "cpu", "--data-root", "here"]) == 0
     ((arguments, count, threads),) = started
     assert (count, threads) == (2, 1)
-    mine, theirs = cli.build_parser().parse_args(arguments), vars(cli.build_parser().parse_args(["suite", "run", "smoke"]))
-    assert vars(mine) == {**theirs, "quiet": True, "seeds": [0, 1], "variants": ["plain"], "steps": 2, "records": "r.jsonl",
-                          "device": "cpu", "data_root": "here"}
-    assert cli.main(["compare", "--suite", "smoke", "--quiet"]) == 0 and len(started) == 1      # one job needs nobody
+    mine, theirs = (vars(cli.build_parser().parse_args(given))
+                    for given in (arguments, ["suite", "run", "smoke"]))
+    assert mine == {**theirs, "quiet": True, "seeds": [0, 1], "variants": ["plain"], "steps": 2,
+                    "records": "r.jsonl", "device": "cpu", "data_root": "here"}
+    assert cli.main(["compare", "--suite", "smoke", "--quiet"]) == 0
+    assert len(started) == 1        # one job needs nobody
     assert cli.main(["suite", "run", "smoke", "--jobs", "2", "--variants", "nope"]) == 2 and len(started) == 1
 
 
 def test_each_job_has_its_share_of_the_threads_and_the_host_has_its_own_back(helpers, monkeypatch):
     seen, before = [], torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr(cli_suite.evidence, "run_suite", lambda *_, **__: seen.append(torch.get_num_threads()))
+
+    def run(*_, **__):
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setattr(cli_suite.evidence, "run_suite", run)
     assert cli.main(["suite", "run", "smoke", "--jobs", "2", "--quiet"]) == 0
     assert seen == [3] and torch.get_num_threads() == before and helpers[0][0][2] == 3
 
@@ -211,7 +229,8 @@ def test_two_jobs_make_every_run_and_every_intervention_once(tmp_path):
     (tmp_path / "queue.py").write_text("raise SystemExit('not this one')")
     host = ("import sys; sys.argv = ['host', '--verbose']; from mrla_minimal.lab.cli import main; "
             "main(['suite', 'run', 'mine.py', '--jobs', '2'])")
-    done = subprocess.run([sys.executable, "-P", "-c", host], cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-P", "-c", host], cwd=tmp_path, env=environment(),
+                          capture_output=True, text=True,
                           timeout=600)
     assert done.stdout.count("contrast (points)") == 1, done.stderr
     records = load_records(tmp_path / "runs" / "own" / "records.jsonl")
@@ -223,10 +242,11 @@ def test_two_jobs_make_every_run_and_every_intervention_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_jobs_end_with_their_checkpoints_and_go_on(tmp_path):
-    """SIGKILL to the parent alone: its helper writes its checkpoint and ends; the same command goes on from there."""
+    """SIGKILL to the parent alone: its helper writes its checkpoint, and ends."""
     (tmp_path / "mine.py").write_text(OWN_SUITE.replace("STEPS", "400"))
     command = [sys.executable, "-P", "-m", "mrla_minimal", "suite", "run", "mine.py", "--jobs", "2"]
-    parent = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    parent = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
     checkpoints, until = [], time.monotonic() + 300
     while len(checkpoints) < 2 and time.monotonic() < until:        # both are at work
         time.sleep(0.1)
@@ -235,18 +255,21 @@ def test_killed_jobs_end_with_their_checkpoints_and_go_on(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.stderr.read()        # ends when the helper has ended, which holds it too
     steps = sorted(torch.load(path, weights_only=True)["step"] for path in checkpoints)
-    assert steps[0] == 0 < steps[1] < 400       # the parent's first checkpoint, and the one that the helper wrote last
+    # the parent's first checkpoint, and the one that the helper wrote last
+    assert steps[0] == 0 < steps[1] < 400
 
 
 @pytest.mark.slow
 def test_a_suite_on_the_command_line_goes_on(tmp_path):
     command = [sys.executable, "-P", "-m", "mrla_minimal", "compare", "--suite", "smoke"]
-    options = {"cwd": tmp_path, "env": environment(), "check": True, "capture_output": True, "text": True, "timeout": 600}
+    options = {"cwd": tmp_path, "env": environment(), "check": True, "capture_output": True, "text": True,
+               "timeout": 600}
     subprocess.run([*command, "--seeds", "0"], **options)
     records = tmp_path / "runs" / "smoke" / "records.jsonl"
     assert len(read_records(records)[0]) == 2
     done = subprocess.run(command, **options)
     assert len(read_records(records)[0]) == 4 and done.stdout.count("contrast (points)") == 1
     again = subprocess.run([*command, "--report"], **options)
-    assert "mrla-light - plain" in again.stdout and (tmp_path / "runs" / "smoke.png").read_bytes().startswith(b"\x89PNG")
+    assert "mrla-light - plain" in again.stdout
+    assert (tmp_path / "runs" / "smoke.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(records.read_text().splitlines()[0])["note"] == "a few steps, to see the engine run"

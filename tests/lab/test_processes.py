@@ -1,4 +1,4 @@
-"""Several processes: their shares of the cores, what they are started with, and that they end with their parent."""
+"""Several processes: their shares of the cores, what they are started with, and how they end."""
 
 import os
 import signal
@@ -38,20 +38,25 @@ def test_cores_are_shared_out_unless_the_environment_says_otherwise(monkeypatch,
     assert tuple(processes.threads_each(count) for count in (1, 2, 3, 8, 20)) == shares
 
 
-def test_helpers_run_the_command_with_their_share_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
+def test_helpers_run_the_command_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
     """A file called like a module of Python's would be imported in its place, by torch among others."""
     monkeypatch.chdir(tmp_path)
     for name in ("random.py", "queue.py", "mrla_minimal.py"):
         (tmp_path / name).write_text("raise SystemExit(3)")
-    monkeypatch.setattr(processes, "HELPER", processes.HELPER.replace("sys.exit(main(", "import os; sys.exit(50 + len(").replace(
-        "sys.argv[1:]))", "sys.argv[1:]) + int(os.environ['OMP_NUM_THREADS']))"))
+    end = "from mrla_minimal.lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    tell = "import os; sys.exit(50 + len(sys.argv[1:]) + int(os.environ['OMP_NUM_THREADS']))"
+    assert end in processes.HELPER
+    instead = processes.HELPER.replace(end, f"import torch, random, queue; {tell}")
+    monkeypatch.setattr(processes, "HELPER", instead)
     helpers = processes.start_helpers(["suite", "run", "smoke"], 2, threads=7)
+    # 50, three words and seven threads.
     assert [helper.wait(timeout=120) for helper in helpers] == [60, 60]
     processes.stop_helpers(helpers)
 
 
 def test_stopping_interrupts_each_helper_once(tmp_path):
-    helpers = [subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)]
+    helpers = [subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                text=True)]
     assert helpers[0].stdout.readline() == "ready\n"
     processes.stop_helpers(helpers)
     assert helpers[0].stdout.read() == "interrupted\n" and helpers[0].returncode == 0
@@ -64,7 +69,7 @@ def test_a_parent_that_is_killed_takes_its_helpers_along(number):
     assert parent.stdout.readline() == "ready\n"        # printed by the child, on the same pipe
     started = time.monotonic()
     parent.send_signal(number)
-    assert parent.stdout.read() == "interrupted\n"      # ends when the last process that holds the pipe has ended
+    assert parent.stdout.read() == "interrupted\n"      # ends with the last process that holds the pipe
     assert time.monotonic() - started < 20 and parent.wait() == -number
 
 

@@ -1,4 +1,4 @@
-"""Suites and records small enough for tests: what a suite's run needs, and records that no run was needed for."""
+"""Suites small enough to be run by tests, and records that needed no run."""
 
 from pathlib import Path
 
@@ -13,13 +13,15 @@ VARIANTS = {"plain": {"layer_attention": None}, "mrla-light": {"layer_attention"
 
 def tiny_suite(**changes):
     """Two variants, two seeds, three steps a run."""
-    fields = {"name": "tiny", "variants": VARIANTS, "recipe": RECIPE, "seeds": (0, 1), "contrasts": (("mrla-light", "plain"),)}
+    fields = {"name": "tiny", "variants": VARIANTS, "recipe": RECIPE, "seeds": (0, 1),
+              "contrasts": (("mrla-light", "plain"),)}
     return Suite(**{**fields, **changes})
 
 
 def run_tiny(tmp_path, suite=None, **changes):
     """The records of a suite run on the tiny images, in tmp_path."""
-    return run_suite(suite or tiny_suite(), tmp_path / "records.jsonl", runs=tmp_path / "runs", data=tiny_cifar(), progress=False,
+    return run_suite(suite or tiny_suite(), tmp_path / "records.jsonl", runs=tmp_path / "runs",
+                     data=tiny_cifar(), progress=False,
                      **changes)
 
 
@@ -32,29 +34,36 @@ def record(variant, seed, accuracy, **changes):
 
 def diverged(variant, seed):
     """The record of a run that came to no accuracy."""
-    return {"id": f"{variant}{seed}", "suite": "s", "variant": variant, "seed": seed, "phase": "final", "learning_rate": 0.1,
+    return {"id": f"{variant}{seed}", "suite": "s", "variant": variant, "seed": seed, "phase": "final",
+            "learning_rate": 0.1,
             "test_accuracy": None, "diverged": "the loss is nan"}
 
 
 def four_variants():
     """(suite "s" of four variants, their accuracies, their records): four seeds of each."""
-    variants = {name: {"layer_attention": name} for name in ("mrla-light", "depthwise", "uniform")} | {"plain": {"layer_attention": None}}
+    variants = {name: {"layer_attention": name} for name in ("mrla-light", "depthwise", "uniform")}
+    variants["plain"] = {"layer_attention": None}
     suite = Suite("s", variants, {}, primary=(("mrla-light", "depthwise"),))
-    values = {"plain": (0.90, 0.91, 0.92, 0.905), "mrla-light": (0.915, 0.93, 0.925, 0.92), "depthwise": (0.91, 0.915, 0.93, 0.912),
+    values = {"plain": (0.90, 0.91, 0.92, 0.905), "mrla-light": (0.915, 0.93, 0.925, 0.92),
+              "depthwise": (0.91, 0.915, 0.93, 0.912),
               "uniform": (0.90, 0.912, 0.917, 0.901)}
-    return suite, values, [record(name, seed, value) for name, row in values.items() for seed, value in enumerate(row)]
+    records = [record(name, seed, value) for name, row in values.items() for seed, value in enumerate(row)]
+    return suite, values, records
 
 
 NETS = Suite("tiny", {name: {"layer_attention": None if name == "plain" else name}
                       for name in ("plain", "mrla-base", "mrla-light", "depthwise")},
-             {"depth": 14, "width": 4, "batch_size": 16, "steps": 6, "device": "cpu", "source": "synthetic"}, seeds=(0, 1), note="a test")
+             {"depth": 14, "width": 4, "batch_size": 16, "steps": 6, "device": "cpu", "source": "synthetic"},
+             seeds=(0, 1), note="a test")
 
 
 def run_nets(variants=tuple(NETS.variants), seeds=(0,)):
     """The records of NETS, of which two choose, in data/ and runs/ of the working directory."""
-    return run_suite(NETS, Path("data/results/tiny.jsonl"), variants=variants, seeds=seeds, data=tiny_cifar(), progress=False)
+    return run_suite(NETS, Path("data/results/tiny.jsonl"), variants=variants, seeds=seeds, data=tiny_cifar(),
+                     progress=False)
 
 
 def export_nets(records):
     """The new lines of the index of checkpoints that these records give."""
-    return export_checkpoints(NETS, records, "runs", Path("data/checkpoints"), Path("data/results/checkpoints.jsonl"), data=tiny_cifar())
+    return export_checkpoints(NETS, records, "runs", Path("data/checkpoints"),
+                              Path("data/results/checkpoints.jsonl"), data=tiny_cifar())

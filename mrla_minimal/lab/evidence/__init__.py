@@ -1,13 +1,20 @@
 """Evidence: suites of runs, their records, and what may be concluded from them."""
 
 from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, summarise
-from mrla_minimal.lab.evidence.intervals import detectable_difference, holm, paired_interval, pooled_error, reading
+from mrla_minimal.lab.evidence.intervals import (
+    MARGIN,
+    detectable_difference,
+    holm,
+    paired_interval,
+    pooled_error,
+    reading,
+)
 from mrla_minimal.lab.evidence.planning import plan_suite
 from mrla_minimal.lab.evidence.records import load_interventions, load_records, merge_records
 from mrla_minimal.lab.evidence.report import report, report_interventions
 from mrla_minimal.lab.evidence.running import run_suite
 from mrla_minimal.lab.evidence.suites import SUITES, Suite
 
-__all__ = ["SUITES", "Contrast", "Suite", "Summary", "detectable_difference", "holm", "load_interventions", "load_records",
-           "merge_records", "paired_interval", "plan_suite", "pooled_error", "reading", "report", "report_interventions",
-           "run_suite", "summarise"]
+__all__ = ["MARGIN", "SUITES", "Contrast", "Suite", "Summary", "detectable_difference", "holm",
+           "load_interventions", "load_records", "merge_records", "paired_interval", "plan_suite",
+           "pooled_error", "reading", "report", "report_interventions", "run_suite", "summarise"]

@@ -1,9 +1,9 @@
 """The committed evidence: small checkpoints, and reading what data/ holds, for the notebooks.
 
-data/results/SUITE.jsonl                 one finished run a line (records.py)
-data/results/SUITE-interventions.jsonl   one trained net a line: its accuracy with attention's choices taken away
-data/results/checkpoints.jsonl           one committed checkpoint a line: its run, and what its rounded weights reach
-data/checkpoints/SUITE-VARIANT.pt        its weights, in float16
+data/results/SUITE.jsonl                  a finished run a line (records.py)
+data/results/SUITE-interventions.jsonl    a trained net a line: its accuracy without its attention's choices
+data/results/checkpoints.jsonl            a checkpoint a line: its run, and what its rounded weights reach
+data/checkpoints/SUITE-VARIANT.pt         its weights, in float16
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def data_folder() -> Path:
     """data/ of the repository that the working directory lies in. ValueError outside of one."""
     root = repository_root()
     if root is None:
-        raise ValueError(f"{Path.cwd()} lies in no copy of the repository: its records and checkpoints are in data/ there")
+        raise ValueError(f"{Path.cwd()} lies in no copy of the repository: the records are in its data/")
     return root / "data"
 
 
@@ -66,7 +66,10 @@ def read_suite(name: str, pilot: str | None = None) -> Summary | None:
 
 
 def read_interventions(name: str, pilot: str | None = None) -> list[dict]:
-    """The intervention records of suite `name`, or where it has none of its pilot, or []; says which in a printed line."""
+    """The intervention records of suite `name`, or where it has none of its pilot, or [].
+
+    Says in a printed line which it is.
+    """
     for suite in (name, pilot) if pilot else (name,):
         records = load_interventions(data_folder() / "results" / f"{suite}-interventions.jsonl")
         if records:
@@ -92,7 +95,7 @@ def read_index(path: str | Path) -> dict[str, dict]:
     lines = read_records(path)[0] if Path(path).exists() else []
     for number, line in enumerate(lines, start=1):
         if not all(isinstance(line.get(name), str) for name in ("file", "sha256")):
-            raise ValueError(f"{path} is no index of checkpoints: line {number} lacks the text of a file or its sha256")
+            raise ValueError(f"{path} is no index of checkpoints: line {number} lacks a name or a sha256")
     return {line["file"]: line for line in lines}
 
 
@@ -102,17 +105,17 @@ def checkpoint_path(suite: str, variant: str) -> Path:
 
 
 def load_committed(variant: str, suites: Sequence[str] = PILOTS) -> tuple[nn.Module, dict] | None:
-    """(model in evaluation mode, state) of the first of `suites` that has a checkpoint of `variant`, or None; prints which.
+    """(model in evaluation mode, state) of the first of `suites` that has a checkpoint of `variant`, or None.
 
-    Raises ValueError if the file is not the one that the index names: its SHA-256 is checked before anything of it is
-    used.
+    Says in a printed line which it is. Raises ValueError if the file is not the one that the index names: its
+    SHA-256 is checked before anything of it is used.
     """
     for suite in suites:
         path = checkpoint_path(suite, variant)
         if path.exists():
             line = read_index(data_folder() / "results" / "checkpoints.jsonl").get(path.name)
             if line is None:
-                raise ValueError(f"{path} is not one of the committed checkpoints: data/results/checkpoints.jsonl lacks it")
+                raise ValueError(f"{path} is not committed evidence: checkpoints.jsonl lacks it")
             loaded = load_model(path, sha256=line["sha256"])
             note = f" ({SUITES[suite].note})" if SUITES[suite].note else ""
             print(f"checkpoint {path.name}{note}")
@@ -122,20 +125,21 @@ def load_committed(variant: str, suites: Sequence[str] = PILOTS) -> tuple[nn.Mod
 
 
 def small_state(state: dict, record_id: str) -> dict:
-    """What a committed checkpoint holds of a run's: no optimiser, the parameters in float16, norms' statistics as they are."""
-    kept = {name: state[name] for name in ("format", "classes", "source", "fingerprint", "in_channels") if name in state}
+    """What a committed checkpoint holds of a run's: parameters in float16, norms' statistics as they are."""
+    kept = {name: state[name] for name in ("format", "classes", "source", "fingerprint", "in_channels")}
     model = {name: tensor.half() if tensor.is_floating_point() and "running_" not in name else tensor
              for name, tensor in state["model"].items()}
     return {**kept, "id": record_id, "config": {**state["config"], "data_root": None}, "model": model}
 
 
-def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, folder: str | Path, index: str | Path,
-                       data_root: str | Path | None = None, data: Cifar | None = None) -> list[dict]:
-    """Write folder/SUITE-VARIANT.pt of each variant's first finished seed, and its line in `index`. Returns the new lines.
+def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, folder: str | Path,
+                       index: str | Path, data_root: str | Path | None = None,
+                       data: Cifar | None = None) -> list[dict]:
+    """Write folder/SUITE-VARIANT.pt of each variant's first finished seed, and its line in `index`.
 
-    A checkpoint that has its line already is left as it is. What is written is first tested, as rounded, on the whole
-    test set (of `data`, or of what the run was trained on). Raises ValueError if a run's folder is gone, if the file
-    would pass 1.5 MB, or if the data here is other data.
+    Returns the new lines. A checkpoint that has its line already is left as it is. What is written is tested,
+    as rounded, on the whole test set: of `data`, or of what the run was trained on. Raises ValueError if a
+    run's folder is gone, if the file would pass 1.5 MB, or if the data here is other data.
     """
     folder, index, lines = Path(folder), Path(index), []
     known, finished = read_index(index), _finished(records, suite.name)
@@ -148,20 +152,24 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
         run_dir = run_folder(suite, record, runs)
         state = small_state(read_checkpoint(run_dir), record["id"])
         if data is None:
-            data = load_cifar(state["config"]["dataset"], data_root, "synthetic" if state["source"] == "synthetic" else "real")
+            source = "synthetic" if state["source"] == "synthetic" else "real"
+            data = load_cifar(state["config"]["dataset"], data_root, source)
         if data.fingerprint != record["fingerprint"]:
             raise ValueError(f"{run_dir} was trained on other images than these {data.source} ones")
         config = config_from_dict(state["config"], run_dir)
         whole = io.BytesIO()
         torch.save(state, whole)
-        if len(whole.getbuffer()) > LARGEST_CHECKPOINT:
-            raise ValueError(f"{path.name} would take {len(whole.getbuffer())} bytes; at most {LARGEST_CHECKPOINT} are committed")
+        size = len(whole.getbuffer())
+        if size > LARGEST_CHECKPOINT:
+            raise ValueError(f"{path.name} would take {size} bytes; "
+                             f"at most {LARGEST_CHECKPOINT} are committed")
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file, whole=whole: file.write(whole.getbuffer()))
         line = {
-            "file": path.name, "id": record["id"], "suite": suite.name, "variant": variant, "seed": record["seed"],
-            "note": suite.note, "test_accuracy": record["test_accuracy"],
-            "rounded_test_accuracy": evaluate(load_model(path)[0], prepared(config, data).test)[1], "source": data.source,
+            "file": path.name, "id": record["id"], "suite": suite.name, "variant": variant,
+            "seed": record["seed"], "note": suite.note, "test_accuracy": record["test_accuracy"],
+            "rounded_test_accuracy": evaluate(load_model(path)[0], prepared(config, data).test)[1],
+            "source": data.source,
             "fingerprint": data.fingerprint, "sha256": hashlib.sha256(whole.getbuffer()).hexdigest()}
         with exclusive(f"{index}.lock"):
             append_record(index, line)

@@ -1,4 +1,4 @@
-"""What may be concluded from the records of many runs: every declared difference, paired by seed, adjusted and read.
+"""What may be concluded from many runs: every declared difference, paired by seed, adjusted, and read.
 
 Works on the records that `run_suite` returns; accuracies are fractions of 1, printed as points (percent).
 """
@@ -30,14 +30,16 @@ class NoRuns(ValueError):
 
 @dataclass(frozen=True)
 class Contrast:
-    """a - b over their shared seeds, in accuracy (fractions of 1). Intervals are 95 %; None where n does not allow one.
+    """a - b over their shared seeds, in accuracy (fractions of 1).
+
+    Intervals are 95 %; None where n does not allow one.
 
     interval     paired t, n - 1 degrees of freedom
     pooled       with the variance pooled over all variants
     p            two-sided, paired t
     adjusted     p by Holm's method over its family: all primary contrasts of the suite, or all others
     correlation  between runs of one seed; None for fewer than five seeds, from which it is mostly noise
-    diverged     whether any run of either variant has no accuracy: what is left is then of the seeds that went well
+    diverged     whether a run of either variant has no accuracy: what is left is of the seeds that went well
     """
 
     a: str
@@ -74,7 +76,7 @@ class Summary:
     rates: dict[str, float]                         # variant -> learning rate
     contrasts: list[Contrast] = field(default_factory=list)
     diverged: dict[str, list[int]] = field(default_factory=dict)        # variant -> seeds without an accuracy
-    unknown: dict[str, list[int]] = field(default_factory=dict)         # variants that the suite no longer has -> seeds
+    unknown: dict[str, list[int]] = field(default_factory=dict)         # variants that are gone -> seeds
 
 
 def check_definition(suite: Suite, record: dict, fields: Iterable[str], config: dict) -> None:
@@ -83,15 +85,16 @@ def check_definition(suite: Suite, record: dict, fields: Iterable[str], config: 
     for name in fields:
         then, now = recorded.get(name), defined.get(name)
         if then != now:
-            raise ValueError(f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has "
-                             f"{now!r} now: give the variant or the suite another name, or put the records away")
+            raise ValueError(
+                f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has {now!r} "
+                "now: give the variant or the suite another name, or put the records away")
 
 
 def summarise(records: Iterable[dict], suite: Suite) -> Summary:
-    """The Summary of a suite's final records: the contrasts that it declares, and every variant against the baseline.
+    """The Summary of a suite's final records: what it asked, and every variant against the baseline.
 
-    Raises NoRuns (a ValueError) if there are none. Raises ValueError if they differ in recipe, data, or the learning
-    rate within one variant, or if a variant is not what it was when they were made.
+    Raises NoRuns (a ValueError) if there are none. Raises ValueError if they differ in recipe, data, or the
+    learning rate within one variant, or if a variant is not what it was when they were made.
     """
     finished, diverged, unknown = [], {}, {}
     for record in records:
@@ -112,15 +115,17 @@ def summarise(records: Iterable[dict], suite: Suite) -> Summary:
     for variant in suite.variants:
         of_variant = [record for record in finished if record["variant"] == variant]
         if of_variant:
-            rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})", lambda record: record["learning_rate"])
+            rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})",
+                                          lambda record: record["learning_rate"])
+            defined = dataclasses.asdict(suite.config(variant, 0))
             for record in of_variant:
-                check_definition(suite, record, suite.variant_fields(), dataclasses.asdict(suite.config(variant, 0)))
+                check_definition(suite, record, suite.variant_fields(), defined)
             accuracies[variant] = {record["seed"]: record["test_accuracy"] for record in of_variant}
             if len(accuracies[variant]) < len(of_variant):
                 raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
     contrasts = _contrasts(suite, accuracies, diverged)
-    return Summary(suite.name, suite.note, finished[0]["source"], suite.baseline, accuracies, rates, contrasts, diverged,
-                   unknown)
+    return Summary(suite.name, suite.note, finished[0]["source"], suite.baseline, accuracies, rates,
+                   contrasts, diverged, unknown)
 
 
 def _one_of_each(records: list[dict], what: str, of: Callable[[dict], Any]) -> Any:
@@ -136,24 +141,27 @@ def _one_of_each(records: list[dict], what: str, of: Callable[[dict], Any]) -> A
 
 
 def _contrasts(suite: Suite, accuracies: dict, diverged: dict) -> list[Contrast]:
-    """Every declared contrast that has a shared seed, the primary ones first; each family with Holm's adjusted p values."""
+    """Every declared contrast that has a shared seed, the primary ones first, adjusted within its family."""
     error, rows = pooled_error(accuracies), []
     for family, primary in ((suite.primary, True), (suite.secondary, False)):
         found = [_contrast(a, b, accuracies, error, diverged, primary) for a, b in family
                  if set(accuracies.get(a, ())) & set(accuracies.get(b, ()))]
         tested = [row for row in found if row.p is not None]
         # The family is all that was declared, whether or not its runs are there.
-        adjusted = dict(zip(((row.a, row.b) for row in tested), holm([row.p for row in tested], len(family)), strict=True))
+        p_values = holm([row.p for row in tested], len(family))
+        adjusted = {(row.a, row.b): p for row, p in zip(tested, p_values, strict=True)}
         rows += [dataclasses.replace(row, adjusted=adjusted.get((row.a, row.b))) for row in found]
     return rows
 
 
-def _contrast(a: str, b: str, accuracies: dict, error: tuple | None, diverged: dict, primary: bool) -> Contrast:
+def _contrast(a: str, b: str, accuracies: dict, error: tuple[float, int] | None, diverged: dict,
+              primary: bool) -> Contrast:
     seeds = sorted(set(accuracies[a]) & set(accuracies[b]))
     x, y = [accuracies[a][seed] for seed in seeds], [accuracies[b][seed] for seed in seeds]
     mean, interval, p = paired_interval([i - j for i, j in zip(x, y, strict=True)])
-    return Contrast(a, b, len(seeds), mean, interval, pooled_interval(mean, len(seeds), error), p, None, primary,
-                    _correlation(x, y), a in diverged or b in diverged)
+    pooled = pooled_interval(mean, len(seeds), error)
+    return Contrast(a, b, len(seeds), mean, interval, pooled, p, None, primary, _correlation(x, y),
+                    a in diverged or b in diverged)
 
 
 def _correlation(x: list[float], y: list[float]) -> float | None:

@@ -17,13 +17,14 @@ LEVEL = 0.05        # of every test here, and of the 95 % intervals
 def paired_interval(differences: Sequence[float]) -> tuple[float, Interval | None, float | None]:
     """(mean, 95 % interval, two-sided p) of paired differences by Student's t, with n - 1 degrees of freedom.
 
-    Interval and p are None for fewer than two differences, and where all are equal: a few accuracies in steps of one
-    test image may be so by chance, and then show no scatter to go by.
+    Interval and p are None for fewer than two differences, and where all are equal: a few accuracies in steps
+    of one test image may be so by chance, and then show no scatter to go by.
     """
     from scipy import stats
 
     mean = statistics.fmean(differences)
-    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:      # far below one image, far above rounding
+    spread = max(differences) - min(differences)
+    if len(differences) < 2 or spread < 1e-9:       # far below one image, far above rounding
         return mean, None, None
     test = stats.ttest_1samp(differences, 0.0)      # of the differences: the paired test, stats.ttest_rel
     low, high = test.confidence_interval(1 - LEVEL)
@@ -31,12 +32,12 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, Interval | Non
 
 
 def pooled_error(accuracies: Mapping[str, Mapping[int, float]]) -> tuple[float, int] | None:
-    """(variance of one run about variant mean + seed effect, degrees of freedom), from the seeds that all variants share.
+    """(variance of one run about variant mean + seed effect, its degrees of freedom), over the shared seeds.
 
-    accuracies: variant -> seed -> accuracy. The residual of a two-way layout without repetition. It assumes that all
-    *differences* of two variants scatter alike: that variants have one standard deviation, and pairs of them one
-    correlation. Where the standard deviations differ much, its interval is too short for the noisy pairs. None if there
-    are fewer than two variants or two shared seeds.
+    accuracies: variant -> seed -> accuracy. The residual of a two-way layout without repetition. It assumes
+    that all *differences* of two variants scatter alike: that variants have one standard deviation, and pairs
+    of them one correlation. Where the standard deviations differ much, its interval is too short for the
+    noisy pairs. None if there are fewer than two variants or two seeds that all variants share.
     """
     if len(accuracies) < 2:
         return None
@@ -54,7 +55,7 @@ def pooled_error(accuracies: Mapping[str, Mapping[int, float]]) -> tuple[float, 
 
 
 def pooled_interval(mean: float, n: int, error: tuple[float, int] | None) -> Interval | None:
-    """The 95 % interval of a mean difference over n seeds, with the `pooled_error`. None without that, or for n below 2."""
+    """The 95 % interval of a mean difference over n seeds, from the `pooled_error`; None without it."""
     from scipy import stats
 
     if error is None or n < 2:
@@ -67,7 +68,7 @@ def pooled_interval(mean: float, n: int, error: tuple[float, int] | None) -> Int
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
     """Holm's adjusted p values, in the order given (Holm 1979).
 
-    The chance that any of them is below 0.05 where nothing is, is at most 5 %, however the tests hang together.
+    Where nothing is, any of them is below 0.05 in at most 5 % of worlds, however the tests hang together.
     `family` counts the tests if some have no p value yet.
     """
     family = len(p_values) if family is None else family
@@ -82,7 +83,8 @@ def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
 def detectable_difference(deviation: float, n: int, power: float = 0.8) -> float:
     """The true mean difference that a two-sided paired t test at 5 % finds with this power from n seeds.
 
-    `deviation` is the standard deviation of one paired difference; the answer has its unit. ValueError for n below 2.
+    `deviation` is the standard deviation of one paired difference; the answer has its unit. Raises ValueError
+    for n below 2.
     """
     import numpy
     from scipy import optimize, stats
@@ -101,11 +103,11 @@ def detectable_difference(deviation: float, n: int, power: float = 0.8) -> float
 
 
 def reading(interval: Interval | None, margin: float = MARGIN, holds: bool = True) -> str:
-    """What an interval of a - b allows to be said: "a above b" (or below), and whether it clears the margin or lies within it.
+    """What an interval of a - b allows to be said: "a above b" (or below), beyond the margin or within it.
 
-    `holds` False marks a finding that its adjusted p value does not bear out. "undecided" if none of these. The 95 %
-    interval within the margin is a strict rule for "within": it is wrong in at most 2.5 % of worlds whose difference is
-    as large as the margin.
+    "undecided" if none of these. `holds` False marks a finding that its adjusted p value does not bear out.
+    The 95 % interval within the margin is a strict rule for "within": it is wrong in at most 2.5 % of worlds
+    whose difference is as large as the margin.
     """
     if interval is None:
         return "too few seeds"

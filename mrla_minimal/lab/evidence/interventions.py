@@ -15,7 +15,8 @@ from mrla_minimal.looking import freeze_attention
 
 INTERVENTIONS = ("mean", "shuffle", "uniform")      # as in freeze_attention
 REFITTED = ("learned", "uniform")                   # what is tested with its norms taken anew, too
-MEAN_OVER = 5000        # training images; their order comes from a hash of their pixels, so the first are a random sample
+# Training images. Their order comes from a hash of their pixels, so the first ones are a random sample.
+MEAN_OVER = 5000
 BATCH = 500
 
 
@@ -29,14 +30,15 @@ def chooses(model: nn.Module) -> bool:
 def refitted_norms(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Within it, every batch norm has the mean and variance that `images` now give; afterwards its own.
 
-    images: (N, channels, height, width), normalised. A net whose attention is changed after training feeds its batch
-    norms what they were not trained on. This takes that part of the damage away: no weight is changed, only these
-    statistics are (averaged over batches of 500). The model is in evaluation mode inside. Raises ValueError without
-    images.
+    images: (N, channels, height, width), normalised. A net whose attention is changed after training feeds
+    its batch norms what they were not trained on. This takes that part of the damage away: no weight is
+    changed, only these statistics are (averaged over batches of 500). The model is in evaluation mode inside.
+    Raises ValueError without images.
     """
     if len(images) == 0:
         raise ValueError("refitting norms needs images")
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None]
+    norms = [module for module in model.modules()
+             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     # torch's own update_bn would put all of the net in training mode, drop_path too, and keep what it found.
     with undisturbed(model, False, images.device):
@@ -61,20 +63,25 @@ def right_answers(model: nn.Module, split: Split) -> Tensor:
     parts = []
     with undisturbed(model, False, split.images.device):
         for start in range(0, len(split), BATCH):
-            images = normalise(split.images[start : start + BATCH]).contiguous(memory_format=torch.channels_last)
-            parts.append(model(images).argmax(dim=1) == split.labels[start : start + BATCH])
+            images = normalise(split.images[start : start + BATCH])
+            answers = model(images.contiguous(memory_format=torch.channels_last)).argmax(dim=1)
+            parts.append(answers == split.labels[start : start + BATCH])
     return torch.cat(parts)
 
 
-def intervene(model: nn.Module, data: Cifar, mean_over: int = MEAN_OVER, progress: bool = False) -> dict[str, Any] | None:
-    """Test accuracies (fractions of 1) of a trained model with its attention's choices taken away; None if nothing is chosen.
+def intervene(model: nn.Module, data: Cifar, mean_over: int = MEAN_OVER,
+              progress: bool = False) -> dict[str, Any] | None:
+    """Test accuracies (fractions of 1) of a trained model with its attention's choices taken away.
+
+    None if it chooses nothing. Otherwise
 
     learned   as trained, in float32
-    mean      each layer and head has its mean weights over the first `mean_over` training images, whatever it sees
+    mean      each layer and head has its mean weights over the first `mean_over` training images
     shuffle   each test image gets the weights of another one of its batch of 500
-    uniform   1 / t for each of t layers; a gate has its layer's mean over those training images and over heads
+    uniform   1 / t for each of t layers; a gate has its layer's mean over those images and over heads
     learned_refitted, uniform_refitted      the same two after `refitted_norms` on those training images
-    changed   {mean, shuffle, uniform, uniform_refitted: [right answers lost, gained]}, against learned, or learned_refitted
+    changed   {mean, shuffle, uniform, uniform_refitted: [right answers lost, gained]}, against learned,
+              uniform_refitted against learned_refitted
     images    how many test images there were
 
     The test set is opened six times, and nothing is chosen by it. `progress` shows a bar of these six.
@@ -83,7 +90,7 @@ def intervene(model: nn.Module, data: Cifar, mean_over: int = MEAN_OVER, progres
         return None
     device = next(model.parameters()).device
     test = data.test.to(device)
-    images = normalise(data.train.images[:mean_over].to(device))            # (mean_over, channels, height, width)
+    images = normalise(data.train.images[:mean_over].to(device))     # (mean_over, channels, height, width)
     passes = [(how, False) for how in ("learned", *INTERVENTIONS)] + [(how, True) for how in REFITTED]
     right = {}
     for how, refit in tqdm(passes, disable=not progress, unit="test", desc="interventions", leave=False):

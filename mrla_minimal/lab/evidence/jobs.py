@@ -49,31 +49,35 @@ def tuning_jobs(suite: Suite, variants: Sequence[str], **changes: Any) -> list[J
             for variant in tuned for rate in suite.rates]
 
 
-def best_rates(suite: Suite, variants: Sequence[str], records: Iterable[dict], **changes: Any) -> dict[str, float]:
-    """variant -> learning rate: the one with the best last-epoch validation accuracy, of every variant or of `tuned_on`.
+def best_rates(suite: Suite, variants: Sequence[str], records: Iterable[dict],
+               **changes: Any) -> dict[str, float]:
+    """variant -> learning rate: the one with the best last-epoch validation accuracy.
 
-    Raises ValueError if one has not been tried yet, or if all diverged.
+    Each variant's own, or that of `tuned_on` for all. Raises ValueError if one has not been tried yet, or if
+    all diverged.
     """
     jobs = tuning_jobs(suite, variants, **changes)
     known = {record["id"]: record for record in records}
     missing = [job.folder for job in jobs if job.id not in known]
     if missing:
-        raise ValueError(f"suite {suite.name}: the learning rates are not tuned yet; missing {', '.join(missing[:3])}"
-                         + (" and others" if len(missing) > 3 else ""))
+        some = ", ".join(missing[:3]) + (" and others" if len(missing) > 3 else "")
+        raise ValueError(f"suite {suite.name}: the learning rates are not tuned yet; missing {some}")
     best = {}
     finished = [job for job in jobs if "diverged" not in known[job.id]]
     for job in sorted(finished, key=lambda job: known[job.id]["metrics"][-1]["validation_accuracy"]):
         best[job.variant] = job.config.learning_rate
     hopeless = sorted({job.variant for job in jobs} - set(best))
     if hopeless:
-        raise ValueError(f"suite {suite.name}: every learning rate diverged for {', '.join(hopeless)}; tried {suite.rates}")
+        raise ValueError(f"suite {suite.name}: every learning rate diverged for {', '.join(hopeless)}; "
+                         f"tried {suite.rates}")
     return best if suite.tuned_on is None else {variant: best[suite.tuned_on] for variant in variants}
 
 
 def final_jobs(suite: Suite, variants: Sequence[str], seeds: Sequence[int], rates: dict[str, float] | None,
                **changes: Any) -> list[Job]:
     """All variants of a seed before the next seed, each at its rate, or at the recipe's if there are none."""
-    return [_job(suite, variant, seed, "final", **({"learning_rate": rates[variant]} if rates else {}), **changes)
+    chosen = {variant: {"learning_rate": rates[variant]} if rates else {} for variant in variants}
+    return [_job(suite, variant, seed, "final", **chosen[variant], **changes)
             for seed in seeds for variant in variants]
 
 
@@ -84,8 +88,8 @@ def choose_parts(suite: Suite, variants: Sequence[str] | None, seeds: Sequence[i
     for variant in variants:
         suite.config(variant, 0, **changes)
     if not variants or len(set(variants)) < len(variants):
-        raise ValueError(f"suite {suite.name}: variants must be some of {', '.join(suite.variants)}, each once; "
-                         f"not {', '.join(variants) or 'none'}")
+        raise ValueError(f"suite {suite.name}: variants must be some of {', '.join(suite.variants)}, each "
+                         f"once; not {', '.join(variants) or 'none'}")
     return variants, suite.seeds if seeds is None else check_seeds("seeds", seeds)
 
 

@@ -9,22 +9,30 @@ from tqdm import tqdm
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import device_name, join_world
 from mrla_minimal.lab.engine import Run
-from mrla_minimal.lab.evidence.jobs import best_rates, check_definitions, choose_parts, final_jobs, tuning_jobs
+from mrla_minimal.lab.evidence.jobs import (
+    best_rates,
+    check_definitions,
+    choose_parts,
+    final_jobs,
+    tuning_jobs,
+)
 from mrla_minimal.lab.evidence.suites import Suite
 
 
 def plan_suite(suite: Suite, records: Iterable[dict], *, variants: Sequence[str] | None = None,
                seeds: Sequence[int] | None = None, data: Cifar | None = None, timed_steps: int = 20,
                progress: bool = True, **changes: Any) -> str:
-    """How long the runs that are left would take here, as text: each variant is trained for a few steps and timed.
+    """How long the runs that are left would take here, as text.
 
-    Nothing is written. Arguments and errors as those of `run_suite`; `records` are those that there are already.
+    Each variant is trained for a few steps and timed; nothing is written. Arguments and errors as those of
+    `run_suite`; `records` are those that there are already.
     """
     variants, seeds = choose_parts(suite, variants, seeds, **changes)
     check_definitions(suite, variants, records, changes)
     left = _runs_left(suite, variants, seeds, records, changes)
     if not left:
-        return f"suite {suite.name}: no runs left of {', '.join(variants)} with seeds {', '.join(map(str, seeds))}"
+        of = f"{', '.join(variants)} with seeds {', '.join(map(str, seeds))}"
+        return f"suite {suite.name}: no runs left of {of}"
     lines, total = [f"{'variant':<20} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
     for variant in tqdm(left, disable=not progress, unit="variant", leave=False):
         config = suite.config(variant, 0, **changes)
@@ -32,13 +40,15 @@ def plan_suite(suite: Suite, records: Iterable[dict], *, variants: Sequence[str]
         seconds = _seconds_a_step(run, timed_steps)
         minutes = run.total_steps * seconds / 60
         total += left[variant] * minutes
-        lines.append(f"{variant:<20} {run.config.batch_size / seconds:>9.0f} {minutes:>14.1f} {left[variant]:>10}")
-    head = (f"suite {suite.name}, {run.source}, on {device_name(run.world.device)}: {timed_steps} training steps of each "
-            "variant, timed now")
+        speed = config.batch_size / seconds
+        lines.append(f"{variant:<20} {speed:>9.0f} {minutes:>14.1f} {left[variant]:>10}")
     return "\n".join([
-        head, "", *lines, "",
-        f"{sum(left.values())} runs left: {total / 60:.1f} hours one after another, tests and interventions not counted.",
-        "With --jobs N, N runs share the device: a small net leaves a GPU mostly idle; the cores of a CPU are shared out."])
+        f"suite {suite.name}, {run.source}, on {device_name(run.world.device)}: "
+        f"{timed_steps} training steps of each variant, timed now", "", *lines, "",
+        f"{sum(left.values())} runs left: {total / 60:.1f} hours one after another, "
+        "tests and interventions not counted.",
+        "With --jobs N, N runs share the device: a small net leaves a GPU mostly idle; "
+        "the cores of a CPU are shared out."])
 
 
 def _runs_left(suite: Suite, variants: Sequence[str], seeds: Sequence[int], records: Iterable[dict],
@@ -53,7 +63,8 @@ def _runs_left(suite: Suite, variants: Sequence[str], seeds: Sequence[int], reco
         except ValueError:      # not tuned yet
             left[variant] += len(seeds)
         else:
-            left[variant] += sum(job.id not in known for job in final_jobs(suite, (variant,), seeds, rates, **changes))
+            jobs = final_jobs(suite, (variant,), seeds, rates, **changes)
+            left[variant] += sum(job.id not in known for job in jobs)
     return {variant: runs for variant, runs in left.items() if runs}
 
 

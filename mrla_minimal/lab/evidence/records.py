@@ -1,7 +1,8 @@
-"""Records: one finished run is one line of a JSON-lines file, with everything needed to compare it and to make it again.
+"""Records: a finished run is a line of JSON, with all that it takes to compare it or make it again.
 
-Beside a suite's records lie those of its interventions, a line each (`interventions.py` makes them): SUITE.jsonl and
-SUITE-interventions.jsonl. Records outlive the code, and travel between machines: what is read is checked first.
+Beside a suite's records, SUITE.jsonl, lie those of its interventions, SUITE-interventions.jsonl, a line each
+(`interventions.py` makes them). Records outlive the code, and travel between machines: they are checked when
+they are read.
 """
 
 import functools
@@ -20,9 +21,9 @@ INTERVENTIONS = "-interventions"        # what the name of a file of interventio
 
 
 def record_id(suite: str, variant: str, seed: int, config: dict) -> str:
-    """The first 12 hex digits of the SHA-256 of suite, variant, seed, and what the configuration has beyond the defaults.
+    """The first 12 hex digits of the SHA-256 of suite, variant, seed and configuration.
 
-    The device and paths do not count.
+    Of the configuration, what differs from the defaults counts; the device and paths do not.
     """
     kept = {name: value for name, value in beyond_defaults(config).items()
             if name not in ("device", "data_root", "source")}
@@ -58,9 +59,10 @@ def _changed(name: str, value: Any) -> dict:
 
 
 _WHICH = {"id": text, "suite": text, "variant": text, "seed": functools.partial(integer, least=0)}
-_PHASE = {"phase": functools.partial(one_of, allowed=("tuning", "final")), "learning_rate": positive, "config": _table}
-_DIVERGED = {**_WHICH, **_PHASE, "test_accuracy": functools.partial(one_of, allowed=(None,)), "diverged": text}
-_RUN = {**_WHICH, **_PHASE, "test_accuracy": share, "source": text, "fingerprint": text}
+_HOW = {"phase": functools.partial(one_of, allowed=("tuning", "final")), "learning_rate": positive,
+        "config": _table}
+_DIVERGED = {**_WHICH, **_HOW, "test_accuracy": functools.partial(one_of, allowed=(None,)), "diverged": text}
+_RUN = {**_WHICH, **_HOW, "test_accuracy": share, "source": text, "fingerprint": text}
 _TUNING = {**_RUN, "metrics": _tuned}
 _OLD_INTERVENTION = {**_WHICH, "learned": share, "mean": share, "shuffle": share, "uniform": share}
 _INTERVENTION = {**_OLD_INTERVENTION, "learned_refitted": share, "uniform_refitted": share, "images": integer,
@@ -106,19 +108,19 @@ def _read(path: str | Path, kind: str, fields_of: Callable[[dict], dict]) -> lis
 def load_records(path: str | Path) -> list[dict]:
     """The records of a file of runs, [] if it does not exist.
 
-    A line that is no whole record is left out, and said on stderr. Raises ValueError, naming record and field, for one
-    that lacks what a record of a suite holds, or has something else in its place.
+    A line that is no whole record is left out, and said on stderr. Raises ValueError, naming record and
+    field, for one that lacks what a record of a suite holds, or has something else in its place.
     """
     return _read(path, "records of a suite", _fields_of_run)
 
 
 def load_every_intervention(path: str | Path) -> list[dict]:
-    """All records of a file of interventions, also those that a later line took the place of. As `load_records`."""
+    """All records of a file of interventions, as `load_records`: also those that a later line replaces."""
     return _read(path, "interventions", _fields_of_intervention)
 
 
 def load_interventions(path: str | Path) -> list[dict]:
-    """The records of interventions, the latest of each run: what is measured anew, and more fully, stands below the old."""
+    """The records of interventions, the latest of each run: what is measured anew stands below the old."""
     return list({record["id"]: record for record in load_every_intervention(path)}.values())
 
 
@@ -144,32 +146,33 @@ def append_once(path: str | Path, record: dict, load: Callable[[str | Path], lis
 def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]:
     """Add the records of several files to `target`, and return all that it then holds.
 
-    Of runs, each id is kept once. Interventions (files whose names end in -interventions, then all of them) are kept
-    once each; those of an older form go first, since the later line of a run counts. Raises ValueError, and writes
-    nothing, if a file is not there or holds something else, or if two records of one id have different accuracies.
+    Of runs, each id is kept once. Interventions (all files are named *-interventions.jsonl then) are kept
+    once each; those of an older form go first, since the later line of a run counts. Raises ValueError, and
+    writes nothing, if a file is not there or holds something else, or if records of one id have different
+    accuracies.
     """
     paths = [Path(path) for path in paths]
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path}: no such file of records")
-    kinds = {is_interventions(path) for path in (target, *paths)}
-    if len(kinds) > 1:
-        raise ValueError(f"runs and interventions are kept apart: {target}, {', '.join(map(str, paths))} are of both kinds "
-                         f"(interventions are in files named *{INTERVENTIONS}.jsonl)")
-    load, compared = load_records, ("test_accuracy", "fingerprint")
-    if kinds == {True}:
-        load, compared = load_every_intervention, ("fingerprint", "learned", "mean", "shuffle", "uniform", "changed")
+    of_interventions = is_interventions(target)
+    strangers = [str(path) for path in paths if is_interventions(path) != of_interventions]
+    if strangers:
+        raise ValueError(f"runs and interventions are kept apart: {', '.join(strangers)} cannot go to "
+                         f"{target} (interventions are in files named *{INTERVENTIONS}.jsonl)")
+    load, compared = load_records, ("test_accuracy",)
+    if of_interventions:
+        load, compared = load_every_intervention, ("learned", "mean", "shuffle", "uniform", "changed")
     with exclusive(f"{target}.lock"):
-        first, merged = {}, {}
+        merged = {}
         for path in (target, *paths):
             for record in load(path):
-                form = record["id"], "changed" in record
-                other = first.setdefault(form, record)
-                if any(other.get(name) != record.get(name) for name in compared):
-                    raise ValueError(f"{path}: record {record['id']} ({record['variant']}, seed {record['seed']}) differs "
-                                     "from the one of the same id that was read before; keep one of them")
-                merged[form] = other
-        kept = sorted(merged.values(), key=lambda record: "changed" in record) if kinds == {True} else list(merged.values())
+                other = merged.setdefault((record["id"], "changed" in record), record)
+                if any(other.get(name) != record.get(name) for name in ("fingerprint", *compared)):
+                    which = f"record {record['id']} ({record['variant']}, seed {record['seed']})"
+                    raise ValueError(f"{path}: {which} differs from the one of the same id that was read "
+                                     "before; keep one of them")
+        kept = sorted(merged.values(), key=lambda record: "changed" in record)      # no run holds that word
         replace_file(target, lambda file: file.write("".join(map(to_line, kept)).encode()))
     return kept
 

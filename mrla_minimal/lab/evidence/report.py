@@ -1,4 +1,4 @@
-"""The tables of a suite, as text: its variants, its contrasts, and its interventions; and all of it as JSON."""
+"""The tables of a suite, as text: its variants, its contrasts, its interventions; and all of it as JSON."""
 
 import dataclasses
 import statistics
@@ -26,22 +26,25 @@ def report(summary: Summary) -> str:
         lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} "
                      f"{summary.rates[variant]:>6g}")
     for what, variants in (("diverged", summary.diverged), ("not of this suite any more", summary.unknown)):
-        lines += [f"{variant:<20} {what}: seeds {', '.join(map(str, seeds))}" for variant, seeds in variants.items()]
+        lines += [f"{variant:<20} {what}: seeds {', '.join(map(str, seeds))}"
+                  for variant, seeds in variants.items()]
     lines += ["", f"{'contrast (points)':<38} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
                   f"{'p':>6} {'Holm':>6} {'corr':>5}  reading"]
     for row in summary.contrasts:
-        p, adjusted, correlation = (_decimals(row.p, 3), _decimals(row.adjusted, 3), _decimals(row.correlation, 2))
+        p, adjusted = _decimals(row.p, 3), _decimals(row.adjusted, 3)
+        correlation = _decimals(row.correlation, 2)
         missing = NO_SCATTER if row.n > 1 else "too few seeds"
         name = f"{row.a} - {row.b}{' *' if row.primary else ''}"
         lines.append(f"{name:<38} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, missing):<18} "
                      f"{_points(row.pooled, '-'):<18} {p:>6} {adjusted:>6} {correlation:>5}  {row.reading}")
     lines += [
         "",
-        "Differences are paired by seed; means of rows with different seeds are not to be compared. *: primary, what the suite",
-        "is for. Holm: p adjusted over all primary contrasts, or over all others: where nothing is, each of these two families",
-        "finds something in at most 5 % of worlds. pooled: only if all differences scatter alike. corr: between same-seed runs,",
-        f"from five seeds on. reading: of the paired interval and Holm's p, against a margin of {100 * MARGIN:g} points. Intervals cover",
-        "seeds; not the choice of the test images, nor of each variant's rate."]
+        "Differences are paired by seed; means of rows with different seeds are not to be compared.",
+        "*: primary, what the suite is for. Holm: p adjusted over all primary contrasts, or over all others:",
+        "where nothing is, each of these two families finds something in at most 5 % of worlds. pooled: only",
+        "if all differences scatter alike. corr: between same-seed runs, from five seeds on. reading: of the",
+        f"paired interval and Holm's p, against a margin of {100 * MARGIN:g} points. Intervals cover seeds;",
+        "not the choice of the test images, nor of each variant's rate."]
     return "\n".join(lines)
 
 
@@ -50,12 +53,12 @@ def _decimals(number: float | None, places: int) -> str:
 
 
 def report_interventions(records: Iterable[dict]) -> str:
-    """A table of intervention records: what each net reaches as learned, and without its attention's choices."""
-    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard error) without the "
-             "choices", "",
-             f"{'':<38}{'':>43}{'norms refitted':>26}",
-             f"{'variant':<20} {'seed':>4} {'learned %':>10} " + "".join(f"{how:>15}" for how in INTERVENTIONS)
-             + f"{'learned %':>12}{'uniform':>15}"]
+    """A table of intervention records: what each net reaches as learned, and without its choices."""
+    hows = "".join(f"{how:>15}" for how in INTERVENTIONS)
+    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard "
+             "error) without the choices", "",
+             f"{'':<81}{'norms refitted':>26}",
+             f"{'variant':<20} {'seed':>4} {'learned %':>10} {hows}{'learned %':>12}{'uniform':>15}"]
     for record in sorted(records, key=lambda record: (record["variant"], record["seed"])):
         changes = "".join(f"{_change(record, how, 'learned'):>15}" for how in INTERVENTIONS)
         refitted = f"{100 * record['learned_refitted']:.2f}" if "learned_refitted" in record else "-"
@@ -67,8 +70,10 @@ def report_interventions(records: Iterable[dict]) -> str:
 def _change(record: dict, how: str, base: str) -> str:
     if how not in record or base not in record:
         return "-"
-    error = f" ({100 * standard_error(*record['changed'][how], record['images']):.2f})" if "changed" in record else ""
-    return f"{100 * (record[how] - record[base]):+.2f}{error}"
+    change = f"{100 * (record[how] - record[base]):+.2f}"
+    if "changed" not in record:
+        return change
+    return f"{change} ({100 * standard_error(*record['changed'][how], record['images']):.2f})"
 
 
 def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Many runs: a suite of (variant, seed) with one recipe, run or continued; `contrasts.py` says what may be concluded.
+"""Many runs: a suite of (variant, seed) with one recipe, run or continued.
 
-A suite runs all variants of a seed before the next seed, so that whatever is finished can be compared pair by pair. Each
-finished run is one line of a JSON-lines file. A run that has its line is skipped, one that has only its run folder is
-resumed, so a suite is continued by the command that began it, also by several processes at once or on another machine.
+A suite runs all variants of a seed before the next seed, so that whatever is finished can be compared pair by
+pair. Each finished run is one line of a JSON-lines file. A run that has its line is skipped, one that has
+only its run folder is resumed. So a suite is continued by the command that began it, also by several
+processes at once, or on another machine.
 """
 
 import dataclasses
@@ -21,9 +22,21 @@ from mrla_minimal.lab.engine import Result, RunInUse, TrainingDiverged, build_mo
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.engine.model import image_shape, try_model
 from mrla_minimal.lab.evidence.interventions import chooses, intervene
-from mrla_minimal.lab.evidence.jobs import Job, best_rates, check_definitions, choose_parts, final_jobs, tuning_jobs
+from mrla_minimal.lab.evidence.jobs import (
+    Job,
+    best_rates,
+    check_definitions,
+    choose_parts,
+    final_jobs,
+    tuning_jobs,
+)
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
-from mrla_minimal.lab.evidence.records import append_once, interventions_path, load_records, whole_interventions
+from mrla_minimal.lab.evidence.records import (
+    append_once,
+    interventions_path,
+    load_records,
+    whole_interventions,
+)
 from mrla_minimal.lab.evidence.suites import Suite
 from mrla_minimal.lab.files import Busy, exclusive
 from mrla_minimal.lab.plugins import OwnAttention, first_line
@@ -31,25 +44,30 @@ from mrla_minimal.lab.plugins import OwnAttention, first_line
 
 def run_suite(suite: Suite, records_path: str | Path, *, variants: Sequence[str] | None = None,
               seeds: Sequence[int] | None = None, runs: str | Path = "runs", data: Cifar | None = None,
-              progress: bool = True, checkpoint_seconds: float = 60.0, wait: float = 5.0, **changes: Any) -> list[dict]:
+              progress: bool = True, checkpoint_seconds: float = 60.0, wait: float = 5.0,
+              **changes: Any) -> list[dict]:
     """Run what of a suite has no record yet, and return all its records.
 
-    `variants` and `seeds` choose a part; `changes` replace fields of the recipe (a shorter run, another device); `data`
-    holds images of one's own for all runs, None what their configurations name. Several processes may call this with the
-    same arguments: each takes runs that no other is at; one that needs a rate which another is still tuning looks again
-    every `wait` seconds. Raises ValueError for unknown or repeated variants and seeds, and what `train` raises.
+    variants, seeds     a part of the suite's; None: all
+    data                images of one's own for all runs; None: what their configurations name
+    changes             fields of the recipe that are replaced (a shorter run, another device)
+
+    Several processes may call this with the same arguments: each takes runs that no other is at. One that
+    needs a rate which another is still tuning looks again every `wait` seconds. Raises ValueError for unknown
+    or repeated variants and seeds, and what `train` raises.
     """
     variants, seeds = choose_parts(suite, variants, seeds, **changes)
     records_path = Path(records_path)
     check_definitions(suite, variants, load_records(records_path), changes)
     for variant in variants:
-        try_model(suite.config(variant, 0, **changes))      # what cannot be built is told now, not after the others
+        try_model(suite.config(variant, 0, **changes))      # what cannot be built is told now
     records_path.parent.mkdir(parents=True, exist_ok=True)
-    work = _Work(suite, records_path, Path(runs) / suite.name, data, progress, checkpoint_seconds, source_commit())
+    work = _Work(suite, records_path, Path(runs) / suite.name, data, progress, checkpoint_seconds,
+                 source_commit())
     rates = None
     if suite.rates:
         while work.through(tuning_jobs(suite, variants, **changes)):
-            time.sleep(wait)        # another process is still tuning: its rates are needed before the final runs
+            time.sleep(wait)        # another process is still tuning: the final runs need its rates
         rates = best_rates(suite, variants, load_records(records_path), **changes)
     work.through(final_jobs(suite, variants, seeds, rates, **changes))
     return load_records(records_path)
@@ -68,7 +86,7 @@ class _Work:
     commit: str | None
 
     def through(self, jobs: Sequence[Job]) -> int:
-        """Run those of `jobs` that have no record and that no other process is at. Returns how many are left to others."""
+        """Run the jobs that have no record; returns how many are left, since another process is at them."""
         left = 0
         for job in jobs:
             record = self.record_of(job)
@@ -96,10 +114,11 @@ class _Work:
         """
         run_dir = self.folder / job.folder      # trusted: what runs there is what the suite names
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.say(f"{job.variant}, seed {job.config.seed}, learning rate {job.config.learning_rate:g}, {job.phase}")
+        rate = f"learning rate {job.config.learning_rate:g}"
+        self.say(f"{job.variant}, seed {job.config.seed}, {rate}, {job.phase}")
         try:
-            result = train(job.config, run_dir, data=self.data, resume=(run_dir / "config.json").exists(), trust=True,
-                           progress=self.progress, checkpoint_seconds=self.checkpoint_seconds)
+            result = train(job.config, run_dir, data=self.data, resume=(run_dir / "config.json").exists(),
+                           trust=True, progress=self.progress, checkpoint_seconds=self.checkpoint_seconds)
         except RunInUse:
             return None
         except TrainingDiverged as error:
@@ -109,9 +128,9 @@ class _Work:
 
     def description(self, job: Job) -> dict:
         """What a record says of a run before it is made: all that is needed to make it again."""
-        config = dataclasses.asdict(job.config) | {"data_root": None}       # a path of this machine is nobody else's
-        return {"id": job.id, "suite": self.suite.name, "variant": job.variant, "seed": job.config.seed, "phase": job.phase,
-                "note": self.suite.note, "learning_rate": job.config.learning_rate,
+        config = dataclasses.asdict(job.config) | {"data_root": None}       # a path is this machine's alone
+        return {"id": job.id, "suite": self.suite.name, "variant": job.variant, "seed": job.config.seed,
+                "phase": job.phase, "note": self.suite.note, "learning_rate": job.config.learning_rate,
                 "recipe": self.suite.recipe_of(config), "config": config}
 
     def results(self, job: Job, result: Result) -> dict:
@@ -126,8 +145,9 @@ class _Work:
             "parameters": result.parameters,
             "macs": count_macs(build_model(job.config, classes), shape[2]) if priced else None,
             "seconds": round(result.seconds, 1), "images_per_second": round(result.images_per_second, 1),
-            "device": device_name(choose_device(job.config.device)), "precision": result.precision, "versions": versions(),
-            "source": result.source, "fingerprint": result.fingerprint, "commit": self.commit,
+            "device": device_name(choose_device(job.config.device)), "precision": result.precision,
+            "versions": versions(), "commit": self.commit,
+            "source": result.source, "fingerprint": result.fingerprint,
         }
 
     def look_inside(self, job: Job, record: dict) -> None:
@@ -162,7 +182,7 @@ class _Work:
             source = "synthetic" if state["source"] == "synthetic" else "real"
             data = load_cifar(job.config.dataset, job.config.data_root, source)
         if data.fingerprint != record["fingerprint"]:
-            print(f"note: {job.folder} was trained on other images than are here: its attention is not looked into")
+            print(f"note: {job.folder} was trained on other images than are here: it is not looked into")
             return None
         data = prepared(job.config, data)
         try:
@@ -170,11 +190,13 @@ class _Work:
         except Exception as error:
             if OwnAttention.parse(job.config.layer_attention) is None:
                 raise
-            print(f"note: {job.variant}: its weights cannot be frozen ({first_line(error)}); the suite goes on without")
+            why = first_line(error)
+            print(f"note: {job.variant}: its weights cannot be frozen ({why}); the suite goes on without")
             return None
-        kept = {name: record[name] for name in ("id", "suite", "variant", "seed", "note", "source", "fingerprint")}
+        shared = ("id", "suite", "variant", "seed", "note", "source", "fingerprint")
         device = device_name(next(model.parameters()).device)
-        return {**kept, **found, "device": device, "versions": versions(), "commit": self.commit}
+        return {name: record[name] for name in shared} | found | {
+            "device": device, "versions": versions(), "commit": self.commit}
 
     def finished_net(self, job: Job) -> tuple[nn.Module | None, dict | None, str | None]:
         """(model, state, type of its stored weights) of a finished run; three Nones if it is gone."""

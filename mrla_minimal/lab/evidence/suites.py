@@ -23,8 +23,8 @@ def with_defaults(config: dict) -> dict:
 def beyond_defaults(config: dict) -> dict:
     """The part of a configuration that differs from the defaults.
 
-    Ids and recipes are made of it, so that a field that TrainConfig gains later leaves all older records what they are.
-    The price: the default of a field that has records must never change (a test holds them).
+    Ids and recipes are made of it, so that a field that TrainConfig gains later leaves all older records what
+    they are. The price: the default of a field that has records must never change (a test holds them).
     """
     default = with_defaults({})
     return {name: value for name, value in config.items() if name not in default or value != default[name]}
@@ -34,15 +34,17 @@ def beyond_defaults(config: dict) -> dict:
 class Suite:
     """What is run and what will be asked, both written down before the first run.
 
-    variants   name -> the TrainConfig fields that make it what it is; `recipe` holds all others that differ from the
-               defaults, the seed and the validation split aside: these are the suite's to choose
-    primary    the contrasts (a, b), meaning a - b, that the suite exists for; `contrasts` and every variant against
-               `baseline` are asked too. Each of the two families has its own Holm adjustment
-    rates      learning rates to try on the validation split with `tuning_seed`, by every variant, or by `tuned_on` alone
+    variants   name -> the TrainConfig fields that make it what it is; `recipe` holds all others that differ
+               from the defaults, the seed and the validation split aside: these are the suite's to choose
+    primary    the contrasts (a, b), meaning a - b, that the suite exists for; `contrasts` and every variant
+               against `baseline` are asked too. Each of the two families has its own Holm adjustment
+    rates      learning rates to try on the validation split with `tuning_seed`, by every variant, or by
+               `tuned_on` alone
     note       stands in every record and table; `about` is the line by which the suite is listed
     committed  whether its records belong in data/results/ of the repository
 
-    Lists may stand for tuples, numpy's numbers for Python's. Raises ValueError naming the suite and what is wrong.
+    Lists may stand for tuples, numpy's numbers for Python's. Raises ValueError naming the suite and what is
+    wrong.
     """
 
     name: str
@@ -63,19 +65,21 @@ class Suite:
         try:
             self._check()
         except ValueError as error:
-            text = str(error)
-            raise ValueError(text if text.startswith("suite ") else f"suite {shown(self.name)}: {text}") from None
+            where = "" if str(error).startswith("suite ") else f"suite {shown(self.name)}: "
+            raise ValueError(f"{where}{error}") from None
 
     def _check(self) -> None:
         for field in ("variants", "recipe"):
-            self._require(isinstance(getattr(self, field), dict), f"{field} must be a dictionary", getattr(self, field))
+            given = getattr(self, field)
+            self._require(isinstance(given, dict), f"{field} must be a dictionary", given)
         self._require(self.variants, "variants must hold at least one", self.variants)
         for what, name in (("the suite", self.name), *(("a variant", variant) for variant in self.variants)):
             self._require(isinstance(name, str) and _FILE_NAME.fullmatch(name) and name.strip(". "),
-                          f"the name of {what} becomes that of a folder: one or more characters, none of them "
-                          r'/ \ : * ? " < > |, and not dots alone', name)
+                          f"the name of {what} becomes that of a folder: one or more characters, none of "
+                          r'them / \ : * ? " < > |, and not dots alone', name)
         for field in ("note", "about"):
-            self._require(isinstance(getattr(self, field), str), f"{field} must be a text", getattr(self, field))
+            given = getattr(self, field)
+            self._require(isinstance(given, str), f"{field} must be a text", given)
         self._set("committed", boolean("committed", self.committed))
         self._set("seeds", check_seeds("seeds", self.seeds))
         self._set("tuning_seed", integer("tuning_seed", self.tuning_seed, least=0))
@@ -85,11 +89,11 @@ class Suite:
         self._known(self.baseline, " as baseline")
         if self.tuned_on is not None:
             self._known(self.tuned_on, " in tuned_on")
-        for name, changes in self.variants.items():
-            self._require(isinstance(changes, dict), f"variant {name} must be a dictionary of fields", changes)
+        for name, fields in self.variants.items():
+            self._require(isinstance(fields, dict), f"variant {name} must be a dictionary of fields", fields)
             for field in ("seed", "validation"):
-                self._require(field not in {**changes, **self.recipe}, f"{field} is the suite's own to choose",
-                              {**changes, **self.recipe})
+                given = {**self.recipe, **fields}
+                self._require(field not in given, f"{field} is the suite's own to choose", given)
             self.config(name, 0)        # a wrong field or value is told now, not after hours
 
     def _set(self, field: str, value: Any) -> None:
@@ -101,10 +105,12 @@ class Suite:
 
     def _known(self, variant: Any, where: str = "") -> None:
         if not isinstance(variant, str) or variant not in self.variants:
-            raise ValueError(f"suite {self.name}: unknown variant {shown(variant)}{where}; it has {', '.join(self.variants)}")
+            raise ValueError(f"suite {self.name}: unknown variant {shown(variant)}{where}; "
+                             f"it has {', '.join(self.variants)}")
 
     def _pairs(self, field: str) -> tuple[tuple[str, str], ...]:
-        given, wanted = getattr(self, field), f"{field} must be pairs of variants, (('a', 'b'), ...), each pair once"
+        given = getattr(self, field)
+        wanted = f"{field} must be pairs of variants, (('a', 'b'), ...), each pair once"
         self._require(isinstance(given, tuple | list), wanted, given)
         for pair in given:
             self._require(isinstance(pair, tuple | list) and len(pair) == 2, wanted, given)
@@ -116,7 +122,7 @@ class Suite:
 
     @property
     def secondary(self) -> tuple[tuple[str, str], ...]:
-        """The contrasts that are asked beside the primary ones: those declared, and every variant against the baseline."""
+        """What is asked beside the primary contrasts: those declared, each variant against the baseline."""
         asked = {frozenset(pair): pair for pair in self.primary}
         against = ((variant, self.baseline) for variant in self.variants if variant != self.baseline)
         for pair in (*self.contrasts, *against):
@@ -175,16 +181,18 @@ _RATES = (0.05, 0.1, 0.2)
 SUITES = {suite.name: suite for suite in (
     Suite(
         "cifar10-thin56",
-        _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base", "depthwise-gated", "depthwise-carry",
-                    "mrla-light-released"),
+        _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base", "depthwise-gated",
+                    "depthwise-carry", "mrla-light-released"),
         {"depth": 56, "width": 8, **_LONG}, primary=_MRLA_AGAINST_CONTROLS,
         contrasts=(("mrla-light", "depthwise-gated"), ("mrla-light", "depthwise-carry"),
                    ("depthwise-gated", "depthwise"), ("depthwise-carry", "depthwise"),
                    ("mrla-light", "mrla-light-released"), ("mrla-base", "depthwise")),
-        rates=_RATES, about="does layer attention help, and which part of it: ResNet-56 of width 8, 60 epochs"),
+        rates=_RATES,
+        about="does layer attention help, and which part of it: ResNet-56 of width 8, 60 epochs"),
     Suite(
         "cifar10-resnet20",
-        {**_attentions("plain", "depthwise", "layer", "uniform", "mrla-base", "mrla-light", "mrla-light-released"),
+        {**_attentions("plain", "depthwise", "layer", "uniform", "mrla-base", "mrla-light",
+                       "mrla-light-released"),
          "se": {"layer_attention": None, "channel_attention": "se"},
          "eca": {"layer_attention": None, "channel_attention": "eca"}},
         {"depth": 20, "width": 16, **_LONG},
@@ -204,9 +212,11 @@ SUITES = {suite.name: suite for suite in (
     *(Suite(f"cifar10-depth{depth}-width{width}",
             _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base"),
             {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS,
-            rates=_RATES, about=f"ResNet-{depth} of width {width}: with the first two, a grid of depth and width")
+            rates=_RATES,
+            about=f"ResNet-{depth} of width {width}: with the first two, a grid of depth and width")
       for depth, width in ((20, 8), (56, 16))),
-    Suite(      # declared when its "mrla-light" still meant the released wiring: the primary contrast is that one's
+    # Declared when its "mrla-light" still meant the released wiring: the primary contrast is that one's.
+    Suite(
         "cifar10-thin56-cpu",
         _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light-released", "mrla-light"),
         {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1, 2),

@@ -8,7 +8,7 @@ from mrla_minimal.lab.evidence import SUITES
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """An empty repository as the working directory, in which NETS is a suite like any other; "large" is one without records."""
+    """An empty repository as the working directory, with two suites more: NETS, and "large"."""
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "mrla-minimal"\n')
     for suite in (NETS, dataclasses.replace(NETS, name="large", note="")):
         monkeypatch.setitem(SUITES, suite.name, suite)

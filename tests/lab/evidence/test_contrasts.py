@@ -9,14 +9,24 @@ import torch
 from scipy import stats
 from tiny_suites import four_variants, record
 
-from mrla_minimal.lab.evidence import Suite, detectable_difference, holm, paired_interval, pooled_error, reading, report, summarise
+from mrla_minimal.lab.evidence import (
+    Suite,
+    detectable_difference,
+    holm,
+    paired_interval,
+    pooled_error,
+    reading,
+    report,
+    summarise,
+)
 from mrla_minimal.lab.evidence.contrasts import NoRuns
 
 
 def test_a_variant_whose_definition_changed_midway_is_refused():
     suite, _, records = four_variants()
     changed = record("plain", 9, 0.9, config={"layer_attention": "uniform"})
-    with pytest.raises(ValueError, match="plain was recorded with layer_attention 'uniform', and has None now"):
+    with pytest.raises(ValueError,
+                       match="plain was recorded with layer_attention 'uniform', and has None now"):
         summarise([*records, changed], suite)
 
 
@@ -24,7 +34,8 @@ def test_contrasts_without_runs_still_count_for_holm():
     suite, _, records = four_variants()
     kept = [r for r in records if r["variant"] != "uniform"]
     contrast = next(c for c in summarise(kept, suite).contrasts if c.a == "depthwise")
-    ps = sorted(c.p for c in summarise(kept, suite).contrasts if not c.primary)      # two of the three that were declared
+    # two of the three that were declared
+    ps = sorted(c.p for c in summarise(kept, suite).contrasts if not c.primary)
     expected = 3 * ps[0] if contrast.p == ps[0] else max(3 * ps[0], 2 * ps[1])
     assert len(ps) == 2 and contrast.adjusted == pytest.approx(min(1.0, expected))
 
@@ -32,12 +43,14 @@ def test_contrasts_without_runs_still_count_for_holm():
 def test_contrasts_agree_with_scipy():
     suite, values, records = four_variants()
     summary = summarise(records, suite)
-    pairs = {("mrla-light", "depthwise"), ("mrla-light", "plain"), ("depthwise", "plain"), ("uniform", "plain")}
+    pairs = {("mrla-light", "depthwise"), ("mrla-light", "plain"), ("depthwise", "plain"),
+             ("uniform", "plain")}
     assert {(c.a, c.b) for c in summary.contrasts} == pairs
     for contrast in summary.contrasts:
         test = stats.ttest_rel(values[contrast.a], values[contrast.b])
         interval = test.confidence_interval(0.95)
-        assert contrast.p == pytest.approx(test.pvalue) and contrast.interval == pytest.approx((interval.low, interval.high))
+        assert contrast.p == pytest.approx(test.pvalue)
+        assert contrast.interval == pytest.approx((interval.low, interval.high))
         assert contrast.primary == (contrast.b == "depthwise")
     for primary, factors in ((True, (1,)), (False, (3, 2, 1))):
         family = [c for c in summary.contrasts if c.primary == primary]
@@ -49,18 +62,22 @@ def test_contrasts_agree_with_scipy():
 
 
 def test_in_worlds_without_differences_the_primary_contrasts_find_one_in_twenty():
-    """Two primary contrasts, five seeds: unadjusted they would find something in nearly a tenth of such worlds."""
+    """Two primary contrasts, five seeds: unadjusted, they find something in nearly a tenth of such worlds."""
     draws = np.random.default_rng(0).normal(0.75, 0.01, (4000, 4, 5))       # (worlds, variants, seeds)
     names = ("mrla-light", "depthwise", "mrla-base", "uniform")
     p = stats.ttest_rel(draws[:, ::2], draws[:, 1::2], axis=2).pvalue       # (worlds, 2)
     adjusted = np.array([holm(list(row)) for row in p])
     error = (adjusted < 0.05).any(axis=1).mean()
     assert error < 0.05 + 2 * (0.05 * 0.95 / 4000) ** 0.5 and (p < 0.05).any(axis=1).mean() > 0.085
-    suite = Suite("s", {name: {"layer_attention": name} for name in names}, {}, primary=(names[:2], names[2:]), baseline="uniform")
-    chosen = [*np.flatnonzero((adjusted < 0.05).any(axis=1))[:20], *np.flatnonzero(((p < 0.05) & (adjusted >= 0.05)).any(axis=1))[:20]]
+    suite = Suite("s", {name: {"layer_attention": name} for name in names}, {},
+                  primary=(names[:2], names[2:]), baseline="uniform")
+    chosen = [*np.flatnonzero((adjusted < 0.05).any(axis=1))[:20],
+              *np.flatnonzero(((p < 0.05) & (adjusted >= 0.05)).any(axis=1))[:20]]
     for world in chosen:
-        records = [record(name, seed, draws[world, row, seed]) for row, name in enumerate(names) for seed in range(5)]
-        for row, own_p, own_adjusted in zip(summarise(records, suite).contrasts[:2], p[world], adjusted[world], strict=True):
+        records = [record(name, seed, draws[world, row, seed]) for row, name in enumerate(names)
+                   for seed in range(5)]
+        for row, own_p, own_adjusted in zip(summarise(records, suite).contrasts[:2], p[world],
+                                            adjusted[world], strict=True):
             assert row.primary and (row.p, row.adjusted) == pytest.approx((own_p, own_adjusted))
             assert ("above" in row.reading or "below" in row.reading) == (own_p < 0.05)
             assert ("before Holm" in row.reading) == (own_p < 0.05 <= own_adjusted)
@@ -75,7 +92,8 @@ def test_the_pooled_interval_is_that_of_the_two_way_layout():
     contrast = next(c for c in summarise(records, suite).contrasts if c.primary)
     half = stats.t.ppf(0.975, 9) * math.sqrt(2 * variance / 4)
     assert contrast.pooled == pytest.approx((contrast.mean - half, contrast.mean + half))
-    two = pooled_error({"a": {0: 0.5, 1: 0.6, 2: 0.8}, "b": {0: 0.4, 1: 0.7, 2: 0.75}})      # two variants: the paired t itself
+    # Of two variants, it is the paired t itself.
+    two = pooled_error({"a": {0: 0.5, 1: 0.6, 2: 0.8}, "b": {0: 0.4, 1: 0.7, 2: 0.75}})
     mean, interval, _ = paired_interval([0.1, -0.1, 0.05])
     assert stats.t.ppf(0.975, two[1]) * math.sqrt(2 * two[0] / 3) == pytest.approx(interval[1] - mean)
 
@@ -88,7 +106,8 @@ def test_unequal_seeds_are_paired_where_they_meet():
 
 
 @pytest.mark.parametrize("change, what", [
-    ({"config": {"layer_attention": None, "depth": 56}}, "recipe"), ({"fingerprint": "g"}, "data"), ({"source": "synthetic"}, "data"),
+    ({"config": {"layer_attention": None, "depth": 56}}, "recipe"), ({"fingerprint": "g"}, "data"),
+    ({"source": "synthetic"}, "data"),
     ({"learning_rate": 0.2}, "learning rate \\(plain\\)"),
 ])
 def test_records_of_different_recipe_data_or_rate_are_never_compared(change, what):
@@ -99,10 +118,12 @@ def test_records_of_different_recipe_data_or_rate_are_never_compared(change, wha
 
 def test_nothing_to_summarise_is_said():
     suite, _, records = four_variants()
-    with pytest.raises(NoRuns, match=r"no finished runs of suite s \(mrla-light, depthwise, uniform, plain\) yet$"):
+    with pytest.raises(NoRuns,
+                       match=r"no finished runs of suite s \(mrla-light, depthwise, uniform, plain\) yet$"):
         summarise([], suite)
     renamed = [{**record, "variant": f"old-{record['variant']}"} for record in records]
-    with pytest.raises(NoRuns, match="yet, but of old-plain, old-mrla-light, old-depthwise, old-uniform, which it no longer has"):
+    others = "old-plain, old-mrla-light, old-depthwise, old-uniform"
+    with pytest.raises(NoRuns, match=f"yet, but of {others}, which it no longer has"):
         summarise(renamed, suite)
 
 
@@ -122,7 +143,8 @@ def test_equal_differences_and_a_single_one_have_no_interval():
     a, b = (0.6759, 0.7271, 0.6701), (0.6749, 0.7261, 0.6691)      # ten images each, which floats do not know
     assert paired_interval([x - y for x, y in zip(a, b, strict=True)])[1:] == (None, None)
     suite, _, _ = four_variants()
-    ten = [record(name, seed, value) for name, row in (("mrla-light", a), ("depthwise", b)) for seed, value in enumerate(row)]
+    ten = [record(name, seed, value) for name, row in (("mrla-light", a), ("depthwise", b))
+           for seed, value in enumerate(row)]
     (row,) = summarise(ten, suite).contrasts
     assert row.reading == "no scatter" and "no scatter  " in report(summarise(ten, suite))
 
@@ -142,15 +164,17 @@ def test_a_finding_that_holm_does_not_bear_out_is_called_one_before_holm():
 
 def test_the_correlation_waits_for_five_seeds():
     suite, values, records = four_variants()
-    more = [record(name, 4, value) for name, value in {"plain": 0.91, "mrla-light": 0.915, "depthwise": 0.92, "uniform": 0.9}.items()]
+    fifth = {"plain": 0.91, "mrla-light": 0.915, "depthwise": 0.92, "uniform": 0.9}
+    more = [record(name, 4, value) for name, value in fifth.items()]
     assert all(row.correlation is None for row in summarise(records, suite).contrasts)
     row = next(row for row in summarise([*records, *more], suite).contrasts if row.primary)
-    assert row.correlation == pytest.approx(stats.pearsonr([*values["mrla-light"], 0.915], [*values["depthwise"], 0.92]).statistic)
+    expected = stats.pearsonr([*values["mrla-light"], 0.915], [*values["depthwise"], 0.92]).statistic
+    assert row.correlation == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(3, 0.92, 1.39), (5, 0.47, 0.72), (10, 0.28, 0.43)])
 def test_the_detectable_difference_is_found_as_often_as_it_says(n, low, high):
-    """For seed deviations of 0.2 and 0.3 points, uncorrelated between variants; checked by drawing, not by the formula."""
+    """For seed deviations of 0.2 and 0.3 points, uncorrelated between variants; checked by drawing."""
     found = [detectable_difference(deviation * 2**0.5, n) for deviation in (0.2, 0.3)]
     assert low <= found[0] < found[1] <= high
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +195,8 @@ def test_a_detectable_difference_of_nothing_is_refused(wrong):
     ((-0.002, 0.001), "within 0.3 points"),
     ((0.001, 0.002), "a above b, within 0.3 points"),
     ((0.004, 0.011), "a above b by more than 0.3 points"),
-    ((-0.011, -0.004), "a below b by more than 0.3 points"), ((-0.002, -0.001), "a below b, within 0.3 points"),
+    ((-0.011, -0.004), "a below b by more than 0.3 points"),
+    ((-0.002, -0.001), "a below b, within 0.3 points"),
     ((-0.004, 0.001), "undecided"), ((-0.001, 0.003), "undecided")])
 def test_an_interval_is_read_against_zero_and_against_the_margin(interval, words):
     assert reading(interval) == words

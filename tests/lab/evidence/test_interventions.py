@@ -24,7 +24,8 @@ def by_hand(model, images, labels, replace):
     hooks = []
     for s, stage in enumerate(model.stages):
         for t, block in enumerate(stage):
-            hooks.append(block.layer_attention.weights.register_forward_hook(lambda m, i, w, s=s, t=t: replace(s, t, w)))
+            place = block.layer_attention.weights
+            hooks.append(place.register_forward_hook(lambda m, i, w, s=s, t=t: replace(s, t, w)))
     with torch.no_grad():
         hits = model(images).argmax(dim=1) == labels
     for hook in hooks:
@@ -41,8 +42,11 @@ def test_each_intervention_does_what_it_says(name):
             torch.nn.init.normal_(parameter, std=3.0)       # untrained weights hardly choose: these do
         elif "norm.weight" in label or "norm2.weight" in label:
             torch.nn.init.ones_(parameter)
-    noise = [Split(torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8) // torch.randint(1, 9, (count, 3, 1, 1)).to(torch.uint8),
-                   torch.zeros(count, dtype=torch.int64)) for count in (60, 50)]
+    noise = []
+    for count in (60, 50):      # some of them dark
+        pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+        shade = torch.randint(1, 9, (count, 3, 1, 1)).to(torch.uint8)
+        noise.append(Split(pixels // shade, torch.zeros(count, dtype=torch.int64)))
     model.train()
     for _ in range(20):
         model(normalise(noise[0].images))      # running statistics that fit the weights
@@ -60,15 +64,22 @@ def test_each_intervention_does_what_it_says(name):
 
     by_hand(model, normalise(noise[0].images[:30]), noise[0].labels[:30], keep)
     mean = by_hand(model, x, labels, lambda s, t, w: seen[s, t].expand_as(w))
-    uniform = by_hand(model, x, labels, lambda s, t, w: torch.full_like(w, seen[s, t].mean() if name == "mrla-light" else 1 / w.shape[-1]))
+
+    def level(s, t, weights):
+        return torch.full_like(weights, seen[s, t].mean() if name == "mrla-light" else 1 / weights.shape[-1])
+
+    uniform = by_hand(model, x, labels, level)
     accuracies = {"learned", "mean", "shuffle", "uniform", "learned_refitted", "uniform_refitted"}
     assert set(found) == {*accuracies, "changed", "images"} and found["images"] == 50
-    against = {"mean": "learned", "shuffle": "learned", "uniform": "learned", "uniform_refitted": "learned_refitted"}
+    against = {"mean": "learned", "shuffle": "learned", "uniform": "learned",
+               "uniform_refitted": "learned_refitted"}
     assert set(found["changed"]) == set(against)
     hits = {}
-    for how in ("learned", "uniform"):      # by hand: the norms of the net under this `how`, fitted to the training images
+    # By hand: the norms of the net under each `how`, fitted to the training images.
+    for how in ("learned", "uniform"):
         copied, fitted_to = copy.deepcopy(model), normalise(noise[0].images[:30])
-        with torch.no_grad(), freeze_attention(copied, "uniform", fitted_to) if how == "uniform" else nullcontext():
+        frozen = freeze_attention(copied, "uniform", fitted_to) if how == "uniform" else nullcontext()
+        with torch.no_grad(), frozen:
             for norm in [module for module in copied.modules() if isinstance(module, torch.nn.BatchNorm2d)]:
                 norm.reset_running_stats()
                 norm.momentum = 1.0         # one batch: the last is all
@@ -79,37 +90,42 @@ def test_each_intervention_does_what_it_says(name):
         assert found[f"{how}_refitted"] == pytest.approx(hits[how].double().mean().item())
     assert found["changed"]["uniform_refitted"] == [int((hits["learned"] & ~hits["uniform"]).sum()),
                                                     int((~hits["learned"] & hits["uniform"]).sum())]
-    assert len({found["learned"], found["learned_refitted"], found["uniform"], found["uniform_refitted"]}) > 2     # the cases differ
+    cases = ("learned", "learned_refitted", "uniform", "uniform_refitted")
+    assert len({found[how] for how in cases}) > 2
     for how, base in against.items():
         lost, gained = found["changed"][how]
         assert (gained - lost) / 50 == pytest.approx(found[how] - found[base])
-    with torch.no_grad(), record_attention(model) as own:       # shuffled: the weights that another image has when left alone
+    # shuffled: the weights that another image has when left alone
+    with torch.no_grad(), record_attention(model) as own:
         model(x)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
     own = [[weights.clone() for weights in row] for row in own]
     assert found["shuffle"] == pytest.approx(by_hand(model, x, labels, lambda s, t, w: own[s][t][other]))
-    assert found["changed"]["mean"] == [round(50 * (1 - found["mean"])), 0]     # all were right: answers can only be lost
+    # All were right: answers can only be lost.
+    assert found["changed"]["mean"] == [round(50 * (1 - found["mean"])), 0]
     assert found["mean"] == pytest.approx(mean) and found["uniform"] == pytest.approx(uniform)
     assert max(found["mean"], found["shuffle"], found["uniform"]) < found["learned"] == 1.0, found
 
 
 def test_refitted_norms_are_those_of_the_images_and_of_the_net_as_it_runs(monkeypatch):
-    """Of the net under an intervention, too; by hand: the inputs that each batch norm sees, layer by layer."""
+    """Of the net under an intervention, too. By hand: the inputs that each batch norm sees."""
     torch.manual_seed(0)
     monkeypatch.setattr(interventions, "BATCH", 20)         # three batches: all of them count, and equally
     model = cifar_resnet(14, width=4, layer_attention="mrla-base", head_dim=2, drop_path=0.5).train()
     images = torch.randn(60, 3, 32, 32) * torch.arange(1, 4).repeat_interleave(20)[:, None, None, None]
     for _ in range(3):
         model(images[:8])
-    model.stages[1].eval()                                  # a mode that is not the model's own has to survive, too
+    # a mode that is not the model's own has to survive, too
+    model.stages[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     with freeze_attention(model, "uniform"), refitted_norms(model, images):
         seen = {}
-        hooks = [norm.register_forward_hook(lambda module, inputs, _: seen.__setitem__(module, inputs[0])) for norm in norms]
+        hooks = [norm.register_forward_hook(lambda module, inputs, _: seen.__setitem__(module, inputs[0]))
+                 for norm in norms]
         assert not model.training and not any(norm.training for norm in norms)
         with torch.no_grad():
             model(images)
@@ -117,10 +133,13 @@ def test_refitted_norms_are_those_of_the_images_and_of_the_net_as_it_runs(monkey
             hook.remove()
         first = norms[0]                # what it is fed depends on no other norm
         parts = [part.transpose(0, 1).flatten(1) for part in seen[first].split(20)]
-        assert torch.allclose(first.running_mean, torch.stack([part.mean(dim=1) for part in parts]).mean(dim=0), atol=1e-5)
-        assert torch.allclose(first.running_var, torch.stack([part.var(dim=1) for part in parts]).mean(dim=0), rtol=1e-4)
+        assert torch.allclose(first.running_mean,
+                              torch.stack([part.mean(dim=1) for part in parts]).mean(dim=0), atol=1e-5)
+        assert torch.allclose(first.running_var, torch.stack([part.var(dim=1) for part in parts]).mean(dim=0),
+                              rtol=1e-4)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    assert all(norm.momentum == 0.1 for norm in norms) and [module.training for module in model.modules()] == modes
+    assert all(norm.momentum == 0.1 for norm in norms)
+    assert [module.training for module in model.modules()] == modes
     with pytest.raises(KeyError), refitted_norms(model, images):
         raise KeyError
     with pytest.raises(ValueError, match="needs images"), refitted_norms(model, images[:0]):
@@ -130,7 +149,8 @@ def test_refitted_norms_are_those_of_the_images_and_of_the_net_as_it_runs(monkey
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (12, 3), (7, 7), (0, 40)])
 def test_the_standard_error_is_that_of_a_mean_of_changes(lost, gained):
-    changes = torch.tensor([-1.0] * lost + [1.0] * gained + [0.0] * (200 - lost - gained), dtype=torch.float64)
+    changes = torch.tensor([-1.0] * lost + [1.0] * gained + [0.0] * (200 - lost - gained),
+                           dtype=torch.float64)
     assert standard_error(lost, gained, 200) == pytest.approx((changes.var(correction=0) / 200).sqrt().item())
 
 
@@ -142,7 +162,8 @@ def test_nets_that_choose_nothing_have_no_interventions():
 def test_a_suite_records_them_once_for_each_net_that_chooses(repository):
     records = run_nets(("plain", "mrla-base", "mrla-light"), seeds=(0, 1))
     found = read_records("data/results/tiny-interventions.jsonl")[0]
-    assert [(r["seed"], r["variant"]) for r in found] == [(0, "mrla-base"), (0, "mrla-light"), (1, "mrla-base"), (1, "mrla-light")]
+    expected = [(seed, variant) for seed in (0, 1) for variant in ("mrla-base", "mrla-light")]
+    assert [(r["seed"], r["variant"]) for r in found] == expected
     accuracies = {record["id"]: record["test_accuracy"] for record in records}
     for record in found:
         assert record["learned"] == pytest.approx(accuracies[record["id"]])
@@ -170,9 +191,11 @@ def test_interventions_of_an_older_form_are_shown_and_measured_anew_beside_them(
     run_nets(variants=("mrla-base",))
     path = Path("data/results/tiny-interventions.jsonl")
     (whole,) = read_records(path)[0]
-    old = {name: value for name, value in whole.items() if name not in ("changed", "images", "learned_refitted", "uniform_refitted")}
+    old = {name: value for name, value in whole.items()
+           if name not in ("changed", "images", "learned_refitted", "uniform_refitted")}
     path.write_text(json.dumps(old) + "\n")
-    (line,) = [line for line in report_interventions(load_interventions(path)).splitlines() if line.startswith("mrla-base")]
+    (line,) = [line for line in report_interventions(load_interventions(path)).splitlines()
+               if line.startswith("mrla-base")]
     assert line.split()[-2:] == ["-", "-"] and "(" not in line
     run_nets(variants=("mrla-base",))
     lines = read_records(path)[0]
@@ -185,7 +208,9 @@ def test_what_an_interrupted_suite_lacks_is_made_from_its_run_folders(repository
     path = Path("data/results/tiny-interventions.jsonl")
     before = read_records(path)[0]
     path.unlink()
-    (Path("runs/tiny") / next(p.name for p in Path("runs/tiny").iterdir() if "mrla-light" in p.name) / "checkpoint.pt").unlink()
-    run_nets(("mrla-base", "mrla-light"))       # one run folder is gone: its interventions cannot be made, the other's are
+    (gone,) = Path("runs/tiny").glob("mrla-light-*/checkpoint.pt")
+    gone.unlink()
+    # One run folder is gone: its interventions cannot be made, the other's are.
+    run_nets(("mrla-base", "mrla-light"))
     assert [r["variant"] for r in read_records(path)[0]] == ["mrla-base"]
     assert read_records(path)[0][0]["mean"] == before[0]["mean"]

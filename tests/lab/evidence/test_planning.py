@@ -12,12 +12,15 @@ from mrla_minimal.lab.evidence import plan_suite, planning
 def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
     suite = tiny_suite(rates=(0.1, 0.2), tuned_on="plain")
     text = plan_suite(suite, [], data=tiny_cifar(), timed_steps=2, progress=False)
-    assert "6 runs left" in text and re.search(r"^plain .* 4$", text, re.M) and re.search(r"^mrla-light .* 2$", text, re.M)
+    assert "6 runs left" in text
+    assert re.search(r"^plain .* 4$", text, re.M) and re.search(r"^mrla-light .* 2$", text, re.M)
     records = run_tiny(tmp_path, suite, seeds=(0,))
     before = sorted(tmp_path.rglob("*"))
     text = plan_suite(suite, records, data=tiny_cifar(), timed_steps=2, progress=False)
-    assert "2 runs left" in text and re.search(r"^plain .* 1$", text, re.M) and re.search(r"^mrla-light .* 1$", text, re.M)
-    assert "no runs left" in plan_suite(suite, records, seeds=(0,), data=tiny_cifar(), timed_steps=2, progress=False)
+    assert "2 runs left" in text
+    assert re.search(r"^plain .* 1$", text, re.M) and re.search(r"^mrla-light .* 1$", text, re.M)
+    assert "no runs left" in plan_suite(suite, records, seeds=(0,), data=tiny_cifar(), timed_steps=2,
+                                        progress=False)
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(ValueError, match="unknown variant 'nope'"):
         plan_suite(suite, [], variants=("nope",))
@@ -26,7 +29,8 @@ def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
 def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):
     monkeypatch.setattr(planning, "_seconds_a_step", lambda run, steps: 0.5)
     text = plan_suite(tiny_suite(recipe={**RECIPE, "steps": 1200}), [], data=tiny_cifar(), progress=False)
-    assert re.search(r"^plain +32 +10.0 +2$", text, re.M)       # 16 images in 0.5 s; 1200 steps of 0.5 s are 10 minutes
+    # 16 images in 0.5 s; 1200 steps of 0.5 s are 10 minutes.
+    assert re.search(r"^plain +32 +10.0 +2$", text, re.M)
     assert "4 runs left: 0.7 hours" in text
 
 

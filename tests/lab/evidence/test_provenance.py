@@ -13,7 +13,8 @@ OURS = '[project]\nname = "mrla-minimal"\n'
 
 def git(folder, *arguments):
     identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True,
+                          text=True)
     return done.stdout.strip()
 
 
@@ -34,7 +35,8 @@ def make_repository(tmp_path):
 
 
 def test_the_projects_own_commit_and_whether_the_package_was_changed(make_repository):
-    folder, commit = make_repository("ours", {"pyproject.toml": OURS, "mrla_minimal/__init__.py": "", "notes.md": ""})
+    folder, commit = make_repository("ours",
+                                     {"pyproject.toml": OURS, "mrla_minimal/__init__.py": "", "notes.md": ""})
     package = folder / "mrla_minimal"
     assert source_commit(package) == commit
     (folder / "notes.md").write_text("not of the package")
@@ -44,14 +46,18 @@ def test_the_projects_own_commit_and_whether_the_package_was_changed(make_reposi
 
 
 def test_a_project_inside_a_larger_repository_has_its_commit(make_repository):
-    folder, commit = make_repository("all", {"a/pyproject.toml": OURS, "a/mrla_minimal/__init__.py": "", "b.md": ""})
+    folder, commit = make_repository("all",
+                                     {"a/pyproject.toml": OURS, "a/mrla_minimal/__init__.py": "", "b.md": ""})
     assert source_commit(folder / "a" / "mrla_minimal") == commit
 
 
-@pytest.mark.parametrize("package", ["mrla_minimal", ".venv/lib/site-packages/mrla_minimal"], ids=["copied", "installed"])
+@pytest.mark.parametrize("package", ["mrla_minimal", ".venv/lib/site-packages/mrla_minimal"],
+                         ids=["copied", "installed"])
 def test_a_repository_that_only_surrounds_the_package_is_not_named(make_repository, package):
     """Even one that tracks the package's files."""
-    folder, _ = make_repository("theirs", {"pyproject.toml": '[project]\nname = "theirs"\n', f"{package}/__init__.py": ""})
+    folder, _ = make_repository("theirs",
+                                {"pyproject.toml": '[project]\nname = "theirs"\n',
+                                 f"{package}/__init__.py": ""})
     assert source_commit(folder / package) is None
 
 

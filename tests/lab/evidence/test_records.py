@@ -25,20 +25,22 @@ from mrla_minimal.lab.files import append_record, read_records, to_line
 DATA = Path(__file__).parents[3] / "data"
 PILOT = SUITES["cifar10-thin56-cpu"]
 
-# What records leave out of their ids. A default that changed would give recorded runs another meaning: a field that is new
-# is added here, and no value is ever altered.
+# What records leave out of their ids. A default that changed would give recorded runs another meaning: a
+# field that is new is added here, and no value is ever altered.
 DEFAULTS = {
-    "dataset": "cifar10", "resolution": 32, "model": "resnet", "wipe": 0.0, "optimizer": "sgd",
-    "depth": 20, "block": "basic", "width": 16, "layer_attention": "mrla-light", "channel_attention": None,
-    "head_dim": None, "shortcut": None, "drop_path": 0.0, "epochs": 1, "steps": None, "batch_size": 64, "learning_rate": 0.1,
-    "schedule": "cosine", "warmup_epochs": 0.2, "augment": "auto", "weight_decay": 5e-4, "decay_all": False, "label_smoothing": 0.0,
-    "validation": False, "seed": 0, "amp": True, "channels_last": True, "compile": False,
+    "dataset": "cifar10", "resolution": 32, "model": "resnet", "wipe": 0.0, "optimizer": "sgd", "depth": 20,
+    "block": "basic", "width": 16, "layer_attention": "mrla-light", "channel_attention": None,
+    "head_dim": None, "shortcut": None, "drop_path": 0.0, "epochs": 1, "steps": None, "batch_size": 64,
+    "learning_rate": 0.1, "schedule": "cosine", "warmup_epochs": 0.2, "augment": "auto",
+    "weight_decay": 5e-4, "decay_all": False, "label_smoothing": 0.0, "validation": False, "seed": 0,
+    "amp": True, "channels_last": True, "compile": False,
 }
 NO_PART = {"source", "data_root", "device"}
 
 
 def test_the_defaults_that_ids_leave_out_are_what_they_were():
-    now = {entry.name: entry.default for entry in dataclasses.fields(TrainConfig) if entry.name not in NO_PART}
+    now = {entry.name: entry.default for entry in dataclasses.fields(TrainConfig)
+           if entry.name not in NO_PART}
     assert now == DEFAULTS
 
 
@@ -46,7 +48,8 @@ def test_the_id_depends_on_what_makes_the_run_and_on_nothing_else():
     config = dataclasses.asdict(TrainConfig())
     same = record_id("s", "v", 0, {**config, "device": "cuda", "data_root": "elsewhere", "source": "real"})
     assert record_id("s", "v", 0, config) == same and len(same) == 12
-    for changed in (("t", "v", 0, config), ("s", "w", 0, config), ("s", "v", 1, config), ("s", "v", 0, {**config, "depth": 56})):
+    for changed in (("t", "v", 0, config), ("s", "w", 0, config), ("s", "v", 1, config),
+                    ("s", "v", 0, {**config, "depth": 56})):
         assert record_id(*changed) != same
 
 
@@ -55,32 +58,38 @@ def test_a_field_at_its_default_is_no_part_of_id_or_recipe():
     assert record_id("s", "v", 0, {"depth": 56}) == record_id("s", "v", 0, config)
     assert PILOT.recipe_of(dataclasses.asdict(PILOT.config("plain", 0))) == {
         "depth": 56, "width": 8, "epochs": 4, "batch_size": 128, "warmup_epochs": 0.8}
-    assert record_id("s", "v", 0, {**config, "no_field": 1}) != record_id("s", "v", 0, config)     # of an option that is gone
+    gone = {**config, "no_field": 1}        # of an option that there is no more
+    assert record_id("s", "v", 0, gone) != record_id("s", "v", 0, config)
 
 
 @pytest.fixture
 def one_more_field(monkeypatch):
     """TrainConfig as a later version may have it: with one option more, off."""
     option = dataclasses.field(default=False, metadata={"help": "", "choices": None, "check": boolean})
-    wider = dataclasses.make_dataclass("TrainConfig", [("mixup", bool, option)], bases=(TrainConfig,), frozen=True)
+    wider = dataclasses.make_dataclass("TrainConfig", [("mixup", bool, option)], bases=(TrainConfig,),
+                                       frozen=True)
     monkeypatch.setattr(suites, "TrainConfig", wider)
 
 
 def test_an_option_that_is_new_and_off_changes_no_id_and_no_comparison(one_more_field):
     path = DATA / "results" / "cifar10-thin56-cpu.jsonl"
     old = load_records(path)
-    jobs = {job.id: job for job in final_jobs(PILOT, tuple(PILOT.variants), PILOT.seeds, dict.fromkeys(PILOT.variants, 0.2))}
+    rates = dict.fromkeys(PILOT.variants, 0.2)
+    jobs = {job.id: job for job in final_jobs(PILOT, tuple(PILOT.variants), PILOT.seeds, rates)}
     final = [record for record in old if record["phase"] == "final"]
     assert {record["id"] for record in final} == set(jobs) and len(jobs) == 18
     config = dataclasses.asdict(jobs[final[0]["id"]].config)
     assert config["mixup"] is False and "mixup" not in final[0]["config"]
-    new = [{**record, "config": dataclasses.asdict(jobs[record["id"]].config)} if record["seed"] else record for record in final]
-    assert summarise(new, PILOT) == summarise(old, PILOT)       # seeds 1 and 2 as if they were run with the option there
+    new = [{**record, "config": dataclasses.asdict(jobs[record["id"]].config)} if record["seed"] else record
+           for record in final]
+    # seeds 1 and 2 as if they were run with the option there
+    assert summarise(new, PILOT) == summarise(old, PILOT)
     for record in final:
-        check_definition(PILOT, record, list(config), dataclasses.asdict(PILOT.config(record["variant"], record["seed"],
-                                                                                       learning_rate=0.2)) | {"source": "real"})
+        now = PILOT.config(record["variant"], record["seed"], learning_rate=0.2)
+        check_definition(PILOT, record, list(config), dataclasses.asdict(now))
     on = {**final[0], "config": {**config, "mixup": True}}
-    with pytest.raises(ValueError, match="different recipe are not compared: {'mixup': False} and {'mixup': True}"):
+    with pytest.raises(ValueError,
+                       match="different recipe are not compared: {'mixup': False} and {'mixup': True}"):
         summarise([*final[1:], on], PILOT)
 
 
@@ -92,53 +101,70 @@ DEEP = "[" * 100_000
 
 
 def write_changed(path, file, number, **changes):
-    """A copy of a file of records, with some fields of one of them given as JSON text; None takes a field out."""
+    """A copy of a file of records, one with some fields given as JSON text; None takes a field out."""
     lines = file.read_text().splitlines()
     record = json.loads(lines[number])
     fields = {name: json.dumps(value) for name, value in record.items()} | changes
-    lines[number] = "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items() if value is not None) + "}"
+    lines[number] = "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()
+                                    if value is not None) + "}"
     path.write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("number, field, value, words", [
-    (FINAL, "test_accuracy", "5", "must be a number from 0 to 1, not 5"), (FINAL, "test_accuracy", "-1", "from 0 to 1, not -1"),
-    (FINAL, "test_accuracy", "null", "from 0 to 1, not None"), (FINAL, "test_accuracy", '"0.7"', "from 0 to 1, not '0.7'"),
-    (FINAL, "test_accuracy", "true", "from 0 to 1, not True"), (FINAL, "test_accuracy", None, "lacks test_accuracy"),
-    (FINAL, "test_accuracy", "1" + "0" * 400, "from 0 to 1, not 1000"), (FINAL, "id", "7", "id must be a text"),
+    (FINAL, "test_accuracy", "5", "must be a number from 0 to 1, not 5"),
+    (FINAL, "test_accuracy", "-1", "from 0 to 1, not -1"),
+    (FINAL, "test_accuracy", "null", "from 0 to 1, not None"),
+    (FINAL, "test_accuracy", '"0.7"', "from 0 to 1, not '0.7'"),
+    (FINAL, "test_accuracy", "true", "from 0 to 1, not True"),
+    (FINAL, "test_accuracy", None, "lacks test_accuracy"),
+    (FINAL, "test_accuracy", "1" + "0" * 400, "from 0 to 1, not 1000"),
+    (FINAL, "id", "7", "id must be a text"),
     (FINAL, "suite", "null", "suite must be a text"), (FINAL, "variant", "[1]", "variant must be a text"),
     (FINAL, "seed", "0.5", "seed must be an integer"), (FINAL, "seed", '"0"', "seed must be an integer"),
-    (FINAL, "phase", '"later"', "phase must be one of 'tuning', 'final'"), (FINAL, "phase", "{}", "phase must be one of"),
-    (FINAL, "config", "[]", "config must be a table"), (FINAL, "learning_rate", '"0.2"', "learning_rate must be a positive number"),
-    (FINAL, "learning_rate", "0", "learning_rate must be a positive number"), (FINAL, "source", "1", "source must be a text"),
+    (FINAL, "phase", '"later"', "phase must be one of 'tuning', 'final'"),
+    (FINAL, "phase", "{}", "phase must be one of"),
+    (FINAL, "config", "[]", "config must be a table"),
+    (FINAL, "learning_rate", '"0.2"', "learning_rate must be a positive number"),
+    (FINAL, "learning_rate", "0", "learning_rate must be a positive number"),
+    (FINAL, "source", "1", "source must be a text"),
     (FINAL, "fingerprint", "{}", "fingerprint must be a text"), (FINAL, "config", None, "lacks config"),
     (FINAL, "diverged", '"nan"', "test_accuracy must be one of none, not 0.7079"),
-    (TUNING, "metrics", "[]", "metrics must be a list of epochs"), (TUNING, "metrics", "7", "metrics must be a list of epochs"),
-    (TUNING, "metrics", '[{"validation_accuracy": "high"}]', "validation_accuracy must be a number from 0 to 1"),
+    (TUNING, "metrics", "[]", "metrics must be a list of epochs"),
+    (TUNING, "metrics", "7", "metrics must be a list of epochs"),
+    (TUNING, "metrics", '[{"validation_accuracy": "high"}]',
+     "validation_accuracy must be a number from 0 to 1"),
 ])
 def test_a_record_with_something_else_in_a_field_is_told(tmp_path, capsys, number, field, value, words):
     path = tmp_path / "records.jsonl"
     write_changed(path, PILOT_RUNS, number, **{field: value})
     assert cli.main(["suite", "report", "cifar10-thin56-cpu", "--records", str(path)]) == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"mrla: {path} does not hold records of a suite: record {number + 1}: ") and words in line
+    assert line.startswith(f"mrla: {path} does not hold records of a suite: record {number + 1}: ")
+    assert words in line
     assert line.count("\n") == 1 and len(line) < 400
 
 
-@pytest.mark.parametrize("field, value", [("test_accuracy", "NaN"), ("test_accuracy", "1e999"), ("metrics", DEEP), ("seconds", "Infinity"),
-                                          ("test_accuracy", "1" * 5000)], ids=["nan", "1e999", "deep", "inf", "digits"])
+@pytest.mark.parametrize("field, value", [
+    ("test_accuracy", "NaN"), ("test_accuracy", "1e999"), ("metrics", DEEP), ("seconds", "Infinity"),
+    ("test_accuracy", "1" * 5000),
+], ids=["nan", "1e999", "deep", "inf", "digits"])
 def test_a_line_that_is_no_json_of_finite_numbers_is_left_out_and_said(tmp_path, capsys, field, value):
     path = tmp_path / "records.jsonl"
     write_changed(path, PILOT_RUNS, FINAL, **{field: value})
     assert len(load_records(path)) == len(load_records(PILOT_RUNS)) - 1
     told = capsys.readouterr().err
-    assert told.startswith(f"note: {path}, line {FINAL + 1}: not a whole record, left out") and told.count("\n") == 1
+    assert told.startswith(f"note: {path}, line {FINAL + 1}: not a whole record, left out")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize("field, value, words", [
     ("learned", "2", "learned must be a number from 0 to 1"), ("uniform", None, "lacks uniform"),
-    ("uniform_refitted", '"x"', "uniform_refitted must be a number"), ("images", "0", "images must be a positive integer"),
-    ("changed", "[]", "changed must be a table"), ("changed", '{"mean": [1, 2]}', "changed must hold two counts for shuffle"),
-    ("changed", '{"mean": [1, -2]}', "changed: mean must be an integer from 0"), ("seed", "null", "seed must be an integer"),
+    ("uniform_refitted", '"x"', "uniform_refitted must be a number"),
+    ("images", "0", "images must be a positive integer"),
+    ("changed", "[]", "changed must be a table"),
+    ("changed", '{"mean": [1, 2]}', "changed must hold two counts for shuffle"),
+    ("changed", '{"mean": [1, -2]}', "changed: mean must be an integer from 0"),
+    ("seed", "null", "seed must be an integer"),
 ])
 def test_interventions_are_checked_too(tmp_path, field, value, words):
     path = tmp_path / "records-interventions.jsonl"
@@ -216,7 +242,8 @@ def test_merging_two_machines_files_gives_one_table(tmp_path):
     with pytest.raises(ValueError, match="absent.jsonl: no such file"):
         merge_records([tmp_path / "absent.jsonl"], target)
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    with pytest.raises(ValueError, match="metrics.jsonl does not hold records of a suite: record 1: lacks id"):
+    with pytest.raises(ValueError,
+                       match="metrics.jsonl does not hold records of a suite: record 1: lacks id"):
         merge_records([tmp_path / "metrics.jsonl"], target)
     assert load_records(target) == runs
 
@@ -254,16 +281,18 @@ def test_committed_records_are_of_the_real_images_and_their_ids_are_their_conten
             assert record.get("source", "cifar10") == "cifar10" and record["suite"] in SUITES
             assert record["variant"] in SUITES[record["suite"]].variants
             if "config" in record:
-                assert record["id"] == record_id(record["suite"], record["variant"], record["seed"], record["config"])
+                assert record["id"] == record_id(record["suite"], record["variant"], record["seed"],
+                                                 record["config"])
                 assert record["recipe"] == SUITES[record["suite"]].recipe_of(record["config"])
             assert not [word for word in ("/home", "/root", "/tmp", "/work") if word in json.dumps(record)]
 
 
 def test_every_committed_intervention_is_of_a_committed_run():
     for path in sorted((DATA / "results").glob("*-interventions.jsonl")):
-        runs = {run["id"]: run for run in load_records(path.with_name(path.name.replace("-interventions", "")))}
+        runs = load_records(path.with_name(path.name.replace("-interventions", "")))
+        which = {run["id"]: (run["variant"], run["seed"]) for run in runs}
         for record in read_records(path)[0]:
-            assert (record["variant"], record["seed"]) == (runs[record["id"]]["variant"], runs[record["id"]]["seed"])
+            assert (record["variant"], record["seed"]) == which[record["id"]]
 
 
 def test_every_committed_checkpoint_has_its_line_and_its_record():
@@ -271,12 +300,14 @@ def test_every_committed_checkpoint_has_its_line_and_its_record():
     for path in COMMITTED:
         line = INDEX[path.name]
         assert path.name == f"{line['suite']}-{line['variant']}.pt"
-        assert path.stat().st_size < 1_500_000 and hashlib.sha256(path.read_bytes()).hexdigest() == line["sha256"]
+        assert path.stat().st_size < 1_500_000
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == line["sha256"]
         records = {r["id"]: r for r in load_records(DATA / "results" / f"{line['suite']}.jsonl")}
         assert records[line["id"]]["test_accuracy"] == line["test_accuracy"]
         assert abs(line["rounded_test_accuracy"] - line["test_accuracy"]) < 0.002
         state = read_checkpoint(path)
-        assert state["id"] == line["id"] == record_id(line["suite"], line["variant"], line["seed"], state["config"])
+        assert state["id"] == line["id"] == record_id(line["suite"], line["variant"], line["seed"],
+                                                      state["config"])
 
 
 def test_the_pilots_renamed_records_keep_their_old_names_and_nothing_of_the_option_that_is_gone():
@@ -285,7 +316,9 @@ def test_the_pilots_renamed_records_keep_their_old_names_and_nothing_of_the_opti
     for name in ("cifar10-thin56-cpu.jsonl", "cifar10-thin56-cpu-interventions.jsonl", "checkpoints.jsonl"):
         for record in read_records(DATA / "results" / name)[0]:
             was = record["formerly"]
-            assert record["variant"] == renamed.get(was["variant"], was["variant"]) and record["id"] != was["id"]
+            assert record["variant"] == renamed.get(was["variant"], was["variant"])
+            assert record["id"] != was["id"]
             former.add((record["id"], was["id"]))
     assert len(former) == len({new for new, _ in former}) == len({old for _, old in former}) == 21
-    assert not [path for path in DATA.rglob("*") if path.is_file() and path.suffix != ".md" and b"light_carry" in path.read_bytes()]
+    assert not [path for path in DATA.rglob("*") if path.is_file() and path.suffix != ".md"
+                and b"light_carry" in path.read_bytes()]

@@ -11,14 +11,16 @@ from mrla_minimal.lab.evidence.report import summary_as_json
 def test_a_final_run_that_diverged_is_in_the_report_and_so_is_a_variant_that_is_gone():
     suite, _, records = four_variants()
     gone = record("old-name", 0, 0.9)
-    assert "old-name             not of this suite any more: seeds 0" in report(summarise([*records, gone], suite))
-    assert "uniform              diverged: seeds 9" in report(summarise([*records, diverged("uniform", 9)], suite))
+    text = report(summarise([*records, gone, diverged("uniform", 9)], suite))
+    assert "old-name             not of this suite any more: seeds 0" in text
+    assert "uniform              diverged: seeds 9" in text
 
 
 def test_one_seed_gives_no_interval_and_the_report_says_so():
     suite, _, records = four_variants()
     summary = summarise([r for r in records if r["seed"] == 0], suite)
-    assert all(c.interval is None and c.pooled is None and c.p is None and c.adjusted is None for c in summary.contrasts)
+    assert all(c.interval is None and c.pooled is None and c.p is None and c.adjusted is None
+               for c in summary.contrasts)
     assert "too few seeds" in report(summary)
 
 
@@ -36,7 +38,8 @@ def test_a_contrast_with_a_diverged_run_is_not_read():
     for variant, touched in (("uniform", {("uniform", "plain")}),
                              ("depthwise", {("mrla-light", "depthwise"), ("depthwise", "plain")})):
         summary = summarise([*records, diverged(variant, 9)], suite)
-        assert {(row.a, row.b) for row in summary.contrasts if row.reading == "not read: a run diverged"} == touched
+        unread = {(row.a, row.b) for row in summary.contrasts if row.reading == "not read: a run diverged"}
+        assert unread == touched
         assert "not read: a run diverged" in report(summary)
 
 
@@ -46,4 +49,5 @@ def test_the_summary_as_json_holds_what_the_table_does():
     plain = json.loads(json.dumps(summary_as_json(summary, [{"learned": 0.5}])))
     assert plain["accuracies"]["plain"] == {str(seed): value for seed, value in enumerate(values["plain"])}
     assert [row["reading"] for row in plain["contrasts"]] == [row.reading for row in summary.contrasts]
-    assert plain["contrasts"][0]["interval"] == list(summary.contrasts[0].interval) and plain["interventions"] == [{"learned": 0.5}]
+    assert plain["contrasts"][0]["interval"] == list(summary.contrasts[0].interval)
+    assert plain["interventions"] == [{"learned": 0.5}]

@@ -22,16 +22,19 @@ from mrla_minimal.lab.files import read_records
 
 def test_a_suite_runs_all_variants_of_a_seed_before_the_next_seed(tmp_path):
     records = run_tiny(tmp_path)
-    assert [(r["seed"], r["variant"]) for r in records] == [(0, "plain"), (0, "mrla-light"), (1, "plain"), (1, "mrla-light")]
+    expected = [(seed, variant) for seed in (0, 1) for variant in ("plain", "mrla-light")]
+    assert [(r["seed"], r["variant"]) for r in records] == expected
     for record in records:
-        assert record["source"] == "synthetic" and record["fingerprint"] == "tiny" and record["config"]["steps"] == 3
-        assert record["metrics"][-1]["test_accuracy"] == record["test_accuracy"] and record["config"]["data_root"] is None
+        assert (record["source"], record["fingerprint"]) == ("synthetic", "tiny")
+        assert record["config"]["steps"] == 3 and record["config"]["data_root"] is None
+        assert record["metrics"][-1]["test_accuracy"] == record["test_accuracy"]
+        assert record["precision"] == "float32"
         model = build_model(TrainConfig(**record["config"]), 10)
         assert (record["parameters"], record["macs"]) == (count_parameters(model), count_macs(model, 32))
         assert record["versions"]["torch"] == torch.__version__
     assert records[1]["parameters"] > records[0]["parameters"]
     assert len({record["id"] for record in records}) == 4
-    assert "layer_attention" not in records[0]["recipe"] and "seed" not in records[0]["recipe"] and records[0]["recipe"]["depth"] == 8
+    assert records[0]["recipe"] == {"depth": 8, "width": 4, "batch_size": 16, "steps": 3}
 
 
 def test_finished_runs_are_skipped_and_an_interrupted_suite_goes_on(tmp_path, monkeypatch):
@@ -96,11 +99,12 @@ def test_final_runs_wait_for_the_rates_that_another_process_is_tuning(tmp_path, 
 
     monkeypatch.setattr(running, "time", SimpleNamespace(sleep=sleep))
     records = run_tiny(tmp_path, suite, wait=7.0)
-    assert waited == [(7.0, ["tuning"])] and [record["phase"] for record in records] == ["tuning", "tuning", "final", "final"]
+    assert waited == [(7.0, ["tuning"])]
+    assert [record["phase"] for record in records] == ["tuning", "tuning", "final", "final"]
 
 
 def test_a_net_that_another_process_looks_into_is_left_to_it(tmp_path, monkeypatch):
-    """Looking takes long: two processes must not both do it. The one that comes second goes on, and does nothing."""
+    """Looking takes long: two processes must not both do it. The one that comes second goes on."""
     looked = []
     monkeypatch.setattr(running, "intervene", lambda *_, **__: looked.append(1) or intervene(*_, **__))
     suite = tiny_suite(seeds=(0,))
@@ -120,14 +124,16 @@ def test_learning_rates_are_tuned_on_the_validation_split_and_used(tmp_path):
     suite = tiny_suite(rates=(0.01, 0.1), seeds=(0,))
     records = run_tiny(tmp_path, suite)
     tuning = [record for record in records if record["phase"] == "tuning"]
-    assert len(tuning) == 4 and all(r["config"]["validation"] and r["seed"] == suite.tuning_seed for r in tuning)
+    assert len(tuning) == 4 and all(r["config"]["validation"] and r["seed"] == suite.tuning_seed
+                                    for r in tuning)
     for record in records[4:]:
         mine = [r for r in tuning if r["variant"] == record["variant"]]
         best = max(mine, key=lambda r: r["metrics"][-1]["validation_accuracy"])
+        (chosen,) = [r for r in mine if r["learning_rate"] == record["learning_rate"]]
         assert record["phase"] == "final" and not record["config"]["validation"]
         assert record["metrics"][-1]["test_accuracy"] == record["test_accuracy"]
         assert best["metrics"][-1]["validation_accuracy"] == \
-            next(r for r in mine if r["learning_rate"] == record["learning_rate"])["metrics"][-1]["validation_accuracy"]
+            chosen["metrics"][-1]["validation_accuracy"]
 
 
 def test_rates_tuned_on_one_variant_serve_all(tmp_path):
@@ -141,7 +147,8 @@ def test_a_rate_that_diverges_is_recorded_and_the_suite_goes_on(tmp_path, capsys
     records = run_tiny(tmp_path, suite)
     assert [record["learning_rate"] for record in records if "diverged" in record] == [1e20, 1e20]
     assert all(record["learning_rate"] == 0.05 for record in records if record["phase"] == "final")
-    assert run_tiny(tmp_path, suite) == records and capsys.readouterr().out.count("diverged: the loss is") == 2
+    assert run_tiny(tmp_path, suite) == records
+    assert capsys.readouterr().out.count("diverged: the loss is") == 2
     with pytest.raises(ValueError, match="every learning rate diverged for mrla-light, plain"):
         run_tiny(tmp_path / "other", tiny_suite(rates=(1e20,), seeds=(0,), recipe=suite.recipe))
 
@@ -153,15 +160,18 @@ def test_wrong_parts_of_a_suite_are_refused_before_any_run(tmp_path):
         run_tiny(tmp_path, seeds=(1, 1))
     with pytest.raises(ValueError, match="seeds must be several numbers like .0, 1, 2., not 'a'"):
         run_tiny(tmp_path, seeds="a")
-    with pytest.raises(ValueError, match="variants must be some of plain, mrla-light, each once; not plain, plain"):
+    with pytest.raises(ValueError,
+                       match="variants must be some of plain, mrla-light, each once; not plain, plain"):
         run_tiny(tmp_path, variants=("plain", "plain"))
     assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_a_recipe_that_was_changed_is_told_before_anything_is_run(tmp_path):
     records = run_tiny(tmp_path, seeds=(0,))
-    for changed in (tiny_suite(recipe={**RECIPE, "steps": 4}), tiny_suite(variants={**VARIANTS, "plain": {"layer_attention": "uniform"}})):
-        for act in (lambda suite: run_tiny(tmp_path, suite), lambda suite: plan_suite(suite, records, progress=False)):
+    for changed in (tiny_suite(recipe={**RECIPE, "steps": 4}),
+                    tiny_suite(variants={**VARIANTS, "plain": {"layer_attention": "uniform"}})):
+        for act in (lambda suite: run_tiny(tmp_path, suite),
+                    lambda suite: plan_suite(suite, records, progress=False)):
             with pytest.raises(ValueError, match="was recorded with"):
                 act(changed)
     assert read_records(tmp_path / "records.jsonl")[0] == records
@@ -182,15 +192,20 @@ def test_seeds_of_numpy_make_the_same_runs(tmp_path):
 def test_images_of_ones_own_may_be_of_any_size(tmp_path):
     small = tiny_cifar()
     small = dataclasses.replace(small, train=Split(small.train.images[:, :, :16, :20], small.train.labels),
-                                test=Split(small.test.images[:, :, :16, :20], small.test.labels), source="pets", fingerprint="small")
+                                test=Split(small.test.images[:, :, :16, :20], small.test.labels),
+                                source="pets", fingerprint="small")
     suite = tiny_suite(variants={"plain": {"layer_attention": None}}, contrasts=(), seeds=(0,))
-    (record,) = run_suite(suite, tmp_path / "records.jsonl", runs=tmp_path / "runs", data=small, progress=False)
-    assert (record["source"], record["fingerprint"], record["macs"]) == ("pets", "small", None) and record["parameters"] > 0
+    (record,) = run_suite(suite, tmp_path / "records.jsonl", runs=tmp_path / "runs", data=small,
+                          progress=False)
+    assert (record["source"], record["fingerprint"], record["macs"]) == ("pets", "small", None)
+    assert record["parameters"] > 0
 
 
 def test_a_net_whose_numbers_are_not_finite_is_no_result(tmp_path):
     """It trains to the end with finite losses; on the test images they are NaN."""
-    suite = tiny_suite(recipe={**RECIPE, "learning_rate": 300.0, "warmup_epochs": 0.0}, seeds=(0,), contrasts=())
+    suite = tiny_suite(recipe={**RECIPE, "learning_rate": 300.0, "warmup_epochs": 0.0}, seeds=(0,),
+                       contrasts=())
     records = run_tiny(tmp_path, suite)
-    assert len(records) == 2 and all("diverged" in record and record["test_accuracy"] is None for record in records)
+    assert len(records) == 2 and all("diverged" in record and record["test_accuracy"] is None
+                                     for record in records)
     assert run_tiny(tmp_path, suite) == records

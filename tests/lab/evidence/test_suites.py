@@ -14,20 +14,27 @@ from mrla_minimal.lab.evidence import SUITES
     ({"variants": {"plain": None}, "contrasts": ()}, "variant plain must be a dictionary"),
     ({"variants": {"plain": {"layer_attention": "x"}}, "contrasts": ()}, "layer_attention must be one of"),
     ({"recipe": None}, "recipe must be a dictionary"), ({"recipe": {"colour": 1}}, "colour"),
-    ({"recipe": {**RECIPE, "seed": 3}}, "seed is the suite's own"), ({"recipe": {**RECIPE, "validation": True}}, "validation is the"),
+    ({"recipe": {**RECIPE, "seed": 3}}, "seed is the suite's own"),
+    ({"recipe": {**RECIPE, "validation": True}}, "validation is the"),
     ({"seeds": 0}, "seeds must be several numbers"), ({"seeds": "01"}, "seeds must be several numbers"),
     ({"seeds": ()}, "at least one integer"), ({"seeds": (0, 0)}, "seeds given twice: 0, 0"),
     ({"seeds": (0, -1)}, "seeds must be an integer from 0"), ({"seeds": (0.5,)}, "seeds must be an integer"),
     ({"seeds": (True,)}, "seeds must be an integer"), ({"tuning_seed": -1}, "tuning_seed must be an integer"),
     ({"tuning_seed": "a"}, "tuning_seed must be an integer"),
-    ({"primary": ("mrla-light", "plain")}, "primary must be pairs of variants"), ({"primary": "ab"}, "primary must be pairs"),
-    ({"primary": None}, "primary must be pairs"), ({"primary": (("plain", "plain"),)}, "primary must be pairs"),
+    ({"primary": ("mrla-light", "plain")}, "primary must be pairs of variants"),
+    ({"primary": "ab"}, "primary must be pairs"),
+    ({"primary": None}, "primary must be pairs"),
+    ({"primary": (("plain", "plain"),)}, "primary must be pairs"),
     ({"primary": (("mrla", "plain"),)}, "unknown variant 'mrla' in primary; it has plain, mrla-light"),
     ({"contrasts": ((["plain"], "plain"),)}, "unknown variant \\['plain'\\]"),
-    ({"contrasts": (("plain", "mrla-light"), ("mrla-light", "plain"))}, "contrasts must be pairs of variants.*each pair once"),
-    ({"baseline": "none"}, "unknown variant 'none'"), ({"tuned_on": "none"}, "unknown variant 'none' in tuned_on"),
-    ({"rates": 0.1}, "rates must be several numbers"), ({"rates": (0.1, "0.2")}, "rates must be a positive number"),
-    ({"rates": (0.1, float("nan"))}, "rates must be a positive number"), ({"rates": (0.1, 0.1)}, "rates given twice"),
+    ({"contrasts": (("plain", "mrla-light"), ("mrla-light", "plain"))},
+     "contrasts must be pairs of variants.*each pair once"),
+    ({"baseline": "none"}, "unknown variant 'none'"),
+    ({"tuned_on": "none"}, "unknown variant 'none' in tuned_on"),
+    ({"rates": 0.1}, "rates must be several numbers"),
+    ({"rates": (0.1, "0.2")}, "rates must be a positive number"),
+    ({"rates": (0.1, float("nan"))}, "rates must be a positive number"),
+    ({"rates": (0.1, 0.1)}, "rates given twice"),
     ({"note": None}, "note must be a text"), ({"committed": 1}, "committed must be True or False"),
 ])
 def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
@@ -37,16 +44,19 @@ def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
 
 def test_lists_and_numpys_numbers_are_as_good_as_tuples_and_pythons():
     plain = tiny_suite(seeds=(0, 1, 2), rates=(0.05, 0.1), primary=(("mrla-light", "plain"),), contrasts=())
-    other = tiny_suite(seeds=np.arange(3), rates=[np.float64(0.05), np.float64(0.1)], primary=[["mrla-light", "plain"]], contrasts=[],
+    other = tiny_suite(seeds=np.arange(3), rates=[np.float64(0.05), np.float64(0.1)],
+                       primary=[["mrla-light", "plain"]], contrasts=[],
                        tuning_seed=np.int64(100))
     assert other == plain
-    assert {type(seed) for seed in (*other.seeds, other.tuning_seed)} == {int} and {type(rate) for rate in other.rates} == {float}
+    assert {type(seed) for seed in (*other.seeds, other.tuning_seed)} == {int}
+    assert {type(rate) for rate in other.rates} == {float}
 
 
 def test_what_is_asked_is_asked_once():
     """A pair that is primary, or declared the other way round, is not asked again against the baseline."""
     names = ("plain", "depthwise", "mrla-light")
-    suite = tiny_suite(variants={name: {"layer_attention": None if name == "plain" else name} for name in names},
+    suite = tiny_suite(variants={name: {"layer_attention": None if name == "plain" else name}
+                                 for name in names},
                        primary=(("plain", "depthwise"),), contrasts=(("mrla-light", "depthwise"),))
     assert suite.secondary == (("mrla-light", "depthwise"), ("mrla-light", "plain"))
 
