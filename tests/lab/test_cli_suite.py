@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mrla_minimal.lab import cli, cli_suite
+from mrla_minimal.lab.engine import TrainingInterrupted
 from mrla_minimal.lab.evidence import SUITES, load_records
 from mrla_minimal.lab.evidence.records import interventions_path
 from mrla_minimal.lab.files import append_record, read_records
@@ -21,10 +22,14 @@ PILOT = Path(__file__).parents[2] / "data" / "results" / "cifar10-thin56-cpu.jso
 OWN_SUITE = """
 from mrla_minimal.lab.evidence import Suite
 
-suite = Suite("own", {"plain": {"layer_attention": None}, "light": {"layer_attention": "mrla-light"}},
-              {"depth": 14, "width": 4, "steps": STEPS, "batch_size": 16, "device": "cpu",
-               "source": "synthetic"}, seeds=(0, 1))
+recipe = {"depth": 8, "width": 4, "steps": STEPS, "batch_size": 16, "device": "cpu", "source": "synthetic"}
+variants = {"plain": {"layer_attention": None}, "other": {"layer_attention": "ATTENTION"}}
+suite = Suite("own", variants, recipe, seeds=(0, 1))
 """
+
+
+def write_suite(path, steps=3, attention="mrla-light"):
+    path.write_text(OWN_SUITE.replace("STEPS", str(steps)).replace("ATTENTION", attention))
 
 
 @pytest.fixture
@@ -101,7 +106,7 @@ def test_a_figure_that_fails_costs_no_table(pilot, monkeypatch, capsys):
 
 def test_without_records_the_command_that_makes_them_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(OWN_SUITE.replace("STEPS", "3"))
+    write_suite(Path("mine.py"))
     for name, more in (("mine.py", []), ("smoke", []), ("cifar10-thin56", ["--records", "r.jsonl"])):
         assert cli.main(["suite", "report", name, *more]) == 2
         told = capsys.readouterr().err.strip()
@@ -198,14 +203,34 @@ def test_each_job_has_its_share_of_the_threads_and_the_host_has_its_own_back(hel
     assert seen == [3] and torch.get_num_threads() == before and helpers[0][0][2] == 3
 
 
-@pytest.mark.parametrize("error, status", [(KeyboardInterrupt, 130), (ValueError, 2)])
-def test_helpers_are_stopped_whatever_ends_the_parent(helpers, monkeypatch, error, status):
+TERMINATED = TrainingInterrupted("interrupted at step 3 of 9; to go on: mrla train --resume runs/x")
+TERMINATED.signal = signal.SIGTERM
+
+
+@pytest.mark.parametrize("error, status, words", [
+    (KeyboardInterrupt(), 130, "interrupted"), (ValueError("why"), 2, "why"),
+    (TERMINATED, 143, "interrupted at step 3 of 9; the same command goes on"),
+])
+def test_helpers_are_stopped_whatever_ends_the_parent(helpers, monkeypatch, capsys, error, status, words):
     def fail(*_, **__):
-        raise error("why")
+        raise error
 
     monkeypatch.setattr(cli_suite.evidence, "run_suite", fail)
     assert cli.main(["suite", "run", "smoke", "--jobs", "2"]) == status
-    assert [len(group) for group in helpers[1]] == [1]
+    assert [len(group) for group in helpers[1]] == [1] and capsys.readouterr().err == f"mrla: {words}\n"
+
+
+def test_a_suite_that_is_tried_with_few_steps_is_recorded_apart(helpers, monkeypatch):
+    asked = []
+
+    def run(suite, path, **options):
+        asked.append((path, options))
+
+    monkeypatch.setattr(cli_suite.evidence, "run_suite", run)
+    assert cli.main(["suite", "run", "cifar10-thin56", "--quiet", "--steps", "2"]) == 0
+    ((path, options),) = asked
+    assert path == Path("runs/cifar10-thin56-2-steps/records.jsonl") and options["steps"] == 2
+    assert options["runs"] == Path("runs/cifar10-thin56-2-steps")
 
 
 def test_a_helper_that_failed_is_counted(helpers, monkeypatch, capsys):
@@ -225,7 +250,7 @@ def environment():
 
 @pytest.mark.slow
 def test_two_jobs_make_every_run_and_every_intervention_once(tmp_path):
-    (tmp_path / "mine.py").write_text(OWN_SUITE.replace("STEPS", "3"))
+    write_suite(tmp_path / "mine.py")
     (tmp_path / "queue.py").write_text("raise SystemExit('not this one')")
     host = ("import sys; sys.argv = ['host', '--verbose']; from mrla_minimal.lab.cli import main; "
             "main(['suite', 'run', 'mine.py', '--jobs', '2'])")
@@ -243,7 +268,7 @@ def test_two_jobs_make_every_run_and_every_intervention_once(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_jobs_end_with_their_checkpoints_and_go_on(tmp_path):
     """SIGKILL to the parent alone: its helper writes its checkpoint, and ends."""
-    (tmp_path / "mine.py").write_text(OWN_SUITE.replace("STEPS", "400"))
+    write_suite(tmp_path / "mine.py", steps=400)
     command = [sys.executable, "-P", "-m", "mrla_minimal", "suite", "run", "mine.py", "--jobs", "2"]
     parent = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE)
@@ -261,15 +286,13 @@ def test_killed_jobs_end_with_their_checkpoints_and_go_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_suite_on_the_command_line_goes_on(tmp_path):
-    command = [sys.executable, "-P", "-m", "mrla_minimal", "compare", "--suite", "smoke"]
+    write_suite(tmp_path / "mine.py", attention="depthwise")        # chooses nothing: no interventions
+    command = [sys.executable, "-P", "-m", "mrla_minimal", "compare", "--suite", "mine.py"]
     options = {"cwd": tmp_path, "env": environment(), "check": True, "capture_output": True, "text": True,
                "timeout": 600}
     subprocess.run([*command, "--seeds", "0"], **options)
-    records = tmp_path / "runs" / "smoke" / "records.jsonl"
-    assert len(read_records(records)[0]) == 2
+    records = tmp_path / "runs" / "own" / "records.jsonl"
+    assert len(load_records(records)) == 2
     done = subprocess.run(command, **options)
-    assert len(read_records(records)[0]) == 4 and done.stdout.count("contrast (points)") == 1
-    again = subprocess.run([*command, "--report"], **options)
-    assert "mrla-light - plain" in again.stdout
-    assert (tmp_path / "runs" / "smoke.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads(records.read_text().splitlines()[0])["note"] == "a few steps, to see the engine run"
+    assert len(load_records(records)) == 4 and done.stdout.count("contrast (points)") == 1
+    assert (tmp_path / "runs" / "own.png").read_bytes().startswith(b"\x89PNG")
