@@ -133,11 +133,11 @@ def run_run(arguments: argparse.Namespace) -> Outcome:
     choose_parts(suite, arguments.variants, arguments.seeds, **changes)     # told once, not by every process
     steps = "" if arguments.steps is None else f"{suite.name}-{arguments.steps}-steps"
     helpers, threads = [], torch.get_num_threads()
-    if arguments.jobs > 1:
-        share = threads_each(arguments.jobs)
-        torch.set_num_threads(share)
-        helpers = start_helpers(_as_options(arguments), arguments.jobs - 1, share)
     try:
+        if arguments.jobs > 1:
+            share = threads_each(arguments.jobs)
+            torch.set_num_threads(share)
+            helpers = start_helpers(_as_options(arguments), arguments.jobs - 1, share)
         evidence.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds,
                            runs=Path("runs") / steps, progress=not arguments.quiet, **changes)
         failed = sum(helper.wait() != 0 for helper in helpers)

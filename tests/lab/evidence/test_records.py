@@ -18,7 +18,7 @@ from mrla_minimal.lab.arguments import boolean
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
 from mrla_minimal.lab.evidence import SUITES, load_records, merge_records, suites, summarise
 from mrla_minimal.lab.evidence.contrasts import check_definition
-from mrla_minimal.lab.evidence.jobs import final_jobs
+from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
 from mrla_minimal.lab.evidence.records import append_once, interventions_path, load_interventions, record_id
 from mrla_minimal.lab.files import append_record, read_records, to_line
 
@@ -78,6 +78,8 @@ def test_an_option_that_is_new_and_off_changes_no_id_and_no_comparison(one_more_
     jobs = {job.id: job for job in final_jobs(PILOT, tuple(PILOT.variants), PILOT.seeds, rates)}
     final = [record for record in old if record["phase"] == "final"]
     assert {record["id"] for record in final} == set(jobs) and len(jobs) == 18
+    tuned = {job.id for job in tuning_jobs(PILOT, ())}
+    assert {record["id"] for record in old if record["phase"] == "tuning"} == tuned
     config = dataclasses.asdict(jobs[final[0]["id"]].config)
     assert config["mixup"] is False and "mixup" not in final[0]["config"]
     new = [{**record, "config": dataclasses.asdict(jobs[record["id"]].config)} if record["seed"] else record
