@@ -228,13 +228,15 @@ SUITES = {suite.name: suite for suite in (
         _attentions("depthwise", "depthwise-carry", "mrla-light", "uniform", "mrla-base"),
         {"model": "corridor", "width": width, "steps": 500, "batch_size": 128, "source": "real",
          "optimizer": "adamw", "learning_rate": 0.01}, seeds=tuple(range(10)),
-        primary=(("mrla-base", "uniform"),) if width == 4 else (), contrasts=(("mrla-light", "depthwise-carry"),),
+        primary=(("mrla-base", "uniform"),) if width == 4 else (),
+        contrasts=(("mrla-light", "depthwise-carry"),),
         baseline="depthwise", note="positive control",
         about=f"is choice found where it must help: the CIFAR corridor with layers of {width} channels")
       for width in (4, 8, 16)),
     *(Suite(
         f"amnesia-{100 * wipe:02.0f}",
-        _attentions("depthwise", "mrla-light-released", "mrla-light", "depthwise-carry", "uniform", "mrla-base"),
+        _attentions("depthwise", "mrla-light-released", "mrla-light", "depthwise-carry", "uniform",
+                    "mrla-base"),
         {"depth": 26, "width": 8, "resolution": 16, "wipe": wipe, "epochs": 2, "warmup_epochs": 0.4,
          "batch_size": 128, "source": "real"}, seeds=tuple(range(5)),
         primary=(("uniform", "depthwise"), ("mrla-light", "depthwise"), ("mrla-light-released", "depthwise"))
