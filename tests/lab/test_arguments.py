@@ -41,7 +41,8 @@ def test_integers_within_their_bounds():
     for value in (1, np.int64(1), np.uint8(255), LARGEST):
         assert integer("epochs", value) == value and type(integer("epochs", value)) is int
     for value in (0, -1, 1.0, np.float64(1), LARGEST + 1, *NO_NUMBERS):
-        with pytest.raises(ValueError, match=r"^epochs must be a positive integer, at most 2\d*, not .{,70}$"):
+        said = r"^epochs must be a positive integer, at most 2\d*, not .{,70}$"
+        with pytest.raises(ValueError, match=said):
             integer("epochs", value)
     assert integer("seed", 0, least=0, most=3) == 0
     for value in (-1, 4):
