@@ -1,6 +1,5 @@
 """What the hosts of a layer attention share: the names of the attentions, and a branch that can drop out."""
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from mrla_minimal.controls import (
     UniformMean,
 )
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight, MRLALightReleased
+from mrla_minimal.shapes import check_rate, choose_head_dim
 
 AttentionFactory = Callable[[int], nn.Module]       # channels -> a layer attention
 
@@ -48,7 +48,14 @@ def attention_factory(layer_attention: str | AttentionFactory, head_dim: int | N
     if not isinstance(layer_attention, str) or layer_attention not in LAYER_ATTENTIONS:
         raise ValueError(f"layer_attention must be None, one of {', '.join(map(repr, LAYER_ATTENTIONS))}, "
                          f"or a callable channels -> module, not {layer_attention!r}")
-    return functools.partial(LAYER_ATTENTIONS[layer_attention], head_dim=head_dim)
+    attention = LAYER_ATTENTIONS[layer_attention]
+
+    def build(channels: int) -> nn.Module:
+        if head_dim is not None:        # a control without heads would not notice a wrong one
+            choose_head_dim(channels, head_dim, largest=channels)
+        return attention(channels, head_dim=head_dim)
+
+    return build
 
 
 class DropPath(nn.Module):
@@ -62,8 +69,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
-            raise ValueError(f"drop_path must be at least 0 and below 1, not {rate!r}")
+        check_rate("drop_path", rate)
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ layer t + 1. They differ in what that memory is:
 MRLALightReleased is MRLALight as the public code runs it: given the block's input where Eq. 8 has O^{t-1}.
 
 A memory is a value: each call returns a new one and leaves the one it was given as it was. Checkpoint a
-stage with `use_reentrant=False`: torch's reentrant checkpointing loses the gradients of tensors inside a
-list. The checks of a list memory raise a ValueError when the backward pass runs such a layer again.
+stage with `use_reentrant=False`: torch's reentrant form loses the gradients of tensors inside a list, and a
+layer that notices it raises a ValueError.
 
 What a block or a tool reads off an attention, ours or one's own, is four attributes. Absent means no:
 
@@ -107,7 +107,7 @@ class LayerAttention(nn.Module):
     Memory: the list of feature maps X^1..X^t. Cost of layers 1..T: T (T + 1) / 2 key and value projections.
 
     The released code splits the heads of (batch, layers, channels) by a view where a transpose is needed,
-    which mixes layers with channels. That apart, it computes the same.
+    which mixes layers with channels. That apart, the module computes the same; its block does not.
 
     Raises ValueError if head_dim does not divide channels, or if x or memory has another shape.
     """

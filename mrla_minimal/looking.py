@@ -1,12 +1,12 @@
 """Two ways to look at what a layer attention chose: record its weights, and take its choices away.
 
-They know no host. A model is any module whose `stages` are lists of blocks with a `layer_attention` each. An
+A model is any module whose `stages` are lists of blocks with a `layer_attention` each. An
 attention shows its weights by an nn.Identity named `weights` that they pass through (`layer_attention.py`).
 Forward hooks on these do the work, so call the model, not its `forward`. A copy of the model made inside a
 context is an ordinary model of its own.
 
-torch.compile leaves hooks out that come later. A compiled model is therefore refused; and where a model was
-compiled into another object before, that object shows and changes nothing: call the model itself.
+A compiled model is refused, because torch.compile leaves out hooks that come later. If `compiled =
+torch.compile(model)` was made before, look at `model` and call `model`: `compiled` shows nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from mrla_minimal.shapes import check_choice
 
 Weights = list[list[Tensor | None]]                 # [stage][t - 1]: those of layer t, None if it has none
-Act = Callable[[int, int, Tensor], Tensor | None]   # of stage, layer t - 1 and the weights that pass there
+OnWeights = Callable[[int, int, Tensor], Tensor | None]     # of stage, layer t - 1 and the weights that pass there
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def freeze_attention(model: nn.Module, how: str, images: Tensor | None = None) -
     how = "mean"      every image gets the mean weights of its layer and head over `images` (needed)
           "shuffle"   every image gets the weights that another image of its batch has when left alone (a
                       forward pass of its own, in evaluation mode, finds them): one permutation, the same at
-                      all layers
+                      all layers; of a batch of one image, its own
           "uniform"   1 / t for each of t layers; a gate gets its layer's mean over `images` (then needed)
                       and heads
 
@@ -123,7 +123,7 @@ def _places(net: nn.Module) -> dict[nn.Identity, list[tuple[int, int]]]:
     return places
 
 
-def _hook_weights(net: nn.Module, act: Act) -> list[RemovableHandle]:
+def _hook_weights(net: nn.Module, act: OnWeights) -> list[RemovableHandle]:
     """Call act(stage, layer, weights) whenever weights pass; what it returns, unless None, replaces them.
 
     Where blocks share one attention, the number of its calls in this forward pass says which layer is asking.
@@ -151,7 +151,7 @@ def _remove(hooks: list[RemovableHandle]) -> None:
         hook.remove()
 
 
-def _constant_weights(net: nn.Module, how: str, images: Tensor | None) -> Act:
+def _constant_weights(net: nn.Module, how: str, images: Tensor | None) -> OnWeights:
     """What puts the same weights in for every image: "mean" or "uniform" of `freeze_attention`."""
     is_gate = [[getattr(_attention_of(block), "is_gate", False) for block in stage] for stage in net.stages]
     means = None
@@ -208,7 +208,7 @@ def _hook_shuffling(net: nn.Module) -> list[RemovableHandle]:
         count = next(len(weights) for row in own for weights in row if weights is not None)
         order = torch.randperm(count, generator=generator, device="cpu")
         permutation = torch.empty_like(order)
-        permutation[order] = order.roll(1)      # one cycle through the batch: nobody keeps its own
+        permutation[order] = order.roll(1)      # one cycle: none of two or more keeps its own
 
     def replace(stage: int, layer: int, weights: Tensor) -> Tensor | None:
         if looking:

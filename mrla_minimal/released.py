@@ -23,13 +23,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 # In the order in which they are tried. A published name matches as a whole; what is left open stays as it is.
-OUTSIDE_BLOCKS = [
+_OUTSIDE_BLOCKS = [
     (r"conv1\.weight", "stem.0.weight"),
     (r"conv1\.(\d)\.(.+)", r"stem.\1.\2"),                              # the deep stem: 0, 1, 3, 4 and 6
     (r"fc\.(.+)", r"classifier.\1"),
 ]
-BLOCK = re.compile(r"(?:layer([1-4])|stages\.([0-3]))\.(\d+)\.(.+)")            # base calls its stages 0 to 3
-INSIDE_BLOCKS = [
+_BLOCK = re.compile(r"(?:layer([1-4])|stages\.([0-3]))\.(\d+)\.(.+)")            # base calls its stages 0 to 3
+_INSIDE_BLOCKS = [
     (r"conv([123])\.(.+)", r"residual.conv\1.\2"),
     (r"bn([123])\.(.+)", r"residual.norm\1.\2"),
     (r"downsample\.0\.(.+)", r"shortcut.conv.\1"),
@@ -68,12 +68,12 @@ def rename_weights(state: Mapping) -> dict[str, Tensor]:
 
 
 def _renamed(name: str, last_norm_of_stem: str) -> str:
-    inside = BLOCK.fullmatch(name)
+    inside = _BLOCK.fullmatch(name)
     if inside is None:
-        rules, start, rest = [*OUTSIDE_BLOCKS, (r"bn1\.(.+)", rf"{last_norm_of_stem}.\1")], "", name
+        rules, start, rest = [*_OUTSIDE_BLOCKS, (r"bn1\.(.+)", rf"{last_norm_of_stem}.\1")], "", name
     else:
         stage = int(inside[1]) - 1 if inside[1] else int(inside[2])
-        rules, start, rest = INSIDE_BLOCKS, f"stages.{stage}.{inside[3]}.", inside[4]
+        rules, start, rest = _INSIDE_BLOCKS, f"stages.{stage}.{inside[3]}.", inside[4]
     for published, ours in rules:
         found = re.fullmatch(published, rest)
         if found:

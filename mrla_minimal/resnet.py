@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, AttentionFactory, DropPath, attention_factory
-from mrla_minimal.shapes import check_choice, check_positive, is_positive
+from mrla_minimal.shapes import check_choice, check_positive, check_rate, is_positive
 
 BLOCKS = ("basic", "bottleneck")
 SHORTCUTS = ("pad", "conv")
@@ -37,10 +37,10 @@ class PadShortcut(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """One layer of a stage: X^t = relu(F(x) + shortcut(x)), and then, if there is one, the layer attention:
+    """One layer of a stage: a residual block, and the layer attention if there is one.
 
-    output = X^t + DropPath(BN(attention(X^t, memory))), with a ReLU after that BN where the attention asks
-    for it.
+    X^t = relu(F(x) + shortcut(x)), output = X^t + DropPath(BN(attention(X^t, memory))); with a ReLU after that
+    BN where the attention asks for it.
 
     forward(x, memory) -> (output, memory); x (batch, channels before, height, width), output as X^t is.
     `residual` is F, `channels` the channels of X^t. What the block must know of an attention it reads off
@@ -173,9 +173,12 @@ def _add_attentions(
     model: ResNet, layer_attention: str | AttentionFactory | None, channel_attention: str | None,
     head_dim: int | None, drop_path: float,
 ) -> None:
-    """Only now, so that every variant of one seed shares the parameters that its host starts with."""
+    """Give every block its attentions, once the host is initialised.
+
+    So every variant of one seed shares the parameters that its host starts with.
+    """
     check_choice("channel_attention", channel_attention, (None, *CHANNEL_ATTENTIONS))
-    DropPath(drop_path)     # a wrong rate is an error without a layer attention, too
+    check_rate("drop_path", drop_path)
     blocks = [block for stage in model.stages for block in stage]
     if channel_attention is not None:
         for block in blocks:
@@ -261,8 +264,7 @@ def imagenet_resnet(
         layers += [_convolution(inputs, outputs, size, stride), nn.BatchNorm2d(outputs), nn.ReLU()]
     layers.append(nn.MaxPool2d(3, stride=2, padding=1))
     stages, channels = _stages("bottleneck", "conv", 64, (64, 128, 256, 512), lengths[depth])
-    stem = nn.Sequential(*layers)
-    model = ResNet(stem, stages, in_channels=in_channels, channels=channels, num_classes=num_classes)
+    model = ResNet(nn.Sequential(*layers), stages, in_channels=in_channels, channels=channels, num_classes=num_classes)
     _initialise_host(model)
     _add_attentions(model, layer_attention, channel_attention, head_dim, drop_path)
     return model

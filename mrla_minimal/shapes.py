@@ -6,7 +6,7 @@ modules themselves hold nothing but their equations.
 
 import math
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ def check_positive(name: str, number: object) -> None:
     """`number`, the value of the argument `name`, must be a positive integer."""
     if not is_positive(number):
         raise ValueError(f"{name} must be a positive integer, not {number!r}")
+
+
+def check_rate(name: str, rate: object) -> None:
+    """`rate`, the value of the argument `name`, must be a number of at least 0 and below 1."""
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
 
 
 def check_choice(name: str, given: object, allowed: Iterable) -> None:
@@ -45,9 +51,9 @@ def choose_head_dim(channels: int, head_dim: int | None, largest: int) -> int:
 
 
 def eca_kernel_size(channels: int) -> int:
-    """The ECA rule for a convolution along the channels: |log2(channels) + 1| / 2, cut to an odd integer.
+    """The ECA rule for a convolution along the channels: |log2(channels) + 1| / 2, cut to an integer.
 
-    An even one is made one larger. 8 to 127 channels give 3, 128 to 2047 give 5, from 2048 on 7.
+    If that is even, one is added. 1 to 7 channels give 1, 8 to 127 channels give 3, 128 to 2047 give 5, from 2048 on 7.
     Source: Q. Wang et al., ECA-Net, CVPR 2020 with gamma = 2 and b = 1.
     """
     check_positive("channels", channels)
@@ -103,7 +109,9 @@ def check_list_memory(memory: list[Tensor] | None, x: Tensor) -> None:
         if not isinstance(entry, Tensor):
             raise ValueError(f"each entry of memory must be a tensor of shape {shape}, "
                              f"not a {type(entry).__name__}")
-        check_map_memory(entry, x)
+        if entry.shape != x.shape or not entry.is_floating_point():
+            raise ValueError(f"each entry of memory must be a floating-point tensor of shape {shape}, like x, "
+                             f"not {_described(entry)}")
         check_entry_learns(entry, x)
 
 

@@ -1,0 +1,1 @@
+"""The course: what only the notebooks use, and `mrla check`."""

@@ -184,8 +184,7 @@ def _one_thread() -> Iterator[None]:
 # Looking inside, and taking the choice away
 
 def attention_weights(model: QuizModel, x: Tensor) -> Tensor | None:
-    """The weights with which the exit reads the layers, or light's gates: (batch, LAYERS). None without any.
-    """
+    """The weights with which the exit reads the layers, or light's gates: (batch, LAYERS), or None."""
     seen = []
     with _weights_through(model, lambda weights: seen.append(weights)), torch.no_grad():
         model(x)
@@ -196,7 +195,8 @@ def accuracy_without_choice(result: QuizResult, how: str) -> float | None:
     """Accuracy on the test corridors with the attention's choices taken away. None if there are no weights.
 
     how = "mean"      every corridor gets the mean weights of all test corridors
-          "shuffle"   every corridor gets the weights of another
+          "shuffle"   every corridor gets the weights of another, but for the few that a random permutation of
+                      thousands leaves in their place
     """
     check_choice("how", how, INTERVENTIONS)
     x, answer = unseen_corridors(result.question)

@@ -30,7 +30,7 @@ def take_turns(candidates: Mapping[Name, Callable[[], object]], rounds: int = 7,
     round. Raises ValueError if rounds < 1 or warm_up < 0.
     """
     if rounds < 1 or warm_up < 0:
-        raise ValueError(f"repeats must be at least 1 and warm_up at least 0, not {rounds!r} and {warm_up!r}")
+        raise ValueError(f"rounds must be at least 1 and warm_up at least 0, not {rounds!r} and {warm_up!r}")
     seconds = {name: [] for name in candidates}
     for number in tqdm(range(warm_up + rounds), desc="rounds", disable=not progress, leave=False):
         for name, function in candidates.items():

@@ -18,7 +18,7 @@ def test_taking_turns_times_every_candidate_in_every_round_after_the_warm_up(mon
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"warm_up": -1}])
 def test_numbers_of_rounds_that_are_none_are_refused(wrong):
-    with pytest.raises(ValueError, match="repeats must be at least 1 and warm_up at least 0"):
+    with pytest.raises(ValueError, match="rounds must be at least 1 and warm_up at least 0"):
         timing.take_turns({"a": print}, **wrong)
 
 

@@ -1,1 +1,1 @@
-"""The exercises' checkers, a module a notebook, and what grades your own layer attention (`mrla check`)."""
+"""The exercises' checkers, by topic: each says which notebook it belongs to. coursework.py is `mrla check`."""

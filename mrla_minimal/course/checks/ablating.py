@@ -68,8 +68,9 @@ def _explain_effect(name, effect, wanted, table, others):
 
 @checker("exercise 2")
 def check_reach(answer: object) -> None:
-    """answer(list of T tensors (channels,)) -> (T, T): [t, s] is the median over channels of |lambda^t ...
-    lambda^(s+1)|.
+    """answer(list of T tensors (channels,)) -> (T, T).
+
+    [t, s] is the median over channels of the absolute product of lambda^(s+1) to lambda^t.
     """
     # of 6 channels the lower median is not the interpolated one
     for layers, channels in ((5, 7), (4, 6)):

@@ -90,7 +90,7 @@ def report(results: list[dict]) -> str:
 
 def quiz_verdict(attention: Attention, question: str, progress: bool = False) -> str:
     accuracy = train_module_quiz(attention, question, progress=progress).accuracy
-    return f"{verdict(accuracy)} (accuracy {accuracy:.2f}, chance 0.12)"
+    return f"{verdict(accuracy)} (accuracy {accuracy:.2f}, chance 0.125)"
 
 
 def _outcome(check, attention):

@@ -1,6 +1,4 @@
-"""Checkers of notebook 06: the betas of our Eq. 9, one layer of MRLA-light, and the best constant for our Eq.
-7.
-"""
+"""Checkers of notebook 06: the betas of our Eq. 9, a layer of MRLA-light, the best constant of our Eq. 7."""
 
 import math
 

@@ -49,9 +49,9 @@ def call(layer: nn.Module, x: torch.Tensor, memory: Memory) -> tuple[torch.Tenso
 
 
 def run_stack(stack: list[nn.Module], maps: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The outputs O^1 ..
+    """The outputs O^1 to O^T.
 
-    O^T. Copies of maps go in, copies of outputs come out: writing into them does no harm.
+    Copies of maps go in, copies of outputs come out: writing into them does no harm.
     """
     outputs, memory = [], None
     for layer, x in zip(stack, maps, strict=True):

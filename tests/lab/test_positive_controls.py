@@ -10,7 +10,7 @@ from mrla_minimal.lab.data import Cifar, Split, averaged
 from mrla_minimal.lab.data.corridors import ANIMALS, VEHICLES, corridors
 from mrla_minimal.lab.engine import TrainConfig, build_model, evaluate, load_model, train
 from mrla_minimal.lab.engine.inputs import crop_padding, prepared
-from mrla_minimal.lab.hosts import Corridor, wipe_streams
+from mrla_minimal.lab.positive_controls import Corridor, wipe_streams
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -176,7 +176,7 @@ def test_corridors_are_of_cifar_10_alone():
         corridors(tiny_cifar())
 
 
-@pytest.mark.parametrize("name", [None, *LAYER_ATTENTIONS])
+@pytest.mark.parametrize("name", [None, *(name for name in LAYER_ATTENTIONS if "released" not in name)])
 def test_every_attention_fits_the_corridor(name):
     torch.manual_seed(0)
     model = Corridor(4, name)
@@ -187,6 +187,12 @@ def test_every_attention_fits_the_corridor(name):
         model(torch.randn(6, 3, 8, 72))
     if name == "mrla-base":
         assert [tuple(row.shape) for row in weights[0]] == [(6, 1, layer) for layer in range(1, 10)]
+
+
+@pytest.mark.parametrize("name", ["mrla-light-released", "depthwise-carry-released"])
+def test_a_corridor_has_no_block_input(name):
+    with pytest.raises(ValueError, match="no input to hand over in place of the memory"):
+        Corridor(4, name)
 
 
 def test_only_the_exit_knows_the_question_and_only_memory_brings_it_a_room():
