@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from mrla_minimal.shapes import check_choice
 
 Weights = list[list[Tensor | None]]                 # [stage][t - 1]: those of layer t, None if it has none
-OnWeights = Callable[[int, int, Tensor], Tensor | None]     # of stage, layer t - 1 and the weights that pass there
+OnWeights = Callable[[int, int, Tensor], Tensor | None]     # stage, layer t - 1, weights
 
 
 @contextmanager

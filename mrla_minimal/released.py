@@ -28,7 +28,7 @@ _OUTSIDE_BLOCKS = [
     (r"conv1\.(\d)\.(.+)", r"stem.\1.\2"),                              # the deep stem: 0, 1, 3, 4 and 6
     (r"fc\.(.+)", r"classifier.\1"),
 ]
-_BLOCK = re.compile(r"(?:layer([1-4])|stages\.([0-3]))\.(\d+)\.(.+)")            # base calls its stages 0 to 3
+_BLOCK = re.compile(r"(?:layer([1-4])|stages\.([0-3]))\.(\d+)\.(.+)")        # base calls its stages 0 to 3
 _INSIDE_BLOCKS = [
     (r"conv([123])\.(.+)", r"residual.conv\1.\2"),
     (r"bn([123])\.(.+)", r"residual.norm\1.\2"),

@@ -39,8 +39,8 @@ class PadShortcut(nn.Module):
 class ResidualBlock(nn.Module):
     """One layer of a stage: a residual block, and the layer attention if there is one.
 
-    X^t = relu(F(x) + shortcut(x)), output = X^t + DropPath(BN(attention(X^t, memory))); with a ReLU after that
-    BN where the attention asks for it.
+    X^t = relu(F(x) + shortcut(x)), output = X^t + DropPath(BN(attention(X^t, memory))); with a ReLU after
+    that BN where the attention asks for it.
 
     forward(x, memory) -> (output, memory); x (batch, channels before, height, width), output as X^t is.
     `residual` is F, `channels` the channels of X^t. What the block must know of an attention it reads off
@@ -264,7 +264,8 @@ def imagenet_resnet(
         layers += [_convolution(inputs, outputs, size, stride), nn.BatchNorm2d(outputs), nn.ReLU()]
     layers.append(nn.MaxPool2d(3, stride=2, padding=1))
     stages, channels = _stages("bottleneck", "conv", 64, (64, 128, 256, 512), lengths[depth])
-    model = ResNet(nn.Sequential(*layers), stages, in_channels=in_channels, channels=channels, num_classes=num_classes)
+    model = ResNet(nn.Sequential(*layers), stages, in_channels=in_channels, channels=channels,
+                   num_classes=num_classes)
     _initialise_host(model)
     _add_attentions(model, layer_attention, channel_attention, head_dim, drop_path)
     return model

@@ -53,7 +53,7 @@ def choose_head_dim(channels: int, head_dim: int | None, largest: int) -> int:
 def eca_kernel_size(channels: int) -> int:
     """The ECA rule for a convolution along the channels: |log2(channels) + 1| / 2, cut to an integer.
 
-    If that is even, one is added. 1 to 7 channels give 1, 8 to 127 channels give 3, 128 to 2047 give 5, from 2048 on 7.
+    If that is even, one is added. 1 to 7 channels give 1, 8 to 127 give 3, 128 to 2047 give 5, more give 7.
     Source: Q. Wang et al., ECA-Net, CVPR 2020 with gamma = 2 and b = 1.
     """
     check_positive("channels", channels)
@@ -110,8 +110,8 @@ def check_list_memory(memory: list[Tensor] | None, x: Tensor) -> None:
             raise ValueError(f"each entry of memory must be a tensor of shape {shape}, "
                              f"not a {type(entry).__name__}")
         if entry.shape != x.shape or not entry.is_floating_point():
-            raise ValueError(f"each entry of memory must be a floating-point tensor of shape {shape}, like x, "
-                             f"not {_described(entry)}")
+            raise ValueError(f"each entry of memory must be a floating-point tensor of shape {shape}, "
+                             f"like x, not {_described(entry)}")
         check_entry_learns(entry, x)
 
 

@@ -1,1 +1,1 @@
-"""The lab: what it takes to train, measure and compare what the subject builds. `mrla` is its command line."""
+"""The lab: what trains, measures and compares what the subject builds. `mrla` is its command line."""

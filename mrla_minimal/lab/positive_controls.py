@@ -96,8 +96,8 @@ class Corridor(nn.Module):
             for room in rooms:
                 room.layer_attention = build(channels)
                 if getattr(room.layer_attention, "takes_block_input", False):
-                    raise ValueError("the layers of a corridor have no input to hand over in place of the memory, "
-                                     f"which {type(room.layer_attention).__name__} asks for")
+                    raise ValueError("a layer of the corridor has no input to hand over in place of the "
+                                     f"memory, which {type(room.layer_attention).__name__} asks for")
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, TILE, TILE * (ROOMS + 1)):

@@ -1,1 +1,1 @@
-"""The exercises' checkers, by topic: each says which notebook it belongs to. coursework.py is `mrla check`."""
+"""The exercises' checkers, by topic: each says of which notebook. coursework.py is `mrla check`."""
