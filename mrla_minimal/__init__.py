@@ -4,21 +4,7 @@
     model = cifar_resnet(20, layer_attention="mrla-light")
 """
 
-import os
-import sys
-
-try:
-    _here = os.getcwd()
-except OSError:     # torch's libraries would end the process with a riddle
-    print("mrla: the working directory is gone: change to one that exists", file=sys.stderr)
-    raise SystemExit(2) from None
-
-# `python -m mrla_minimal` puts the working directory first on the path, where a random.py would stand in for
-# Python's own. It is taken off before torch is imported. (While a package is imported for -m, sys.argv[0] is
-# "-m".)
-if sys.argv[:1] == ["-m"] and sys.path[:1] == [_here] and not sys.flags.safe_path:
-    del sys.path[0]
-
+import mrla_minimal._before_torch  # noqa: F401, I001
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import (
