@@ -1,5 +1,6 @@
 """What `make` does before it runs anything: whether .venv can be used as it is."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,7 +24,11 @@ def project(tmp_path):
 
 
 def make(folder, *arguments):
-    return subprocess.run(["make", "-f", MAKEFILE, *arguments], cwd=folder, capture_output=True, text=True)
+    """make as typed in a folder, not as a child of the make that runs these tests, which it would tell."""
+    of_a_child = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in of_a_child}
+    return subprocess.run(["make", "-f", MAKEFILE, *arguments], cwd=folder, env=environment,
+                          capture_output=True, text=True)
 
 
 def test_an_environment_where_it_was_made_is_used_as_it_is(project):

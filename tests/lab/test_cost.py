@@ -318,7 +318,7 @@ def test_models_take_turns_and_the_median_counts(monkeypatch):
     assert asked == [(3, 1, "cpu", False), (3, 2, "cpu", False)]
     monkeypatch.undo()
     for wrong in (dict(repeats=0), dict(warm_up=-1)):
-        with pytest.raises(ValueError, match="repeats must be at least 1 and warm_up at least 0"):
+        with pytest.raises(ValueError, match="rounds must be at least 1 and warm_up at least 0"):
             cost.step_times(models, images, **wrong)
 
 
