@@ -14,7 +14,6 @@ from mrla_minimal.lab.cli_parser import (
     whole,
 )
 from mrla_minimal.lab.engine import TrainConfig
-from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
@@ -54,20 +53,19 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     json_option(runs)
 
 
-def model_text(layer_attention: str | None, channel_attention: str | None, depth: int) -> str:
+def model_text(config: TrainConfig) -> str:
     """What to call a net in a line of text: "ResNet-20 + mrla-light + eca"."""
-    own = OwnAttention.parse(layer_attention)
-    attentions = (own.short_name if own else layer_attention, channel_attention)
-    return " + ".join([f"ResNet-{depth}", *filter(None, attentions)])
+    own = OwnAttention.parse(config.layer_attention)
+    attentions = (own.short_name if own else config.layer_attention, config.channel_attention)
+    return " + ".join([config.host_text, *filter(None, attentions)])
 
 
 def _model_of(state: dict) -> str:
-    config = state["config"]
-    return model_text(config["layer_attention"], config["channel_attention"], config["depth"])
+    return model_text(TrainConfig(**state["config"]))
 
 
 def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
-    from mrla_minimal.lab.data import hold_out, load_cifar
+    from mrla_minimal.lab.data import load_cifar
 
     model, state = engine.load_model(arguments.run, arguments.device, arguments.trust)
     config = state["config"]
@@ -80,9 +78,7 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
         data = load_cifar(config["dataset"], root, source)
     if data.fingerprint != state["fingerprint"]:
         raise ValueError(f"{arguments.run} was trained on other images than these {data.source} ones")
-    data = prepared(config_from_dict(config, arguments.run), data)
-    trained_on, held_out = hold_out(data.train, seed=0) if config["validation"] else (data.train, None)
-    split = {"test": data.test, "train": trained_on, "validation": held_out}[arguments.split]
+    split = getattr(prepared(TrainConfig(**config), data), arguments.split)
     if split is None:
         raise ValueError(f"--split validation: {arguments.run} was trained on all training images, "
                          "none was held out")
@@ -140,7 +136,7 @@ def describe_run(run_dir: Path, folder: Path) -> dict:
     except (ValueError, OSError) as error:
         return {"run": name, "problem": " ".join(str(error).split())}
     last = records[-1] if records else {}
-    return {"run": name, "model": model_text(config.layer_attention, config.channel_attention, config.depth),
+    return {"run": name, "model": model_text(config),
             "source": last.get("source"), "epoch": last.get("epoch", 0), "epochs": config.epochs,
             "step": last.get("step", 0), "steps": config.steps, "finished": _is_finished(last, config),
             **{f"{part}_accuracy": last.get(f"{part}_accuracy") for part in ("train", "validation", "test")}}

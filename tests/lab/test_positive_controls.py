@@ -7,8 +7,9 @@ from tiny import tiny_cifar, tiny_config
 from mrla_minimal import cifar_resnet, record_attention
 from mrla_minimal.hosting import LAYER_ATTENTIONS
 from mrla_minimal.lab.data import Cifar, Split, averaged
-from mrla_minimal.lab.data.corridors import ANIMALS, VEHICLES, corridors
+from mrla_minimal.lab.data.corridors import ANIMALS, VEHICLES, hang
 from mrla_minimal.lab.engine import TrainConfig, build_model, evaluate, load_model, train
+from mrla_minimal.lab.engine.folder import new_run_dir
 from mrla_minimal.lab.engine.inputs import crop_padding, prepared
 from mrla_minimal.lab.positive_controls import Corridor, wipe_streams
 
@@ -153,7 +154,7 @@ def test_an_amnesia_run_evaluates_to_its_own_accuracy(tmp_path):
 
 def test_a_corridors_label_is_what_hangs_in_the_room_that_is_asked_for():
     cifar = hung(40)
-    found = corridors(cifar).train
+    found = hang(cifar.train, CLASSES, 0)
     small = averaged(cifar.train.images, 8)
     assert found.images.shape == (40, 3, 8, 72) and sorted(ANIMALS + VEHICLES) == sorted(CLASSES)
     for image, label in zip(found.images, found.labels, strict=True):
@@ -166,14 +167,22 @@ def test_a_corridors_label_is_what_hangs_in_the_room_that_is_asked_for():
 
 
 def test_corridors_are_the_same_every_time_and_differ_between_the_splits():
-    one, two = corridors(hung(40)), corridors(hung(40))
+    one, two = (prepared(TrainConfig(model="corridor"), hung(40)) for _ in range(2))
     assert one.train.images.equal(two.train.images) and not one.train.images.equal(one.test.images)
-    assert one.classes == ("animal", "vehicle")
+    assert one.classes == ("animal", "vehicle") and one.validation is None
+
+
+def test_no_image_hangs_in_training_corridors_and_in_those_held_out():
+    found = prepared(TrainConfig(model="corridor", validation=True), hung(40))
+    assert len(found.train) == 36 and len(found.validation) == 4
+    tiles = [{tile.numpy().tobytes() for image in split.images for tile in image.split(8, dim=2)[:8]}
+             for split in (found.train, found.validation)]
+    assert len(tiles[0]) == 36 and len(tiles[1]) == 4 and not tiles[0] & tiles[1]
 
 
 def test_corridors_are_of_cifar_10_alone():
     with pytest.raises(ValueError, match="corridors need the ten classes of CIFAR-10, not a, b"):
-        corridors(tiny_cifar())
+        prepared(TrainConfig(model="corridor"), tiny_cifar())
 
 
 @pytest.mark.parametrize("name", [None, *(name for name in LAYER_ATTENTIONS if "released" not in name)])
@@ -218,7 +227,8 @@ def test_a_corridor_refuses_other_images_and_other_options():
     with pytest.raises(ValueError, match=r"corridors \(batch, 3, 8, 72\), not \(2, 3, 32, 32\)"):
         Corridor(4, None)(torch.zeros(2, 3, 32, 32))
     for field, value in (("resolution", 16), ("wipe", 0.1), ("augment", "on"), ("channel_attention", "se"),
-                         ("drop_path", 0.1)):
+                         ("drop_path", 0.1), ("depth", 56), ("dataset", "cifar100"), ("shortcut", "conv"),
+                         ("layer_attention", "depthwise-relu")):
         with pytest.raises(ValueError, match=f"{field} must be .* with model 'corridor'"):
             TrainConfig(**{"model": "corridor", field: value})
 
@@ -256,3 +266,12 @@ def test_depthwise_relu_is_depthwise_with_the_relu_of_base():
                           for name in ("depthwise-relu", "depthwise"))
     assert with_relu.stages[0][0].relu_after_norm and not without.stages[0][0].relu_after_norm
     assert all(a.equal(b) for a, b in zip(with_relu.parameters(), without.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changes, text", [
+    ({}, "ResNet-20"), ({"resolution": 16, "wipe": 0.15, "depth": 26}, "ResNet-26 at 16 pixels, 15 % wiped"),
+    ({"model": "corridor", "width": 4}, "corridor of 4 channels")])
+def test_a_run_says_what_its_host_is(changes, text, tmp_path):
+    config = TrainConfig(**changes)
+    assert config.host_text == text
+    assert new_run_dir(config, tmp_path).name.startswith(text.lower().split()[0].replace("-", ""))

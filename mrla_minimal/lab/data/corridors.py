@@ -8,34 +8,34 @@ reaches 60 %.
 
 import torch
 
-from mrla_minimal.lab.data.images import Cifar, Split, averaged
+from mrla_minimal.lab.data.images import Split, averaged
 
 ROOMS = 8
 TILE = 8        # pixels, each way
+KINDS = ("animal", "vehicle")
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 
 
-def corridors(cifar: Cifar) -> Cifar:
-    """As many corridors as there are images, in each split.
+def require_cifar10(classes: tuple[str, ...]) -> None:
+    """ValueError unless these are CIFAR-10's classes, of which it is known which are animals."""
+    if sorted(classes) != sorted(ANIMALS + VEHICLES):
+        raise ValueError(f"corridors need the ten classes of CIFAR-10, not {', '.join(classes)}")
 
-    What hangs where, and which room is asked for, is the same every time. Every image hangs in eight
-    corridors. Raises ValueError unless the classes are CIFAR-10's.
+
+def hang(split: Split, classes: tuple[str, ...], seed: int) -> Split:
+    """As many corridors as the split has images, each of which hangs in eight of them.
+
+    What hangs where, and which room is asked for, follows from the seed. Labels: 0 animal, 1 vehicle.
     """
-    if sorted(cifar.classes) != sorted(ANIMALS + VEHICLES):
-        raise ValueError(f"corridors need the ten classes of CIFAR-10, not {', '.join(cifar.classes)}")
-    is_vehicle = torch.tensor([name in VEHICLES for name in cifar.classes]).long()
-    splits = [_corridors_of(split, is_vehicle, seed) for seed, split in enumerate((cifar.train, cifar.test))]
-    return Cifar(*splits, ("animal", "vehicle"), cifar.source, cifar.fingerprint)
-
-
-def _corridors_of(split, is_vehicle, seed):
-    count, generator = len(split), torch.Generator().manual_seed(seed)
-    tiles = averaged(split.images, TILE)                                    # (N, 3, 8, 8)
-    hung = torch.stack([torch.randperm(count, generator=generator) for _ in range(ROOMS)], dim=1)   # (N, 8)
-    asked = torch.randint(ROOMS, (count,), generator=generator)             # (N,)
-    question = torch.zeros(count, 3, TILE, TILE, dtype=torch.uint8)
-    question[torch.arange(count), :, :, asked] = 255
-    rooms = [tiles[hung[:, room]] for room in range(ROOMS)]                 # eight of (N, 3, 8, 8)
-    chosen = hung.gather(1, asked[:, None])[:, 0]                           # which image is asked for
-    return Split(torch.cat([*rooms, question], dim=3), is_vehicle[split.labels[chosen]])
+    count, cpu = len(split), {"device": "cpu"}
+    generator = torch.Generator("cpu").manual_seed(seed)
+    tiles = averaged(split.images, TILE)                                                # (N, 3, 8, 8)
+    hung = [torch.randperm(count, generator=generator, **cpu) for _ in range(ROOMS)]    # eight of (N,)
+    asked = torch.randint(ROOMS, (count,), generator=generator, **cpu)                  # (N,)
+    question = torch.zeros(count, 3, TILE, TILE, dtype=torch.uint8, **cpu)
+    question[torch.arange(count, **cpu), :, :, asked] = 255
+    chosen = torch.stack(hung, dim=1).gather(1, asked[:, None])[:, 0]       # the image that is asked for
+    is_vehicle = torch.tensor([name in VEHICLES for name in classes], dtype=torch.int64, **cpu)
+    images = torch.cat([*(tiles[room] for room in hung), question], dim=3)              # (N, 3, 8, 72)
+    return Split(images, is_vehicle[split.labels[chosen]])

@@ -150,9 +150,21 @@ class TrainConfig:
             checked = entry.metadata["check"](entry.name, getattr(self, entry.name))
             object.__setattr__(self, entry.name, checked)
         if self.model == "corridor":
-            self._leave_alone("resolution", "wipe", "channel_attention", "drop_path")
+            self._leave_alone("dataset", "resolution", "wipe", "depth", "block", "shortcut", "drop_path",
+                              "channel_attention")
             if self.augment == "on":
                 raise ValueError("augment must be 'off' or 'auto' with model 'corridor', not 'on'")
+            if self.layer_attention == "depthwise-relu":
+                raise ValueError("layer_attention must be another with model 'corridor', which has no norm "
+                                 "for the ReLU of 'depthwise-relu' to follow")
+
+    @property
+    def host_text(self) -> str:
+        """What to call the net without its attentions: "ResNet-56", "ResNet-26 at 16 pixels, 15 % wiped"."""
+        if self.model == "corridor":
+            return f"corridor of {self.width} channels"
+        pixels = "" if self.resolution == 32 else f" at {self.resolution} pixels"
+        return f"ResNet-{self.depth}{pixels}" + (f", {100 * self.wipe:g} % wiped" if self.wipe else "")
 
     def _leave_alone(self, *names):
         """ValueError if one of these fields, of which another choice makes no use, is not at its default."""

@@ -28,7 +28,8 @@ def new_run_dir(config: TrainConfig, runs: str | Path = "runs", source: str | No
     layer_attention = own.short_name if own else config.layer_attention
     attention = "-".join(filter(None, (layer_attention, config.channel_attention))) or "plain"
     data = source or ("synthetic" if config.source == "synthetic" else config.dataset)
-    name = f"resnet{config.depth}-{attention}-{re.sub(r'[^A-Za-z0-9._]+', '-', data)}-seed{config.seed}"
+    host = re.sub(r"\W+", "-", config.host_text.lower().replace("resnet-", "resnet"))
+    name = f"{host}-{attention}-{re.sub(r'[^A-Za-z0-9._]+', '-', data)}-seed{config.seed}"
     for number in itertools.count(1):
         folder = Path(runs) / (name if number == 1 else f"{name}-{number}")
         try:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mrla_minimal.lab import arguments
-from mrla_minimal.lab.data import Cifar, Split, hold_out, load_cifar, normalise, plan_epoch, take_batch
+from mrla_minimal.lab.data import Cifar, Split, load_cifar, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT
 from mrla_minimal.lab.engine.config import TrainConfig
@@ -87,7 +87,7 @@ class Run:
         if data is None:
             data = world.first_then_others(
                 lambda: load_cifar(config.dataset, config.data_root, config.source))
-        self._take_data(prepared(config, arguments.images("data", data)))
+        self._take_data(arguments.images("data", data))
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = build_model(config, len(self.classes), run_dir, self.in_channels)
@@ -97,7 +97,8 @@ class Run:
         self.optimizer = build_optimizer(config, self.model, fused=self.scaler.is_enabled() or None)
         self.forward = torch.compile(self.model) if config.compile else self.model
         if world.parallel:
-            self.forward = nn.parallel.DistributedDataParallel(self.forward)
+            unasked = config.model == "corridor"        # only the exit's query and output are read there
+            self.forward = nn.parallel.DistributedDataParallel(self.forward, find_unused_parameters=unasked)
         torch.manual_seed(config.seed + 1 + world.rank)      # what drop_path draws while training
         self.step, self.losses, self.hits, self.metrics = 0, [], [], []
         self.seconds = 0.0      # of training steps, over all the processes that this run was continued in
@@ -106,12 +107,11 @@ class Run:
 
     def _take_data(self, data):
         """Bring the splits to the device, and count the steps."""
-        self.source, self.fingerprint, self.classes = data.source, data.fingerprint, data.classes
-        self.in_channels = data.train.images.shape[1]
-        training, held_out = hold_out(data.train, seed=0) if self.config.validation else (data.train, None)
-        self.training = training.to(self.world.device)
-        self.validation = held_out.to(self.world.device) if held_out else None
-        self.test = data.test.to(self.world.device)
+        inputs, device = prepared(self.config, data), self.world.device
+        self.source, self.fingerprint, self.classes = data.source, data.fingerprint, inputs.classes
+        self.in_channels = inputs.train.images.shape[1]
+        self.training, self.test = inputs.train.to(device), inputs.test.to(device)
+        self.validation = inputs.validation.to(device) if inputs.validation else None
         if len(self.training) < self.config.batch_size:
             raise ValueError(f"batch_size must be at most the {len(self.training)} training images, "
                              f"not {self.config.batch_size}")

@@ -158,7 +158,7 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
     if progress:
         print(f"training in {run.precision} on {device_name(run.world.device)}")
         if config.layer_attention and all(len(stage) == 1 for stage in run.model.stages):
-            print(f"note: ResNet-{config.depth} has one layer a stage: "
+            print(f"note: {config.host_text} has one layer a stage: "
                   "its layer attention has no earlier layer to read")
     # Reading a loss waits for the device.
     read_every = 1 if run.world.device.type == "cpu" and not run.world.parallel else 50
