@@ -37,7 +37,8 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
         commands, "predict", "what a trained model sees in pictures of your own", run_predict,
         ("mrla predict runs/base cat.jpg", "mrla predict runs/base holiday/*.png --top 1 --json"),
         "The three likeliest classes of each picture, with their probabilities. The largest square about\n"
-        "the picture's centre is shrunk to 32 x 32 pixels by area: each the mean of those it stands for.")
+        "the picture's centre is shrunk to 32 x 32 pixels by area: each the mean of those it stands for.\n"
+        "A run at another --resolution gets them averaged down further, as its training images were.")
     predict.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="a PNG or JPEG file")
     predict.add_argument("--top", type=positive(whole), default=3,
@@ -95,14 +96,21 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
 def run_predict(arguments: argparse.Namespace) -> tuple[int, dict]:
     import torch
 
-    from mrla_minimal.lab.predict import probabilities, read_image
+    from mrla_minimal.lab.data.images import averaged
+    from mrla_minimal.lab.predict import probabilities, read_image, require_pictures
 
     images = torch.stack([read_image(path) for path in arguments.images])
     model, state = engine.load_model(arguments.run, arguments.device, arguments.trust)
     if state.get("in_channels", 3) != 3:
         raise ValueError(f"{arguments.run} was trained on images of {state['in_channels']} channels, "
                          "not on colour pictures")
-    best = probabilities(model, images).topk(min(arguments.top, len(state["classes"])))
+    config = config_from_dict(state["config"], arguments.run)
+    require_pictures(config, arguments.run)
+    try:
+        found = probabilities(model, averaged(images, config.resolution))
+    except ValueError as error:
+        raise ValueError(f"{arguments.run}: {error}") from None
+    best = found.topk(min(arguments.top, len(state["classes"])))
     if state["source"] == "synthetic":
         print("this model knows the shapes and stripes of the synthetic images, and no real pictures")
     answers = []

@@ -18,7 +18,8 @@ from mrla_minimal.lab.evidence.jobs import choose_parts
 from mrla_minimal.lab.evidence.records import interventions_path, is_interventions
 from mrla_minimal.lab.evidence.report import summary_as_json
 from mrla_minimal.lab.files import repository_root
-from mrla_minimal.lab.plugins import first_line, load_one
+from mrla_minimal.lab.own_files import first_line
+from mrla_minimal.lab.plugins import load_one
 from mrla_minimal.lab.processes import start_helpers, stop_helpers, threads_each
 
 Outcome = tuple[int, dict[str, Any]]        # exit status, and what --json prints

@@ -8,29 +8,21 @@ with any line ends, and not of what it imports.
 """
 
 import hashlib
-import inspect
-import itertools
 import re
-import sys
-import traceback
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from mrla_minimal.lab.files import replace_file
+from mrla_minimal.lab.own_files import run_file, running_again, where
 
 T = TypeVar("T")
 _TEXT = re.compile(r"(?P<path>.+\.py)(:(?P<class_name>\w+))?(@(?P<sum>[0-9a-f]{12}))?")
-_NUMBERS = itertools.count(1)   # each file that is run becomes a module with a number of its own
 # (path, sum) -> that module: what a configuration names runs once in a process
 _VERSIONS = {}
-_FILES = set()                  # the files whose lines are told where an exception comes from
 
 
 # A layer attention as a value
@@ -97,7 +89,7 @@ class OwnAttention:
                          else f"is not there ({path.absolute()})")
                 raise ValueError(f"{wanted} is wanted, but {path} {state}: "
                                  "train anew, or bring that version back")
-            _VERSIONS[key] = _run(place, found[place][0])
+            _VERSIONS[key] = run_file(place, found[place][0])
         attention = _class_of(_VERSIONS[key], path, wanted.class_name)
         return lambda channels: build(attention, channels, path)
 
@@ -115,9 +107,13 @@ class OwnAttention:
 
 
 def build(attention: type[nn.Module], channels: int, path: str | Path) -> nn.Module:
-    """attention(channels), a class of the file `path`. ValueError, with the line, if it is not built so."""
+    """attention(channels), a class of the file `path`. ValueError, with the line, if it is not built so.
+
+    What it imports meanwhile is looked for beside its file first, as when the file ran.
+    """
     try:
-        return attention(channels)
+        with running_again(attention.__module__):
+            return attention(channels)
     except (Exception, SystemExit) as error:
         name = attention.__name__
         raise ValueError(f"{path}: {name} must be built as {name}(channels), "
@@ -133,7 +129,7 @@ def load_class(path: str | Path, class_name: str | None = None) -> type[nn.Modul
     Raises ValueError if the file is not there or does not run, or if it is not clear which class is meant.
     """
     path = _existing(path)
-    return _class_of(_run(path, _read(path)[0]), path, class_name)
+    return _class_of(run_file(path, _read(path)[0]), path, class_name)
 
 
 def load_one(path: str | Path, kind: type[T]) -> T:
@@ -142,7 +138,7 @@ def load_one(path: str | Path, kind: type[T]) -> T:
     ValueError as `load_class`, or unless it is exactly one.
     """
     path = _existing(path)
-    made = vars(_run(path, _read(path)[0])).values()
+    made = vars(run_file(path, _read(path)[0])).values()
     found = {id(value): value for value in made if isinstance(value, kind)}
     if len(found) != 1:
         raise ValueError(f"{path} must make one {kind.__name__}, not {len(found)}")
@@ -179,106 +175,3 @@ def _class_of(module, path, class_name):
         raise ValueError(f"{path} must hold one nn.Module class, or one must be named ({path}:CLASS); "
                          f"its classes: {listed}")
     return different.pop()
-
-
-# Running a file
-
-def _run(path, source):
-    """The module that a file makes, importable by its own name: torch.compile and pickle ask for it."""
-    module = types.ModuleType(f"own_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{next(_NUMBERS)}")
-    module.__file__ = str(path)
-    _FILES.add(str(path))
-    sys.modules[module.__name__] = module
-    try:
-        with _torch_as_before(), _own_imports(path.resolve().parent, module.__name__):
-            # by hand: a cached .pyc may be a second older
-            exec(compile(source, str(path), "exec"), vars(module))
-    except (Exception, SystemExit) as error:
-        for name in [name for name in sys.modules if _top(name) == module.__name__]:
-            del sys.modules[name]
-        raise ValueError(f"{path} does not run: {where(error)}") from error
-    return module
-
-
-@contextmanager
-def _torch_as_before() -> Iterator[None]:
-    """Afterwards new tensors have the type and the device that they had before, and random numbers go on."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(None if device.type == "cpu" else device)
-
-
-@contextmanager
-def _own_imports(folder: Path, prefix: str) -> Iterator[None]:
-    """Within it, an import takes what lies in `folder` first, and runs it anew.
-
-    Two files may each have a helper.py beside them, and neither may get the other's. So what came from the
-    folder is known as PREFIX.helper afterwards, and `helper` is again what it was before, if anything.
-    """
-    beside = {path.stem for path in folder.glob("*.py")}
-    beside |= {path.parent.name for path in folder.glob("*/__init__.py")}
-    beside -= {"__init__", "__main__", "mrla_minimal", *sys.stdlib_module_names}
-    aside = {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in beside}
-    known, no_bytecode = set(sys.modules), sys.dont_write_bytecode
-    sys.path.insert(0, str(folder))
-    # a helper that is edited within the second would be taken from its .pyc
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = no_bytecode
-        with suppress(ValueError):      # the file may have changed the path itself
-            sys.path.remove(str(folder))
-        new = [name for name in sys.modules if name not in known]
-        for name in [name for name in new if _lies_in(folder, sys.modules.get(_top(name)))]:
-            _rename(name, f"{prefix}.{name}")
-        sys.modules.update(aside)
-
-
-def _top(name):
-    return name.partition(".")[0]
-
-
-def _lies_in(folder, module):
-    """Whether a module is folder/NAME.py or a package folder/NAME."""
-    places = list(getattr(module, "__path__", None) or [getattr(module, "__file__", None) or ""])
-    return any(Path(place).resolve().parent == folder for place in places)
-
-
-def _rename(name, new):
-    """Let an imported module, its classes and its functions be found under another name."""
-    module = sys.modules[new] = sys.modules.pop(name)
-    module.__name__ = new
-    _FILES.add(getattr(module, "__file__", None))
-    for value in vars(module).values():
-        if isinstance(value, (type, types.FunctionType)) and value.__module__ == name:
-            value.__module__ = new
-
-
-# Telling where it went wrong
-
-def first_line(error: BaseException) -> str:
-    """An exception on one line, its type first."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def where(error: BaseException, attention: type[nn.Module] | None = None) -> str:
-    """An exception on one line, with the last line of your own code that it went through.
-
-    If it went through none, as where a call does not fit the class, then with the line where `attention`
-    begins.
-    """
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _FILES]
-    if frames:
-        return f"{first_line(error)} ({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})"
-    with suppress(OSError, TypeError):      # a class without a source: it was made in an interpreter
-        if attention is not None:
-            file, line = inspect.getsourcefile(attention), inspect.getsourcelines(attention)[1]
-            return f"{first_line(error)} ({file}, line {line}, class {attention.__name__})"
-    return first_line(error)

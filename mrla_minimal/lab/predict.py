@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mrla_minimal.lab.data import normalise
+from mrla_minimal.lab.engine import TrainConfig
 
 SIZE = 32                       # pixels a side: the images that CIFAR nets are trained on
 FORMATS = ("PNG", "JPEG")
@@ -43,7 +44,22 @@ def read_image(path: str | Path) -> torch.Tensor:
 def probabilities(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Class probabilities (b, classes), on the CPU, of images uint8 (b, 3, height, width).
 
-    The model is one in evaluation mode, on any device.
+    The model is one in evaluation mode, on any device. Raises ValueError if its logits are not finite.
     """
     device = next(model.parameters()).device
-    return torch.cat([model(normalise(batch.to(device))).softmax(dim=1).cpu() for batch in images.split(100)])
+    logits = torch.cat([model(normalise(batch.to(device))).cpu() for batch in images.split(100)])
+    broken = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"the model's logits are not finite for {len(broken)} of {len(images)} images "
+                         f"(the first is image {broken[0] + 1})")
+    return logits.softmax(dim=1)
+
+
+def require_pictures(config: TrainConfig, where: str | Path) -> None:
+    """ValueError, naming `where`, if the model of a configuration cannot be asked about single pictures."""
+    if config.model == "corridor":
+        raise ValueError(f"{where} was trained on corridors of eight rooms and a question (model corridor), "
+                         "not on single pictures")
+    if config.wipe:
+        raise ValueError(f"{where} wipes streams by a sample's place in its batch (wipe {config.wipe:g}): "
+                         "what it says about one picture would depend on the others")

@@ -429,17 +429,102 @@ def test_what_a_file_makes_is_found_by_pickle_and_by_the_compiler(folder):
         assert pickle.loads(pickle.dumps(sys.modules[type(module).__module__].double)) is not None
 
 
-def test_what_a_file_sets_for_the_whole_process_is_put_back(folder):
+SETTINGS = """
+torch.set_grad_enabled(False)
+torch.set_default_dtype(torch.float64)
+torch.set_default_device('meta')
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.autograd.set_detect_anomaly(True, check_nan=False)
+torch.set_num_threads(torch.get_num_threads() + 1)
+torch.set_float32_matmul_precision('medium')
+torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark = False, True
+torch.backends.cudnn.deterministic = True
+"""
+
+
+def settings():
+    cudnn = torch.backends.cudnn
+    return (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled(),
+            torch.get_num_threads(), torch.get_float32_matmul_precision(),
+            cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+
+
+@pytest.mark.parametrize("place", ["the file", "__init__"])
+def test_what_a_file_sets_for_the_whole_process_is_put_back(folder, place):
+    at_the_top, inside = (SETTINGS, "") if place == "the file" else ("", textwrap.indent(SETTINGS, " " * 8))
     (folder / "k.py").write_text(
-        "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.set_default_device('meta')\n"
-        "torch.manual_seed(5)\n"
-        "class K(torch.nn.Module):\n    pass\n",
+        f"import torch\n{at_the_top}\nclass K(torch.nn.Module):\n"
+        f"    def __init__(self, channels):\n        super().__init__()\n{inside}",
+        encoding="utf-8",
+    )
+    before = settings()
+    OwnAttention("k.py").load()(8)
+    assert settings() == before
+
+
+def test_a_file_that_draws_random_numbers_changes_none_of_its_users_but_its_weights_are_drawn(folder):
+    (folder / "k.py").write_text(
+        "import torch\ntorch.manual_seed(5)\nclass K(torch.nn.Linear):\n"
+        "    def __init__(self, channels):\n        super().__init__(channels, channels)\n",
         encoding="utf-8",
     )
     state = torch.get_rng_state()
-    plugins.load_class("k.py")
-    assert torch.zeros(1).dtype == torch.float32 and torch.zeros(1).device.type == "cpu"
+    made = OwnAttention("k.py").load()
     assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(made(4).weight, made(4).weight)      # each block starts from numbers of its own
+
+
+LAZY = """
+from torch import nn
+class K(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        from beside import NUMBER, double
+        import parts.inner
+        self.number, self.double, self.inner = NUMBER, double, parts.inner.Inner()
+    def forward(self, x, memory=None):
+        return self.double(x), x
+"""
+
+
+def test_what_lies_beside_the_file_is_found_while_its_class_is_built(folder):
+    two_folders(folder)
+    for place in ("a", "b"):
+        (folder / place / "k.py").write_text(LAZY, encoding="utf-8")
+        (folder / place / "parts").mkdir()
+        (folder / place / "parts" / "__init__.py").touch()
+        (folder / place / "parts" / "inner.py").write_text(
+            "from torch import nn\nclass Inner(nn.Module):\n    pass\n", encoding="utf-8")
+    path, before = list(sys.path), set(sys.modules)
+    first, second = OwnAttention("a/k.py").load(), OwnAttention("b/k.py").load()
+    blocks = [(first(8), second(8)) for _ in range(2)]
+    assert [(one.number, other.number) for one, other in blocks] == [(1, 2)] * 2
+    assert type(blocks[0][0].inner) is type(blocks[1][0].inner)         # the helper ran once
+    assert type(blocks[0][0].inner) is not type(blocks[0][1].inner)
+    assert sys.path == path and not {"beside", "parts", "parts.inner"} & (set(sys.modules) - before)
+    for module in blocks[1]:
+        assert pickle.loads(pickle.dumps(module)).number == module.number
+
+
+def test_an_import_within_forward_is_told_to_stand_at_the_top(folder, capsys):
+    two_folders(folder)
+    (folder / "a" / "k.py").write_text(LAZY.split("        from")[0] + (
+        "    def forward(self, x, memory=None):\n        import beside\n        return beside.double(x), x\n"
+    ), encoding="utf-8")
+    assert cli.main(["train", "--layer-attention", "a/k.py", *TINY]) == 2
+    told = capsys.readouterr().err
+    assert "No module named 'beside' (a/k.py, line 7, in forward); import beside at the top" in told
+    assert told.count("\n") == 1
+
+
+def test_another_module_that_is_missing_is_not_said_to_lie_beside_the_file(folder, capsys):
+    (folder / "k.py").write_text(LAZY.replace("from beside", "from nowhere"), encoding="utf-8")
+    assert cli.main(["train", "--layer-attention", "k.py", *TINY]) == 2
+    told = capsys.readouterr().err
+    assert "No module named 'nowhere' (k.py, line 6" in told and "at the top" not in told
 
 
 def test_a_class_with_a_second_name_counts_once(folder):

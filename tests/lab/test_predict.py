@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from tiny import tiny_cifar
 
 from mrla_minimal.lab import cli, engine
 from mrla_minimal.lab.data import normalise
+from mrla_minimal.lab.data.corridors import ANIMALS, VEHICLES
+from mrla_minimal.lab.data.images import averaged
 from mrla_minimal.lab.engine import run as engine_run
 from mrla_minimal.lab.predict import probabilities, read_image
 
@@ -131,3 +134,45 @@ def test_predict_runs_strangers_code_only_with_trust(trained, capsys):
     assert captured.out == "" and "own.py" in captured.err and "--trust" in captured.err
     assert cli.main(["predict", "runs/own", "0.png", "--trust"]) == 0
     assert "0.png: " in capsys.readouterr().out
+
+
+def test_a_run_at_a_lower_resolution_is_given_pictures_of_that_size(trained, capsys):
+    assert cli.main(["train", *TINY, "--resolution", "16", "--name", "small"]) == 0
+    capsys.readouterr()
+    assert cli.main(["predict", "runs/small", "0.png", "--top", "10", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["images"]
+    model, state = engine.load_model("runs/small")
+    with torch.no_grad():
+        (expected,) = model(normalise(averaged(tiny_cifar().test.images[:1], 16))).softmax(dim=1).tolist()
+    values = {one["class"]: one["probability"] for one in found["classes"]}
+    assert [values[name] for name in state["classes"]] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--model", "corridor", "--layer-attention", "mrla-base"], "corridors"),
+    (["--wipe", "0.3"], "wipe 0.3"),
+])
+def test_a_run_that_cannot_be_asked_about_one_picture_is_refused(
+    trained, monkeypatch, capsys, options, words
+):
+    named = replace(tiny_cifar(), classes=ANIMALS + VEHICLES)
+    monkeypatch.setattr(engine_run, "load_cifar", lambda *arguments: named)
+    assert cli.main(["train", *TINY, *options, "--name", "control"]) == 0
+    capsys.readouterr()
+    assert cli.main(["predict", "runs/control", "0.png"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "runs/control" in captured.err and words in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_logits_that_are_not_finite_are_no_answer(trained, capsys):
+    state = torch.load("runs/first/checkpoint.pt", weights_only=True)
+    for name, tensor in state["model"].items():             # finite, as a checkpoint's weights must be
+        if tensor.is_floating_point():
+            tensor.fill_(3e38 if name == "classifier.weight" else 1.0)
+    torch.save(state, "runs/first/checkpoint.pt")
+    for json_option in ([], ["--json"]):
+        assert cli.main(["predict", "runs/first", "0.png", "1.png", *json_option]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert "runs/first: the model's logits are not finite for 2 of 2 images" in captured.err

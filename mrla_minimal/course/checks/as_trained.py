@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mrla_minimal.course.checks.common import Wrong, numbers, tensor
 from mrla_minimal.course.checks.signature import Attention, build, features, near, run_stack, same
 from mrla_minimal.lab.cost import count_macs
-from mrla_minimal.lab.plugins import where
+from mrla_minimal.lab.own_files import where
 from mrla_minimal.resnet import cifar_resnet
 
 IN_A_NETWORK = "cifar_resnet(20, width=8, layer_attention=...)"

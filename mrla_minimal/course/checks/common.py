@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mrla_minimal.lab.device import plain_defaults
-from mrla_minimal.lab.plugins import first_line
+from mrla_minimal.lab.own_files import first_line
 
 
 class NotAttempted(Exception):

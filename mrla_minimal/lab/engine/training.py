@@ -23,7 +23,8 @@ from mrla_minimal.lab.engine.folder import begin, begun, cut_back, going_on, new
 from mrla_minimal.lab.engine.resume import restore
 from mrla_minimal.lab.engine.run import Run, TrainingDiverged
 from mrla_minimal.lab.files import Busy, append_record, take_lock
-from mrla_minimal.lab.plugins import OwnAttention, first_line
+from mrla_minimal.lab.own_files import first_line
+from mrla_minimal.lab.plugins import OwnAttention
 
 
 @dataclass(frozen=True)

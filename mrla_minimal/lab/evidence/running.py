@@ -39,7 +39,8 @@ from mrla_minimal.lab.evidence.records import (
 )
 from mrla_minimal.lab.evidence.suites import Suite
 from mrla_minimal.lab.files import Busy, exclusive
-from mrla_minimal.lab.plugins import OwnAttention, first_line
+from mrla_minimal.lab.own_files import first_line
+from mrla_minimal.lab.plugins import OwnAttention
 
 
 def run_suite(suite: Suite, records_path: str | Path, *, variants: Sequence[str] | None = None,
