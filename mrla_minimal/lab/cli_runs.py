@@ -14,6 +14,7 @@ from mrla_minimal.lab.cli_parser import (
     whole,
 )
 from mrla_minimal.lab.engine import TrainConfig
+from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
