@@ -14,7 +14,6 @@ from mrla_minimal.lab.cli_parser import (
     whole,
 )
 from mrla_minimal.lab.engine import TrainConfig
-from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
@@ -105,7 +104,7 @@ def run_predict(arguments: argparse.Namespace) -> tuple[int, dict]:
     if state.get("in_channels", 3) != 3:
         raise ValueError(f"{arguments.run} was trained on images of {state['in_channels']} channels, "
                          "not on colour pictures")
-    config = config_from_dict(state["config"], arguments.run)
+    config = TrainConfig(**state["config"])
     require_pictures(config, arguments.run)
     try:
         found = probabilities(model, averaged(images, config.resolution))

@@ -149,7 +149,7 @@ def test_a_run_at_a_lower_resolution_is_given_pictures_of_that_size(trained, cap
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--model", "corridor", "--layer-attention", "mrla-base"], "corridors"),
+    (["--model", "corridor", "--depth", "20", "--layer-attention", "mrla-base"], "corridors"),
     (["--wipe", "0.3"], "wipe 0.3"),
 ])
 def test_a_run_that_cannot_be_asked_about_one_picture_is_refused(
