@@ -37,8 +37,9 @@ def same(first, second):
         return False
     states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (first, second)]
     pairs = [(a, states[1]["model"][name]) for name, a in states[0]["model"].items()]
-    momenta = [state["optimizer"]["state"] for state in states]
-    pairs += [(momenta[0][key]["momentum_buffer"], momenta[1][key]["momentum_buffer"]) for key in momenta[0]]
+    memories = [state["optimizer"]["state"] for state in states]
+    pairs += [(memory, memories[1][key][name]) for key in memories[0]
+              for name, memory in memories[0][key].items()]
     return len(states[0]["model"]) == len(states[1]["model"]) and all(torch.equal(a, b) for a, b in pairs)
 
 

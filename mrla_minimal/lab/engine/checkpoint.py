@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mrla_minimal.lab.arguments import integer, shown, text
+from mrla_minimal.lab.arguments import boolean, integer, shown, text
 from mrla_minimal.lab.device import choose_device, plain_defaults
 from mrla_minimal.lab.engine.config import TrainConfig, config_from_dict
 from mrla_minimal.lab.engine.model import build_model
@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path, sha256: str | None = None) -> dict:
 
     Its configuration is whole: what the file lacks stands at its default. `sha256` is the sum that the file
     was published with, if it was. Raises ValueError, one line, for a file that has another sum, is damaged,
-    or is no checkpoint.
+    or is no checkpoint. Whether its weights are finite is asked where a model is given them.
     """
     path = Path(path)
     if path.is_dir():
@@ -78,10 +78,23 @@ def require_parts(state: dict, names: tuple[str, ...], path: Path) -> None:
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether this is a tensor as a checkpoint holds it: dense, in memory, and without inf or NaN."""
-    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.device != CPU:
-        return False
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    """Whether this is a tensor as a checkpoint holds it: dense, and in memory."""
+    return isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device == CPU
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds no inf and no NaN."""
+    return bool(torch.isfinite(tensor).all())
+
+
+def names_of_finite(model: nn.Module) -> list[str]:
+    """The names of what must be finite in a model's state: parameters, and the statistics of norms.
+
+    Other buffers may hold what they like, such as a mask of -inf: what they break, the loss tells.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()
+            and (name in parameters or name.rpartition(".")[2] in ("running_mean", "running_var"))]
 
 
 def _check_weights(weights):
@@ -89,11 +102,14 @@ def _check_weights(weights):
         raise ValueError(f"model must hold tensors by name, not {shown(weights)}")
     for name, tensor in weights.items():
         if not isinstance(name, str) or not is_plain(tensor):
-            raise ValueError(f"model: {shown(name)} must be a tensor of finite numbers, not {shown(tensor)}")
+            raise ValueError(f"model: {shown(name)} must be a dense tensor, not {shown(tensor)}")
 
 
 def load_weights(model: nn.Module, state: dict, path: Path) -> None:
-    """Give a model the weights of a state. ValueError if they are another model's."""
+    """Give a model the weights of a state. ValueError if they are another model's, or not finite."""
+    for name in names_of_finite(model):
+        if name in state["model"] and not is_finite(state["model"][name]):
+            raise ValueError(f"{path} is damaged: model: {name!r} must hold finite numbers alone")
     wanted = model.state_dict()
     lines = [f"{name} is {shown(tensor)}" for name, tensor in state["model"].items()
              if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point()]
@@ -128,13 +144,20 @@ def load_model(path: str | Path, device: str = "cpu", trust: bool = False,
     the checkpoint says it lies, or the copy in the run folder. Raises ValueError without it, and as
     `read_checkpoint`.
     """
+    boolean("trust", trust)
     state = read_checkpoint(path, sha256)
+    return model_of_state(state, path, device, trust), state
+
+
+@plain_defaults()
+def model_of_state(state: dict, path: str | Path, device: str = "cpu", trust: bool = False) -> nn.Module:
+    """The model in evaluation mode of a state that `read_checkpoint` found at `path`; as `load_model`."""
     config = config_from_dict(state["config"], path)
     require_trust(config.layer_attention, path, trust)
     run_dir = Path(path) if Path(path).is_dir() else Path(path).parent
     model = build_model(config, len(state["classes"]), run_dir, state["in_channels"])
     load_weights(model, state, path)
-    return model.to(choose_device(device)).eval(), state
+    return model.to(choose_device(device)).eval()
 
 
 def read_config(run_dir: str | Path) -> TrainConfig:

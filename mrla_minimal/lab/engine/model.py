@@ -74,7 +74,11 @@ def build_optimizer(config: TrainConfig, model: nn.Module,
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True, fused=fused)
+    if fused:       # torch makes the momentum without values, and a first step that is left out sets none
+        for parameter in model.parameters():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def learning_rate_at(config: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mrla_minimal.lab.arguments import integer, not_negative, one_of, positive, share, shown, text
-from mrla_minimal.lab.engine.checkpoint import is_plain, load_weights, require_parts
+from mrla_minimal.lab.engine.checkpoint import is_finite, is_plain, load_weights, require_parts
 from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
 from mrla_minimal.lab.engine.precision import PRECISIONS
 from mrla_minimal.lab.engine.run import Run
@@ -17,6 +17,8 @@ from mrla_minimal.lab.engine.run import Run
 MAY_DIFFER = ("device", "data_root", "source", "epochs", "steps")   # it may go on elsewhere, and for longer
 NEEDED = ("epoch", "train_loss", "train_accuracy", "learning_rate")     # in every record of an epoch
 KINDS = {"source": text, "epoch": integer, "step": integer}     # the others: losses, accuracies, a rate
+# What an optimiser remembers of each parameter, in its shape; AdamW counts its steps too.
+MEMORIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 PARTS = ("threads", "step", "losses", "hits", "metrics", "seconds", "random")
 
 
@@ -84,28 +86,44 @@ def _checked_metrics(metrics, step):
 
 
 def _restore_optimizer(run, state):
-    """The momentum of every parameter, and the scale of float16's gradients."""
+    """What the optimiser remembers of every parameter, and the scale of float16's gradients."""
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     stored = state["optimizer"].get("state") if isinstance(state["optimizer"], dict) else None
     if not isinstance(stored, dict):
         raise ValueError(f"optimizer must hold a state, not {shown(state['optimizer'])}")
-    momenta = {}
+    scaler = state.get("scaler", {})        # empty: it was trained in no float16, and there was no scale
+    if not isinstance(scaler, dict):
+        raise ValueError(f"scaler must be a table of names and values, not {shown(scaler)}")
+    memories = {}
     for number, entry in stored.items():
         integer("the number of a parameter", number, 0, len(parameters) - 1)
-        momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
-        shape = parameters[number].shape
-        if not is_plain(momentum) or not momentum.is_floating_point() or momentum.shape != shape:
-            raise ValueError(f"the momentum of parameter {number} must be {tuple(shape)} finite numbers, "
-                             f"not {shown(momentum)}")
-        momenta[number] = {"momentum_buffer": momentum}
-    if run.step > 0 and not momenta and not run.scaler.is_enabled():    # a scaler may leave out every step
-        raise ValueError(f"optimizer must hold the momentum of {run.step} steps, and holds none")
-    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": momenta})
-    if run.scaler.is_enabled() and "scaler" in state:
-        scaler = state["scaler"] if isinstance(state["scaler"], dict) else {}
+        entry = entry if isinstance(entry, dict) else {}
+        memories[number] = _checked_memory(run, f"parameter {number}", parameters[number].shape, entry)
+    if run.step > 0 and not memories and not scaler:        # a scaler may leave out every step
+        raise ValueError(f"optimizer must remember {run.step} steps, and remembers none")
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": memories})
+    if run.scaler.is_enabled() and scaler:
         run.scaler.load_state_dict({**run.scaler.state_dict(),
                                     "scale": positive("the scale of gradients", scaler.get("scale")),
                                     "_growth_tracker": integer("its age", scaler.get("_growth_tracker"), 0)})
+
+
+def _checked_memory(run, parameter, shape, entry):
+    """What the optimiser of this configuration remembers of one parameter: tensors of its shape."""
+    memory = {name: entry.get(name) for name in MEMORIES[run.config.optimizer]}
+    for name, tensor in memory.items():
+        if not is_plain(tensor) or not is_finite(tensor) or tensor.shape != shape \
+                or not tensor.is_floating_point() or (name == "exp_avg_sq" and bool((tensor < 0).any())):
+            numbers = "finite numbers from 0 on" if name == "exp_avg_sq" else "finite numbers"
+            raise ValueError(f"{name} of {parameter} must be {tuple(shape)} {numbers}, not {shown(tensor)}")
+    if run.config.optimizer == "adamw":
+        steps = entry.get("step")
+        if not is_plain(steps) or steps.dtype != torch.float32 or steps.dim() \
+                or not steps.item().is_integer() or not 0 <= steps.item() <= run.step:
+            raise ValueError(f"the steps of {parameter} must be a tensor () of torch.float32 that holds an "
+                             f"integer from 0 to {run.step}, not {shown(steps)}")
+        memory["step"] = steps
+    return memory
 
 
 def _restore_random(run, random):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mrla_minimal.lab import arguments
 from mrla_minimal.lab.data import Cifar, Split, load_cifar, normalise, plan_epoch, take_batch
 from mrla_minimal.lab.device import World
-from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT
+from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT, names_of_finite
 from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.inputs import crop_padding, prepared
 from mrla_minimal.lab.engine.model import build_model, build_optimizer, learning_rate_at, try_model
@@ -193,10 +193,9 @@ class Run:
 
     def require_finite(self) -> None:
         """TrainingDiverged unless all weights, and all statistics of batch norms, are finite numbers."""
-        numbers = {name: tensor for name, tensor in self.model.state_dict().items()
-                   if tensor.is_floating_point()}
-        finite = torch.stack([torch.isfinite(tensor).all() for tensor in numbers.values()]).tolist()
-        broken = [name for name, whole in zip(numbers, finite, strict=True) if not whole]
+        names, state = names_of_finite(self.model), self.model.state_dict()
+        finite = torch.stack([torch.isfinite(state[name]).all() for name in names]).tolist()
+        broken = [name for name, whole in zip(names, finite, strict=True) if not whole]
         where = f"after step {self.step} of {self.total_steps}"
         if broken:
             raise TrainingDiverged(f"the net is no longer finite {where}: {broken[0]}")

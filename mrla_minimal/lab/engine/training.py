@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mrla_minimal.lab.arguments import not_negative
+from mrla_minimal.lab.arguments import boolean, not_negative
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine.checkpoint import save
@@ -117,6 +117,8 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
     written (the last good checkpoint stays).
     """
     not_negative("checkpoint_seconds", checkpoint_seconds)
+    for name, value in (("resume", resume), ("trust", trust)):      # a text such as "no" would count as True
+        boolean(name, value)
     world = join_world(config.device)
     if run_dir is None and world.rank == 0:
         run_dir = new_run_dir(config, source=data.source if data else None)

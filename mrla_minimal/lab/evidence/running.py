@@ -18,9 +18,19 @@ from torch import nn
 from mrla_minimal.lab.cost import count_macs
 from mrla_minimal.lab.data import Cifar, load_cifar
 from mrla_minimal.lab.device import choose_device, device_name
-from mrla_minimal.lab.engine import Result, RunInUse, TrainingDiverged, build_model, load_model, train
+from mrla_minimal.lab.engine import (
+    Result,
+    RunInUse,
+    TrainingDiverged,
+    build_model,
+    read_checkpoint,
+    train,
+)
+from mrla_minimal.lab.engine.checkpoint import model_of_state
+from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.engine.model import image_shape, try_model
+from mrla_minimal.lab.evidence.committed import read_index
 from mrla_minimal.lab.evidence.interventions import chooses, intervene
 from mrla_minimal.lab.evidence.jobs import (
     Job,
@@ -203,10 +213,29 @@ class _Work:
         """(model, state, type of its stored weights) of a finished run; three Nones if it is gone."""
         run_dir = self.folder / job.folder
         if (run_dir / "checkpoint.pt").exists():
-            return *load_model(run_dir, job.config.device, trust=True), "float32"
-        committed = self.records_path.parent.parent / "checkpoints" / f"{self.suite.name}-{job.variant}.pt"
-        if committed.exists():
-            model, state = load_model(committed, job.config.device)
-            if state.get("id") == job.id:
+            model, state = net_of(job, run_dir)
+            if model is not None:
+                return model, state, "float32"
+        name = f"{self.suite.name}-{job.variant}.pt"
+        committed = self.records_path.parent.parent / "checkpoints" / name
+        line = read_index(self.records_path.parent / "checkpoints.jsonl").get(name)
+        if line is not None and line.get("id") == job.id and committed.exists():
+            model, state = net_of(job, committed, line["sha256"])
+            if model is not None:
                 return model, state, "float16"
         return None, None, None
+
+
+def net_of(job: Job, path: Path, sha256: str | None = None) -> tuple[nn.Module | None, dict | None]:
+    """(model, state) of a job's checkpoint; two Nones, and told, if the checkpoint is of another run.
+
+    What the suite's own configuration names may run, and nothing that only the file names. Raises
+    ValueError for a file that is damaged, or has another sum.
+    """
+    state = read_checkpoint(path, sha256)
+    differing = differing_fields(job.config, config_from_dict(state["config"], path),
+                                 ("device", "data_root", "source"))
+    if differing:
+        print(f"note: {path} is of another run, and is not looked into: {'; '.join(differing)}")
+        return None, None
+    return model_of_state(state, path, job.config.device, trust=True), state

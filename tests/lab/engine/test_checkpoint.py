@@ -14,6 +14,7 @@ from tiny import tiny_cifar, tiny_config, tiny_run, tiny_train
 from mrla_minimal.lab import files, plugins
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint, read_config
 from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT
+from mrla_minimal.lab.engine.config import OPTIMIZERS
 from mrla_minimal.lab.engine.resume import MAY_DIFFER, restore
 
 
@@ -172,10 +173,15 @@ def replaced(state, path, value):
                        for number, part in enumerate(state))
 
 
-def test_a_checkpoint_of_wrong_kinds_is_one_line(finished, copy):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_checkpoint_of_wrong_kinds_is_one_line(tmp_path, optimizer):
     """Each value of a checkpoint, of a run in its second epoch, replaced by values of other kinds."""
-    run_dir, config = finished
-    state = read_checkpoint(run_dir)
+    copy, config = tmp_path / "run", tiny_config(layer_attention="mrla-light", optimizer=optimizer)
+    tiny_train(config, copy)
+    state = read_checkpoint(copy)
+    for memory in state["optimizer"]["state"].values():
+        if "step" in memory:
+            memory["step"] = torch.tensor(8.0)
     state |= {"step": 8, "metrics": state["metrics"][:1], "losses": [2.0, 2.0], "hits": [0.5, 0.5]}
     run, chance = tiny_run(**dataclasses.asdict(config)), random.Random(0)
     restore(run, state, copy)
@@ -212,8 +218,40 @@ def test_weights_that_are_not_finite_are_not_loaded(copy):
     state = read_checkpoint(copy)
     state["model"]["classifier.bias"][0] = math.inf
     torch.save(state, copy / "checkpoint.pt")
-    with pytest.raises(ValueError, match="damaged: model: 'classifier.bias' must be .* finite numbers"):
+    with pytest.raises(ValueError, match="damaged: model: 'classifier.bias' must hold finite numbers alone"):
         load_model(copy)
+
+
+MASKED = """
+import torch
+
+
+class Masked(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(channels, 1, 1))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf, torch.nan]))
+
+    def forward(self, x, memory=None):
+        return x * self.scale * self.mask[:2].softmax(dim=0)[0], x
+"""
+
+
+def test_a_buffer_that_is_no_statistic_may_hold_what_it_likes(tmp_path, monkeypatch):
+    """A mask of -inf is no sign of a run that diverged; a parameter beside it still is."""
+    monkeypatch.chdir(tmp_path)
+    Path("masked.py").write_text(MASKED)
+    config = tiny_config(epochs=1, layer_attention="masked.py")
+    tiny_train(config, Path("run"))
+    model, state = load_model("run", trust=True)
+    (mask, *_) = [buffer for name, buffer in model.named_buffers() if name.endswith(".mask")]
+    assert mask[1] == -math.inf
+    tiny_train(dataclasses.replace(config, epochs=2), Path("run"), resume=True, trust=True)
+    (name, *_) = [name for name in state["model"] if name.endswith("layer_attention.scale")]
+    state["model"][name][0] = math.nan
+    torch.save(state, Path("run/checkpoint.pt"))
+    with pytest.raises(ValueError, match=f"model: '{name}' must hold finite numbers alone"):
+        load_model("run", trust=True)
 
 
 def test_a_checkpoint_from_before_an_option_was_there_is_read(copy):
@@ -250,6 +288,13 @@ def own_run(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "_VERSIONS", {})
     Path("it_ran").unlink()
     return Path("run")
+
+
+def test_trust_is_true_or_false(own_run):
+    for value in ("no", 1, None):
+        with pytest.raises(ValueError, match=f"trust must be True or False, not {value!r}"):
+            load_model(own_run, trust=value)
+    assert not list(Path().rglob("it_ran"))
 
 
 @pytest.mark.parametrize("where", ["in its place", "kept in the run folder"])

@@ -1,10 +1,14 @@
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from kill_and_resume import same
 from tiny import tiny_config, tiny_run, tiny_train
 
 from mrla_minimal.lab.engine import TrainingDiverged, choose_precision, read_checkpoint, run
-from mrla_minimal.lab.engine.precision import for_loss
+from mrla_minimal.lab.engine.config import OPTIMIZERS
+from mrla_minimal.lab.engine.precision import PRECISIONS, for_loss
 
 
 @pytest.fixture
@@ -83,6 +87,21 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_halved(half):
     assert not torch.equal(state.model.classifier.weight, before)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_first_step_that_is_left_out_leaves_no_memory(half, optimizer):
+    """The scale begins high, so the first steps are those that are left out."""
+    half("float16")
+    state = tiny_run(layer_attention=None, optimizer=optimizer)
+    hook = state.model.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+    unused = [torch.full_like(parameter, torch.nan) for parameter in state.model.parameters()]
+    del unused          # memory that is not set to anything holds such numbers
+    state.train_step()
+    hook.remove()
+    assert all(not tensor.any() for memory in state.optimizer.state.values() for tensor in memory.values())
+    state.train_step()
+    state.require_finite()
+
+
 def test_a_run_whose_gradients_always_overflow_has_no_result(half, tmp_path, monkeypatch):
     half("float16")
     scaler = torch.amp.GradScaler
@@ -133,3 +152,40 @@ def test_the_scale_of_gradients_survives_a_kill(half, tmp_path, monkeypatch):
     assert same(tmp_path / "whole", tmp_path / "parts")
     scales = [read_checkpoint(tmp_path / name)["scaler"] for name in ("whole", "parts")]
     assert scales[0] == scales[1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("before, after", list(itertools.product(PRECISIONS, PRECISIONS)))
+def test_a_run_of_any_precision_goes_on_in_any_other(half, tmp_path, monkeypatch, before, after, optimizer):
+    """As where a run goes from a CPU to a T4, and from there to an A100."""
+    scaler = torch.amp.GradScaler       # a scale at which no step is left out
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **kw: scaler(*args, **kw, init_scale=8.0))
+    config = tiny_config(steps=3, optimizer=optimizer, layer_attention="mrla-light", learning_rate=0.01)
+    half(before)
+    tiny_train(config, tmp_path / "run")
+    scale = read_checkpoint(tmp_path / "run")["scaler"]
+    assert bool(scale) == (before == "float16")
+    half(after)
+    result = tiny_train(dataclasses.replace(config, steps=5), tmp_path / "run", resume=True)
+    assert result.precision == after and result.metrics[-1]["step"] == 5
+    state = read_checkpoint(tmp_path / "run")
+    assert bool(state["scaler"]) == (after == "float16")
+    if optimizer == "adamw":
+        assert {memory["step"].item() for memory in state["optimizer"]["state"].values()} == {5.0}
+
+
+def test_a_run_that_float16_has_left_no_step_of_goes_on_in_float32(half, tmp_path):
+    """Its optimiser may remember nothing yet."""
+    half("float16")
+    config = tiny_config(steps=3, layer_attention=None)
+    tiny_train(config, tmp_path / "run")
+    state = read_checkpoint(tmp_path / "run")
+    state["optimizer"]["state"] = {}
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    half("float32")
+    longer = dataclasses.replace(config, steps=5)
+    assert tiny_train(longer, tmp_path / "run", resume=True).metrics[-1]["step"] == 5
+    state["scaler"] = {}
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(ValueError, match="optimizer must remember 3 steps, and remembers none"):
+        tiny_train(longer, tmp_path / "run", resume=True)

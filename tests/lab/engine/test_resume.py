@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from mrla_minimal.lab.engine import (
     read_config,
     run,
 )
+from mrla_minimal.lab.engine.config import OPTIMIZERS
 from mrla_minimal.lab.files import read_records
 
 needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signals to processes")
@@ -48,6 +50,51 @@ def test_a_signal_saves_and_a_resumed_run_is_bitwise_the_same(tmp_path, monkeypa
             tiny_train(config, tmp_path / "parts")
     tiny_train(config, tmp_path / "parts", resume=True)
     assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimiser_goes_on_bitwise_with_all_that_it_remembers(tmp_path, monkeypatch, optimizer):
+    config = tiny_config(layer_attention="mrla-light", optimizer=optimizer, learning_rate=0.01)
+    result = tiny_train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        _interrupt_after(patch, 8)
+        with pytest.raises(TrainingInterrupted):
+            tiny_train(config, tmp_path / "parts")
+    tiny_train(config, tmp_path / "parts", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert tiny_train(config, tmp_path / "whole", resume=True).metrics == result.metrics     # it had ended
+    memories = [read_checkpoint(tmp_path / name)["optimizer"]["state"] for name in ("whole", "parts")]
+    assert len(memories[0]) == len(memories[1]) > 10 and [memory.keys() for memory in memories[0].values()] \
+        == [memory.keys() for memory in memories[1].values()]
+
+
+@pytest.mark.parametrize("name, value, complaint", [
+    ("exp_avg", None, "exp_avg of parameter 0 must be .* finite numbers, not None"),
+    ("exp_avg", math.nan, "exp_avg of parameter 0"),
+    ("exp_avg_sq", -1.0, "exp_avg_sq of parameter 0 must be .* finite numbers from 0 on"),
+    ("step", 2.0, "the steps of parameter 0 must be .* not 2.0"),
+    ("step", torch.tensor(2.5), "the steps of parameter 0 must be .* an integer from 0 to 3"),
+    ("step", torch.tensor(4.0), "an integer from 0 to 3"),
+    ("step", torch.tensor(math.nan), "an integer from 0 to 3"),
+])
+def test_what_adamw_remembers_is_checked(tmp_path, name, value, complaint):
+    config = tiny_config(optimizer="adamw", steps=3, layer_attention=None)
+    tiny_train(config, tmp_path / "run")
+    state = read_checkpoint(tmp_path / "run")
+    memory = state["optimizer"]["state"][0]
+    filled = isinstance(value, float) and name != "step"
+    memory[name] = torch.full_like(memory[name], value) if filled else value
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(ValueError, match=f"checkpoint.pt is damaged: .*{complaint}"):
+        tiny_train(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("name", ["resume", "trust"])
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_whether_to_go_on_and_to_trust_are_true_or_false(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be True or False, not {value!r}"):
+        tiny_train(tiny_config(), tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
 
 
 def test_lines_written_after_the_checkpoint_are_cut(tmp_path, monkeypatch):

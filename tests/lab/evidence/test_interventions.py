@@ -187,6 +187,20 @@ def test_where_the_run_folder_is_gone_the_committed_checkpoint_serves_if_it_is_o
     assert found["learned"] == pytest.approx(before[0]["learned"], abs=0.05)
 
 
+def test_a_committed_checkpoint_that_was_changed_is_not_looked_into(repository):
+    export_nets(run_nets(variants=("mrla-base",)))
+    Path("data/results/tiny-interventions.jsonl").unlink()
+    shutil.rmtree("runs")
+    path, index = Path("data/checkpoints/tiny-mrla-base.pt"), Path("data/results/checkpoints.jsonl")
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "fingerprint": "other"}, path)         # a whole checkpoint, and another one
+    with pytest.raises(ValueError, match="tiny-mrla-base.pt is not the file that was published"):
+        run_nets(variants=("mrla-base",))
+    index.unlink()          # what no index names is no evidence
+    run_nets(variants=("mrla-base",))
+    assert not Path("data/results/tiny-interventions.jsonl").exists()
+
+
 def test_interventions_of_an_older_form_are_shown_and_measured_anew_beside_them(repository):
     run_nets(variants=("mrla-base",))
     path = Path("data/results/tiny-interventions.jsonl")

@@ -1,6 +1,7 @@
 """Suites run, continued, shared between processes, and refused."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,16 +9,17 @@ import pytest
 import torch
 from filelock import FileLock
 from tiny import tiny_cifar
-from tiny_suites import RECIPE, VARIANTS, run_tiny, tiny_suite
+from tiny_suites import RECIPE, VARIANTS, run_nets, run_tiny, tiny_suite
 
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import Split
-from mrla_minimal.lab.engine import Run, TrainConfig, build_model
+from mrla_minimal.lab.engine import Run, TrainConfig, build_model, read_config, train
 from mrla_minimal.lab.evidence import plan_suite, run_suite, running
 from mrla_minimal.lab.evidence.interventions import intervene
 from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
 from mrla_minimal.lab.evidence.records import load_records
 from mrla_minimal.lab.files import read_records
+from mrla_minimal.lab.plugins import OwnAttention
 
 
 def test_a_suite_runs_all_variants_of_a_seed_before_the_next_seed(tmp_path):
@@ -209,3 +211,54 @@ def test_a_net_whose_numbers_are_not_finite_is_no_result(tmp_path):
     assert len(records) == 2 and all("diverged" in record and record["test_accuracy"] is None
                                      for record in records)
     assert run_tiny(tmp_path, suite) == records
+
+
+STRANGER = """
+import torch
+from pathlib import Path
+
+Path(__file__).with_name("it_ran").touch()
+
+
+class Mine(torch.nn.Module):
+    def forward(self, x, memory=None):
+        return x, x
+"""
+
+
+def test_what_only_a_checkpoint_names_is_not_run(repository, monkeypatch, capsys):
+    """Someone has put the checkpoint of another run, and its Python file, into a suite's run folder."""
+    run_nets(("mrla-base",))
+    (run_dir,) = Path("runs/tiny").glob("mrla-base-*")
+    (run_dir / "mine.py").write_text(STRANGER)
+    state = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    state["config"]["layer_attention"] = str(OwnAttention(f"{run_dir}/mine.py").with_sum())
+    torch.save(state, run_dir / "checkpoint.pt")
+    path = Path("data/results/tiny-interventions.jsonl")
+    path.unlink()
+    run_nets(("mrla-base",))
+    assert not (run_dir / "it_ran").exists() and not path.exists()
+    said = capsys.readouterr().out
+    assert f"note: {run_dir} is of another run, and is not looked into: layer_attention: stored" in said
+
+
+def test_a_run_that_went_on_for_longer_is_not_the_records(repository, capsys):
+    run_nets(("mrla-base",))
+    (run_dir,) = Path("runs/tiny").glob("mrla-base-*")
+    config = dataclasses.replace(read_config(run_dir), steps=9)
+    train(config, run_dir, data=tiny_cifar(), resume=True, progress=False)
+    path = Path("data/results/tiny-interventions.jsonl")
+    path.unlink()
+    run_nets(("mrla-base",))
+    assert not path.exists() and "another run, and is not looked into: steps: stored 9, given 6" in \
+        capsys.readouterr().out
+
+
+def test_an_attention_of_ones_own_that_the_suite_names_is_looked_into(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("from mrla_minimal import MRLABase\n\n\nclass Mine(MRLABase):\n    pass\n")
+    suite = tiny_suite(variants={"mine": {"layer_attention": "mine.py"}}, contrasts=(), seeds=(0,),
+                       baseline="mine")
+    run_tiny(tmp_path, suite)
+    (found,) = read_records(tmp_path / "records-interventions.jsonl")[0]
+    assert found["variant"] == "mine"
