@@ -13,8 +13,8 @@ layer t + 1. They differ in what that memory is:
 MRLALightReleased is MRLALight as the public code runs it: given the block's input where Eq. 8 has O^{t-1}.
 
 A memory is a value: each call returns a new one and leaves the one it was given as it was. Checkpoint a
-stage with `use_reentrant=False`: torch's reentrant form loses the gradients of tensors inside a list, and a
-layer that notices it raises a ValueError.
+stage with `use_reentrant=False`: torch's reentrant form loses the gradients of tensors inside a list. A layer
+that meets one warns, as it does of a tensor from layers that are frozen.
 
 What a block or a tool reads off an attention, ours or one's own, is four attributes. Absent means no:
 

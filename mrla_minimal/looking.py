@@ -3,7 +3,8 @@
 A model is any module whose `stages` are lists of blocks with a `layer_attention` each. An
 attention shows its weights by an nn.Identity named `weights` that they pass through (`layer_attention.py`).
 Forward hooks on these do the work, so call the model, not its `forward`. A copy of the model made inside a
-context is an ordinary model of its own.
+context is an ordinary model of its own. Hooks cannot be pickled: inside a context, save the model's
+state_dict(), or save the model itself outside of it.
 
 A compiled model is refused, because torch.compile leaves out hooks that come later. If `compiled =
 torch.compile(model)` was made before, look at `model` and call `model`: `compiled` shows nothing.
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
-from mrla_minimal.shapes import check_choice
+from mrla_minimal.shapes import check_choice, in_backward_pass
 
 Weights = list[list[Tensor | None]]                 # [stage][t - 1]: those of layer t, None if it has none
 OnWeights = Callable[[int, int, Tensor], Tensor | None]     # stage, layer t - 1, weights
@@ -126,23 +127,59 @@ def _places(net: nn.Module) -> dict[nn.Identity, list[tuple[int, int]]]:
 def _hook_weights(net: nn.Module, act: OnWeights) -> list[RemovableHandle]:
     """Call act(stage, layer, weights) whenever weights pass; what it returns, unless None, replaces them.
 
-    Where blocks share one attention, the number of its calls in this forward pass says which layer is asking.
+    Where blocks share one attention, the block that is running says which layer is asking; outside of it, or
+    of a block that stands in several places, the number of its calls in this forward pass does. Checkpointing
+    runs a block again in the backward pass, last one first: there a number would be wrong, and ValueError
+    is raised.
     """
     places = _places(net)
     calls = dict.fromkeys(places, 0)
+    layer_of, twice = {}, set()
+    for stage, blocks in enumerate(net.stages):
+        for layer, block in enumerate(blocks):
+            if block in layer_of:
+                twice.add(block)
+            layer_of[block] = stage, layer
+    shared = {place for served in places.values() if len(served) > 1 for place in served}
+    telling = [block for block, place in layer_of.items() if place in shared and block not in twice]
+    running = None
 
     def begin(module, arguments):
+        nonlocal running
         if module is net:                   # not a copy of it, whose hooks these are as well
+            running = None
             calls.update(dict.fromkeys(calls, 0))
+
+    def enter(block, arguments):
+        nonlocal running
+        if block in layer_of:
+            running = layer_of[block]
+
+    def leave(block, arguments, output):
+        nonlocal running
+        running = None
 
     def pass_through(point, arguments, weights):
         if point not in places:
             return None
-        stage, layer = places[point][calls[point] % len(places[point])]
-        calls[point] += 1
-        return act(stage, layer, weights)
+        served = places[point]
+        if len(served) == 1:
+            return act(*served[0], weights)
+        if running in served:
+            place = running
+        elif in_backward_pass():
+            raise ValueError("blocks share this attention, which a backward pass runs again outside of its "
+                             "block: which layer is asking cannot be told; checkpoint whole blocks, each a "
+                             "module of its own")
+        else:
+            place = served[calls[point] % len(served)]
+        if not in_backward_pass():
+            calls[point] += 1
+        return act(*place, weights)
 
     return [net.register_forward_pre_hook(begin),
+            *(block.register_forward_pre_hook(enter) for block in telling),
+            *(block.register_forward_hook(leave, always_call=True) for block in telling),
             *(point.register_forward_hook(pass_through) for point in places)]
 
 

@@ -1,10 +1,12 @@
 """What a module accepts: the head_dim rule, the kernel rule, and the checks of arguments, x and memory.
 
 Every check raises a ValueError that says what was given and what is allowed, so that the
-modules themselves hold nothing but their equations.
+modules themselves hold nothing but their equations. One only warns: a cached tensor without gradients in a
+backward pass may be right (`warn_of_lost_entry`).
 """
 
 import math
+import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 
@@ -112,7 +114,7 @@ def check_list_memory(memory: list[Tensor] | None, x: Tensor) -> None:
         if entry.shape != x.shape or not entry.is_floating_point():
             raise ValueError(f"each entry of memory must be a floating-point tensor of shape {shape}, "
                              f"like x, not {_described(entry)}")
-        check_entry_learns(entry, x)
+        warn_of_lost_entry(entry, x)
 
 
 def check_key_value_memory(memory: list[tuple[Tensor, Tensor]] | None, key: Tensor, value: Tensor) -> None:
@@ -132,20 +134,28 @@ def check_key_value_memory(memory: list[tuple[Tensor, Tensor]] | None, key: Tens
         if not all(part.is_floating_point() for part in entry):
             raise ValueError(f"memory must be a list of floating-point {wanted}; "
                              f"an entry is of {entry[0].dtype} and {entry[1].dtype}")
-        check_entry_learns(entry[1], value)
+        warn_of_lost_entry(entry[1], value)
 
 
-def check_entry_learns(entry: Tensor, new: Tensor) -> None:
-    """A cached tensor must ask for gradients if the `new` one does, where a backward pass runs a layer again.
+def in_backward_pass() -> bool:
+    """Whether this runs inside a backward pass, as a layer does that checkpointing runs again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1    # -1: in none
+
+
+def warn_of_lost_entry(entry: Tensor, new: Tensor) -> None:
+    """Warn of a cached tensor without gradients where a backward pass runs a layer whose `new` one has them.
 
     That is what checkpointing does. Its reentrant form first runs a layer without gradients, and then marks
-    plain tensors alone as needing them: what sits in a list would silently teach nobody.
+    plain tensors alone as needing them: what sits in a list would silently teach nobody. But the tensor looks
+    the same where the layers before are frozen, and there nothing is lost: so this is a UserWarning, which
+    Python shows once, and no error.
     """
     if entry.requires_grad or not new.requires_grad or not torch.is_grad_enabled():
         return
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:   # -1: no backward pass
-        raise ValueError("memory holds a tensor without gradients inside a backward pass: reentrant "
-                         "checkpointing loses the gradients of a list; checkpoint with use_reentrant=False")
+    if in_backward_pass():
+        warnings.warn("memory holds a tensor without gradients inside a backward pass: unless the layers "
+                      "before are frozen, reentrant checkpointing has lost the gradients of a list; "
+                      "checkpoint with use_reentrant=False", stacklevel=2)
 
 
 def _described(given: object) -> str:

@@ -8,6 +8,7 @@ import torch
 from net_tools import GATES, WEIGHTED, ThirdOfTheInput, images_of, small
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 from mrla_minimal import MRLABase, MRLALight, freeze_attention, record_attention
 from mrla_minimal.hosting import LAYER_ATTENTIONS
@@ -240,6 +241,63 @@ def test_a_shared_attention_is_frozen_layer_by_layer(name, how):
     with freeze_attention(model, how, images_of(5)), freeze_attention(own, how, images_of(5)):
         for seed in (1, 2):
             torch.testing.assert_close(model(images_of(seed=seed)), own(images_of(seed=seed)))
+
+
+def forward_and_backward(model, images, run):
+    """The gradients of a net each of whose layers is run by run(block, x, memory)."""
+    model.zero_grad()
+    x = model.stem(images)
+    for stage in model.stages:
+        memory = None
+        for block in stage:
+            x, memory = run(block, x, memory)
+    model.classifier(x.mean(dim=(2, 3))).square().sum().backward()
+    return {key: parameter.grad for key, parameter in model.named_parameters()}
+
+
+def checkpointed(block, x, memory):
+    return checkpoint(block, x, memory, use_reentrant=False)
+
+
+@pytest.mark.parametrize("how", [None, "mean", "uniform"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_shared_attention_may_be_checkpointed(name, how):
+    """The backward pass runs the last block first: it must be given its own layer's weights again."""
+    model, _ = shared(name)
+    images = images_of(5)
+    with freeze_attention(model, how, images) if how else record_attention(model) as found:
+        wanted = forward_and_backward(model, images, lambda block, *inputs: block(*inputs))
+        before = copy.deepcopy(found) if how is None else None
+        given = forward_and_backward(model, images, checkpointed)
+        for key, gradient in given.items():
+            assert (gradient is None) == (wanted[key] is None)
+            if gradient is not None:
+                torch.testing.assert_close(gradient, wanted[key])
+        if how is None:
+            assert_same_weights(found, before)
+    assert hooks_on(model) == 0
+
+
+def test_a_shared_attention_that_runs_again_outside_of_its_block_is_refused():
+    model, _ = shared("mrla-base")
+
+    def attend_again(block, x, memory):
+        return checkpoint(block.layer_attention, x, memory, use_reentrant=False)
+
+    stage = model.stages[0]
+    x = torch.randn(2, stage[0].channels, 8, 8, requires_grad=True)
+    with record_attention(model):
+        output, memory = attend_again(stage[0], x, None)
+        output, memory = attend_again(stage[1], output, memory)
+        with pytest.raises(ValueError, match="which layer is asking cannot be told; checkpoint whole blocks"):
+            output.sum().backward()
+
+
+def test_a_model_is_saved_by_its_state_dict_within_a_context(tmp_path):
+    model = small("mrla-base")
+    with record_attention(model):
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+    assert torch.load(tmp_path / "weights.pt").keys() == model.state_dict().keys()
 
 
 # What is taken for attention weights

@@ -169,7 +169,17 @@ def _run_or_help(arguments: list[str] | None) -> int:
     return _run(parsed)
 
 
+def _stdout_fails() -> bool:
+    try:
+        sys.stdout.flush()      # what could not be written is still in it, and fails again
+    except (OSError, ValueError):
+        return True
+    return False
+
+
 def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is None and error.strerror and _stdout_fails():
+        return f"standard output: {error.strerror}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

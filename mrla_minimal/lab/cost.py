@@ -36,6 +36,9 @@ MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
     EfficientChannelAttention: lambda layers: (0, 1),
 }
 
+# What runs in each of these, whatever their class, when they compute something themselves.
+COMPUTING_PARTS = ("value", "excite", "convolution")
+
 
 @contextmanager
 def undisturbed(model: Model, training: bool, device: torch.device) -> Iterator[None]:
@@ -101,17 +104,30 @@ def count_macs(model: nn.Module, image_size: int, every_product: bool = False,
     # torch's counter sees convolutions and matrix products, and never a broadcast product. Whether it sees a
     # q.k depends on how that was written (a sum of products, or an einsum, which is a matrix product unless
     # heads are one channel wide). So attentions are counted by formula, and the matrix products seen inside
-    # them are taken back (once, where one attention calls another).
+    # them are taken back (once, where one attention calls another). One that only calls another has none of
+    # its own: its own value convolution, or what a channel attention has in its place, did not run.
     def matrix_products():
         return counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.bmm, 0) // 2
 
+    def own_parts(attention):
+        return [part for part in map(attention._modules.get, COMPUTING_PARTS) if part is not None]
+
     def enter(attention, inputs, named_inputs):
-        inside.append(matrix_products())
+        for frame in inside:
+            frame["calls another"] = True
+        inside.append({"attention": attention, "before": matrix_products(), "calls another": False,
+                       "computes": False})
+
+    def compute(part, inputs):
+        if inside and part in own_parts(inside[-1]["attention"]):
+            inside[-1]["computes"] = True
 
     def leave(attention, inputs, named_inputs, output):
-        before = inside.pop()
+        frame = inside.pop()
         if not inside:
-            seen.append(matrix_products() - before)
+            seen.append(matrix_products() - frame["before"])
+        if frame["calls another"] and not frame["computes"]:
+            return
         x = inputs[0] if inputs else named_inputs["x"]
         memory = output[1] if isinstance(output, tuple) else None
         products.append(_attention_products(attention, x, memory, every_product))
@@ -120,7 +136,8 @@ def count_macs(model: nn.Module, image_size: int, every_product: bool = False,
         for module in model.modules():
             if isinstance(module, tuple(MAPS_OF_PRODUCTS)):
                 hooks += [module.register_forward_pre_hook(enter, with_kwargs=True),
-                          module.register_forward_hook(leave, with_kwargs=True)]
+                          module.register_forward_hook(leave, with_kwargs=True),
+                          *(part.register_forward_pre_hook(compute) for part in own_parts(module))]
         with undisturbed(model, training=False, device=image.device), torch.no_grad(), counter:
             model(image)
     finally:

@@ -507,3 +507,14 @@ def test_the_quiz_tells_base_from_light(write):
     assert text_of(base, "corridor quiz, late question").startswith("solved")
     assert text_of(light, "corridor quiz, late question").startswith("not solved")
     assert text_of(light, "corridor quiz, early question").startswith("solved")
+
+
+def test_what_a_class_imports_while_it_is_built_is_found_beside_its_file(tmp_path):
+    (tmp_path / "lazy_helper.py").write_text("from mrla_minimal import MRLALight as Kind\n", encoding="utf-8")
+    (tmp_path / "lazy.py").write_text(
+        "from torch import nn\nclass Lazy(nn.Module):\n"
+        "    def __init__(self, channels):\n        super().__init__()\n"
+        "        from lazy_helper import Kind\n        self.inner = Kind(channels)\n"
+        "    def forward(self, x, memory=None):\n        return self.inner(x, memory)\n", encoding="utf-8")
+    results = grade(tmp_path / "lazy.py")
+    assert all(result["passed"] is not False for result in results), results

@@ -79,10 +79,12 @@ def test_a_reader_that_went_away_ends_it_quietly(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_output_to_a_full_disk_is_one_line(tmp_path):
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_output_to_a_full_disk_is_one_line_that_names_it(tmp_path, options):
     with open("/dev/full", "w") as full:
-        done = start("runs", folder=tmp_path, stdout=full)
-    assert (done.returncode, done.stderr) == (2, "mrla: [Errno 28] No space left on device\n")
+        done = start("runs", *options, folder=tmp_path, stdout=full)
+    told = "mrla: standard output: No space left on device\n"
+    assert done.returncode == 2 and done.stderr.endswith(told)
 
 
 def test_a_terminal_without_a_letter_costs_no_result(tiny_data, monkeypatch):

@@ -198,6 +198,26 @@ def test_an_attention_inside_another_is_taken_back_once():
     assert cost.count_macs(Both(8), 4) == 2 * alone
 
 
+@pytest.mark.parametrize("kind, inner", [
+    (MRLALight, MRLALight), (MRLABase, MRLABase), (MRLALight, MRLABase),
+    (SqueezeExcitation, SqueezeExcitation), (EfficientChannelAttention, SqueezeExcitation),
+])
+@pytest.mark.parametrize("every_product", [False, True])
+def test_an_attention_that_only_calls_another_costs_what_that_does(kind, inner, every_product):
+    class Delegating(kind):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.inner = inner(channels)
+            self.again = nn.Identity()
+
+        def forward(self, *inputs):
+            outcome = self.inner(*inputs)
+            return (self.again(outcome[0]), outcome[1]) if isinstance(outcome, tuple) else outcome
+
+    assert (cost.count_macs(Delegating(8), 4, every_product, in_channels=8)
+            == cost.count_macs(inner(8), 4, every_product, in_channels=8))
+
+
 # Nothing is left behind
 
 

@@ -11,64 +11,28 @@ ones finishes the job.
 import errno
 import hashlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
+from mrla_minimal.lab.data.transfer import (
+    STALLED,
+    DownloadError,
+    Patience,
+    SlowSource,
+    Source,
+    SourceFailed,
+    length,
+    receive,
+)
 from mrla_minimal.lab.files import exclusive
 
-CHUNK = 1 << 18  # bytes read at most at once
-STALLED = 1_000  # bytes/s: below this even the last resort counts as standing still
 TRIES = 5  # connections to one source in a row, each of which must bring something new
-
-
-class DownloadError(ValueError):
-    """No source gave the file, or none may be asked; the one-line message gives each source's reason."""
 
 
 class StorageError(ValueError):
     """The folder cannot take the file (no permission, disk full, a file where the folder should be)."""
-
-
-class SourceFailed(Exception):
-    """One source cannot give the file; inside this module only."""
-
-
-class SlowSource(SourceFailed):
-    """One source is slower than patience allows; rate in bytes/s."""
-
-    def __init__(self, rate: float):
-        super().__init__(f"slow, {rate / 1e3:.1f} kB/s")
-        self.rate = rate
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a file can be had: its address, the md5 of its content (hex) and its length in bytes."""
-
-    url: str
-    md5: str
-    size: int
-
-    @property
-    def name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """When to give up on a source: rate in bytes/s over the first `window` seconds; the others in seconds."""
-
-    window: float = 20.0
-    least_rate: float = 500_000
-    connect: float = 10.0
-    read: float = 30.0
 
 
 PATIENCE = Patience()
@@ -158,140 +122,38 @@ def _download_any(sources: Sequence[Source], folder: Path, patience: Patience) -
 
 
 def _download(source: Source, folder: Path, patience: Patience) -> Source:
-    """Bring source's file into folder, over several connections if need be; return the source."""
-    part = folder / f"{source.name}.part"
-    for _ in range(TRIES):
-        begun = _length(part)
-        broke_off = _receive(source, part, patience)
-        if broke_off:
-            if _length(part) <= begun:
-                raise SourceFailed(broke_off)
-            have = f"{_length(part):,} of {source.size:,} bytes"
-            print(f"{source.url}: {broke_off} after {have}; resuming.")
-        elif file_md5(part) == source.md5:
-            os.replace(part, folder / source.name)
-            return source
-        else:
-            part.unlink()
-            if not begun:
-                raise SourceFailed("its content is not the published one (wrong md5)")
-            print(f"{source.url}: what was resumed has a wrong md5 and is thrown away; "
-                  "once more from the start.")
-    raise SourceFailed(f"broke off {TRIES} times, the last time with: {broke_off or 'wrong md5'}")
+    """Bring source's file into folder, over several connections if need be; return the source.
 
-
-def _receive(source: Source, part: Path, patience: Patience) -> str | None:
-    """Let `part` grow to source.size over one connection; return None, or why it broke off before."""
-    requests, urllib3 = _http()
-    if _length(part) > source.size:
-        part.unlink()
-    have = _length(part)
-    if have == source.size:
-        return None
-    try:
-        with _open(requests, source, have, patience) as response:
-            start = _check_answer(response, have, source.size)
-            have = _append(response.raw, part, start, source, patience)
-    except (requests.Timeout, urllib3.exceptions.TimeoutError):
-        return f"no answer for {patience.read:g} s"
-    except requests.exceptions.SSLError:
-        return f"its certificate was not accepted{_trusted()}"
-    except requests.exceptions.ProxyError:
-        return "no connection by way of the proxy that the environment names"
-    except requests.RequestException:
-        return "no connection"
-    except urllib3.exceptions.HTTPError:        # what happens to an answer's body comes from urllib3 itself
-        return "the connection broke"
-    return None if have == source.size else "the connection ended"
-
-
-def _http() -> tuple[ModuleType, ModuleType]:
-    try:
-        import requests
-        import urllib3
-    except ImportError as error:
-        raise DownloadError(f"downloads need a package: pip install {error.name}") from error
-    return requests, urllib3
-
-
-def _open(requests: ModuleType, source: Source, have: int, patience: Patience) -> Any:
-    """The answer to a request for the file from byte `have` on, its body unread."""
-    # A compressed answer would make lengths and ranges count something other than the file's bytes.
-    plain = {"Accept-Encoding": "identity"}
-    options = {"stream": True, "timeout": (patience.connect, patience.read)}
-    ranged = {"Range": f"bytes={have}-"} if have else {}
-    try:
-        response = requests.get(source.url, headers=plain | ranged, **options)
-        if response.status_code == 416:  # the server has no byte `have`: not the file that the part is from
-            response.close()
-            response = requests.get(source.url, headers=plain, **options)
-    except requests.RequestException:
-        raise
-    except OSError as error:        # a file of certificates that is not there: no fault of the data's disk
-        raise SourceFailed(f"no connection can be made: {error}{_trusted()}") from error
-    return response
-
-
-def _trusted() -> str:
-    """Where the certificates come from, if the environment chooses them: for a message."""
-    named = [name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)]
-    return f" ({named[0]} is {os.environ[named[0]]})" if named else ""
-
-
-def _check_answer(response: Any, have: int, size: int) -> int:
-    """Where the answer's bytes begin in the file: at `have`, or at 0 if the server ignores ranges."""
-    if response.status_code not in (200, 206):
-        raise SourceFailed(f"HTTP {response.status_code}")
-    if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise SourceFailed("answers with a web page, not the file (does this network want a log-in first?)")
-    start = have if response.status_code == 206 else 0
-    if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        raise SourceFailed("answered with another range than the one asked for")
-    length = response.headers.get("Content-Length")
-    if length is not None and start + int(length) != size:
-        raise SourceFailed(f"offers a file of {start + int(length):,} bytes instead of {size:,}")
-    return start
-
-
-def _append(stream: Any, part: Path, start: int, source: Source, patience: Patience) -> int:
-    """Write what arrives to `part` from byte `start` on; return how far it came.
-
-    An answer that begins anew goes to a second file, which takes the part's place only if it grows longer:
-    what an answer does not continue, it must not shorten. Raises SourceFailed.
+    The part that was found stays as it was until the whole file has the right md5, unless this source goes
+    on with it: what a source brings in its place goes to a second file.
     """
-    begun = _length(part)
-    target = part if start == begun else part.with_name(f"{source.name}.again.part")
+    part, again = folder / f"{source.name}.part", folder / f"{source.name}.again.part"
+    if length(part) >= source.size and file_md5(part) != source.md5:
+        print(f"{part} is no part of the file and is thrown away.")
+        part.unlink()
+    found, target = length(part), part
     try:
-        with (
-            open(target, "ab" if start else "wb") as file,
-            tqdm(desc=source.name, total=source.size, initial=start, unit="B", unit_scale=True) as bar,
-        ):
-            return _copy(stream, file, start, source, patience, bar)
+        for _ in range(TRIES):
+            begun = length(target)
+            broke_off = receive(source, target, again, patience)
+            whole = again if length(again) == source.size else target
+            if broke_off:
+                if length(target) <= begun:
+                    raise SourceFailed(broke_off)
+                have = f"{length(target):,} of {source.size:,} bytes"
+                print(f"{source.url}: {broke_off} after {have}; resuming.")
+            elif file_md5(whole) == source.md5:
+                os.replace(whole, folder / source.name)
+                part.unlink(missing_ok=True)
+                return source
+            elif whole is part and found:
+                os.truncate(part, found)
+                target = again
+                print(f"{source.url}: what was resumed has a wrong md5 and is thrown away; "
+                      "once more from the start.")
+            else:
+                whole.unlink()
+                raise SourceFailed("its content is not the published one (wrong md5)")
+        raise SourceFailed(f"broke off {TRIES} times, the last time with: {broke_off or 'wrong md5'}")
     finally:
-        if target != part and _length(target) > begun:
-            os.replace(target, part)
-        elif target != part or _length(part) == 0:
-            target.unlink(missing_ok=True)
-
-
-def _copy(stream: Any, file: BinaryIO, start: int, source: Source, patience: Patience, bar: tqdm) -> int:
-    """Write what arrives to `file`, as bytes `start` and on of the whole; return how far it came."""
-    have, mark, mark_time, least_rate = start, start, time.monotonic(), patience.least_rate
-    # read1, not read: a trickle must not look like silence
-    while have < source.size and (chunk := stream.read1(CHUNK)):
-        file.write(chunk)
-        have += len(chunk)
-        bar.update(len(chunk))
-        elapsed = time.monotonic() - mark_time
-        if elapsed >= patience.window and have < source.size:
-            if (have - mark) / elapsed < least_rate:
-                raise SlowSource((have - mark) / elapsed)
-            mark, mark_time, least_rate = have, time.monotonic(), STALLED
-    if have > source.size:
-        file.truncate(start)        # not the file's bytes: back to what was there before
-        raise SourceFailed(f"sends more than the file's {source.size:,} bytes")
-    return have
-
-
-def _length(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+        again.unlink(missing_ok=True)

@@ -193,7 +193,8 @@ def config_from_dict(values: dict, where: str | Path) -> TrainConfig:
     known = {entry.name for entry in dataclasses.fields(TrainConfig)}
     unknown = sorted(shown(name) for name in set(values) - known)
     if unknown:
-        raise ValueError(f"{where} is not a configuration: unknown fields {', '.join(unknown)}")
+        raise ValueError(f"{where} is not a configuration: unknown fields {', '.join(unknown)}; if it is "
+                         "of an earlier version of this package, its run must be trained anew")
     try:
         return TrainConfig(**values)
     except ValueError as error:

@@ -86,7 +86,8 @@ def test_a_part_of_something_else_is_thrown_away(tmp_path, capsys, length):
     with serve({"/file.bin": Page(CONTENT)}) as site:
         fetch([source(site, "/file.bin")], tmp_path)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
-    assert ("thrown away; once more" in capsys.readouterr().out) == (length <= len(CONTENT))
+    told = "thrown away; once more" if length < len(CONTENT) else "file.bin.part is no part of the file"
+    assert told in capsys.readouterr().out and names(tmp_path) == ["file.bin"]
 
 
 LOG_IN = b"<html>Room number?</html>\n"
@@ -99,7 +100,13 @@ LOG_IN = b"<html>Room number?</html>\n"
     (Page(CONTENT * 2, ranges="ignored", announced=-1), "sends more than the file's 102,400 bytes"),
     (Page(CONTENT * 2, announced=-1), "sends more than the file's 102,400 bytes"),
     (Page(CONTENT, status=503), "HTTP 503"),
-], ids=["log-in page", "html", "breaks off sooner", "too much", "too much from there on", "error"])
+    (Page(b"?" * len(CONTENT), ranges="ignored", breaks=[90_000]), "the connection broke"),
+    (Page(b"?" * len(CONTENT), ranges="ignored"), "wrong md5"),
+    (Page(b"?" * len(CONTENT)), "wrong md5"),
+    (Page(b"?" * len(CONTENT), breaks=[10_000, 10_000]), "wrong md5"),
+    (Page(CONTENT, announced="abc"), "announces a length that is no number: 'abc'"),
+], ids=["log-in page", "html", "breaks off sooner", "too much", "too much from there on", "error",
+        "junk that is longer", "whole junk", "junk from there on", "junk in pieces", "no length"])
 def test_no_answer_shortens_what_has_arrived(tmp_path, page, reason):
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:70_000])
     with serve({"/file.bin": page}) as site:
@@ -112,8 +119,8 @@ def test_no_answer_shortens_what_has_arrived(tmp_path, page, reason):
         assert site.requests[-1] == ("/file.bin", "bytes=70000-")
 
 
-def test_an_answer_that_begins_anew_and_brings_more_takes_the_parts_place(tmp_path):
-    (tmp_path / "file.bin.part").write_bytes(b"x" * 70_000)
+def test_an_answer_that_begins_anew_and_goes_on_as_the_part_takes_its_place(tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:70_000])
     with serve({"/file.bin": Page(CONTENT, ranges="ignored", breaks=[80_000, 60_000])}) as site:
         with pytest.raises(DownloadError):
             fetch([source(site, "/file.bin")], tmp_path)
@@ -143,6 +150,14 @@ def test_a_file_of_certificates_that_holds_none_is_named(tmp_path, monkeypatch):
         wanted = Source(site.url("/file.bin").replace("http:", "https:"), "0" * 32, 1)
         with pytest.raises(DownloadError, match=r"not accepted \(REQUESTS_CA_BUNDLE is .*empty.pem"):
             fetch([wanted], tmp_path / "folder")
+
+
+@pytest.mark.parametrize("announced", ["abc", "1e5", "-1 ", "1_0"])
+def test_a_length_that_is_no_number_lets_the_next_source_be_asked(tmp_path, capsys, announced):
+    with serve({"/a.bin": Page(CONTENT, announced=announced), "/b.bin": Page(CONTENT)}) as site:
+        _, used = fetch([source(site, "/a.bin"), source(site, "/b.bin")], tmp_path)
+    assert used.name == "b.bin" and names(tmp_path) == ["b.bin"]
+    assert f"announces a length that is no number: '{announced.strip()}'" in capsys.readouterr().out
 
 
 def test_wrong_content_is_never_taken_and_the_next_source_is_asked(tmp_path, capsys):

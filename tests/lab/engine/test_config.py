@@ -78,6 +78,7 @@ def test_an_option_that_a_file_does_not_know_yet_stands_at_its_default():
 
 @pytest.mark.parametrize("values, complaint", [
     ([], "is not a configuration"), ({"widht": 4}, "unknown fields 'widht'"), ({3: 4}, "unknown fields 3"),
+    ({"light_carry": "own"}, "unknown fields 'light_carry'.*of an earlier version.*must be trained anew"),
     ({"width": "4"}, "width must be a positive integer"),
 ])
 def test_what_is_no_configuration_names_its_file(values, complaint):
