@@ -29,6 +29,7 @@ from mrla_minimal.course.quiz_methods import (
     OwnLinear,
     VectorLight,
 )
+from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.shapes import check_choice, check_positive
 
@@ -115,7 +116,7 @@ def train_quiz(method: str | Callable[[int, int], nn.Module], question: str = "l
 
     `method` is a name of METHODS, or a callable (width, key_dim) -> module that maps (batch, LAYERS, INPUTS)
     to (batch, width). The same seed gives the same result; `progress` shows a bar on stderr. Raises
-    ValueError for arguments that are none of these.
+    ValueError for arguments that are none of these, and if the trained net's answers are not finite.
     """
     if not callable(method):
         check_choice("method", method, METHODS)
@@ -133,7 +134,7 @@ def train_module_quiz(attention_factory: Callable[[int], nn.Module], question: s
     QuizResult.
 
     They have the library's signature, output, memory = attention(x, memory). `progress` shows a bar on
-    stderr. Raises ValueError for other arguments.
+    stderr. Raises ValueError for other arguments, and if the trained net's answers are not finite.
     """
     if not callable(attention_factory):
         raise ValueError("attention_factory must be a callable channels "
@@ -148,8 +149,7 @@ def _train(build, question, steps, seed, batch, progress):
     """Adam, one cycle up to 1e-2 and down; the parameters and the corridors are both drawn from `seed`."""
     check_choice("question", question, QUESTIONS)
     check_positive("steps", steps)
-    if not isinstance(seed, int) or not 0 <= seed < TEST_SEED:
-        raise ValueError(f"seed must be an integer from 0 to {TEST_SEED - 1}, not {seed!r}")
+    seed = integer("seed", seed, 0, TEST_SEED - 1)
     # the caller's own stay as they were
     with torch.random.fork_rng(devices=[]), plain_defaults(), _one_thread():
         torch.manual_seed(seed)
@@ -228,7 +228,10 @@ def _weights_through(model: QuizModel, look: Callable[[Tensor], Tensor | None]) 
 
 @torch.no_grad()
 def _accuracy(model, x, answer):
-    return (model(x).argmax(dim=-1) == answer).float().mean().item()
+    logits = model(x)
+    if not torch.isfinite(logits).all():        # the largest of what is no number is no answer
+        raise ValueError("the net's answers to the quiz are not all finite numbers: it has no accuracy")
+    return (logits.argmax(dim=-1) == answer).float().mean().item()
 
 
 def _weights_map(model, x):

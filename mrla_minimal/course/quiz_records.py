@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import mrla_minimal
 from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, QUESTIONS, accuracy_without_choice, train_quiz
+from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.files import append_record, read_records
 from mrla_minimal.shapes import check_choice
 
@@ -29,6 +30,7 @@ def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8,
     """
     for method in methods:
         check_choice("method", method, METHODS)
+    seeds = [integer("seed", seed, 0) for seed in seeds]     # of numpy too, and JSON can hold them
     settings = [dict(method=method, question=question, width=width, key_dim=key_dim, seed=seed, steps=steps)
                 for seed in seeds for question in questions for method in methods for width in widths]
     for setting in settings:

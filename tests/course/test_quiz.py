@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,6 +189,8 @@ class WrongShape(torch.nn.Module):
         (lambda: quiz.train_quiz("base", steps=True), "steps.*not True"),
         (lambda: quiz.train_quiz("base", seed=-1), "seed.*not -1"),
         (lambda: quiz.train_quiz("base", seed=quiz.TEST_SEED), "seed"),
+        (lambda: quiz.train_quiz("base", seed=True), "seed must be an integer .* not True"),
+        (lambda: quiz.train_module_quiz(MRLABase, seed=1.0), "seed must be an integer .* not 1.0"),
         (lambda: quiz.train_module_quiz("mrla-base"), "callable.*not 'mrla-base'"),
         (
             lambda: quiz.train_module_quiz(MRLABase(8)),
@@ -215,6 +218,40 @@ def test_bad_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named) as refused:
         call()
     assert "\n" not in str(refused.value)
+
+
+class NotFinite(torch.nn.Module):
+    """A module of either form whose output is NaN."""
+
+    def __init__(self, channels, key_dim=None):
+        super().__init__()
+        self.width = None if key_dim is None else channels
+        self.scale = torch.nn.Parameter(torch.tensor(torch.nan))
+
+    def forward(self, x, memory=None):
+        return x.new_ones(len(x), self.width) * self.scale if self.width else (x * self.scale, memory)
+
+
+@pytest.mark.parametrize("train", [quiz.train_quiz, quiz.train_module_quiz])
+def test_answers_that_are_not_finite_have_no_accuracy(train):
+    with pytest.raises(ValueError, match="answers to the quiz are not all finite numbers"):
+        train(NotFinite, steps=2)
+
+
+def test_choices_taken_away_that_are_not_finite_have_no_accuracy():
+    result = quiz.train_quiz("base", steps=2)
+    with torch.no_grad():
+        result.model.readout[0].bias[0] = torch.nan
+    with pytest.raises(ValueError, match="answers to the quiz are not all finite numbers"):
+        quiz.accuracy_without_choice(result, "mean")
+
+
+def test_a_seed_of_numpy_is_a_seed():
+    assert torch.equal(parameters_of(quiz.train_quiz("base", steps=2, seed=np.int64(3))),
+                       parameters_of(quiz.train_quiz("base", steps=2, seed=3)))
+    make = functools.partial(quiz_records.quiz_records, widths=(4,), methods=("base",), questions=("late",),
+                             steps=2)
+    assert list(make(seeds=np.arange(1))) == list(make(seeds=(0,)))
 
 
 def few_records(known=()):

@@ -62,10 +62,10 @@ def _restore_position(run, state):
         if not isinstance(state[name], list) or len(state[name]) != step - measured:
             raise ValueError(f"{name} must be a list of {step - measured}, not {shown(state[name])}")
     losses = [not_negative("a loss", loss) for loss in state["losses"]]
-    hits = [share("an accuracy", hit) for hit in state["hits"]]
+    accuracies = [share("an accuracy", accuracy) for accuracy in state["hits"]]
     if step == run.total_steps and (measured != step or "test_accuracy" not in metrics[-1]):
         raise ValueError(f"the run ended at step {step}, and its metrics do not")
-    run.step, run.losses, run.hits, run.metrics = step, losses, hits, metrics
+    run.step, run.losses, run.accuracies, run.metrics = step, losses, accuracies, metrics
     run.seconds = not_negative("seconds", state["seconds"])
 
 

@@ -72,7 +72,7 @@ class Run:
     """The state of one run on this process: data, model, optimiser, and how far it has come.
 
     `data` is a `Cifar` of one's own, or None: then what the configuration names is loaded. `step` counts
-    optimiser steps from 0; `losses` and `hits` hold those of the current epoch as numbers, in order.
+    optimiser steps from 0; `losses` and `accuracies` hold those of the current epoch as numbers, in order.
     `precision` is what it computes in. Raises ValueError for a configuration or for images that cannot be
     trained.
     """
@@ -100,7 +100,7 @@ class Run:
             unasked = config.model == "corridor"        # only the exit's query and output are read there
             self.forward = nn.parallel.DistributedDataParallel(self.forward, find_unused_parameters=unasked)
         torch.manual_seed(config.seed + 1 + world.rank)      # what drop_path draws while training
-        self.step, self.losses, self.hits, self.metrics = 0, [], [], []
+        self.step, self.losses, self.accuracies, self.metrics = 0, [], [], []
         self.seconds = 0.0      # of training steps, over all the processes that this run was continued in
         self._unread = []
         self._plan = None, None
@@ -169,8 +169,8 @@ class Run:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        hits = (logits.detach().argmax(dim=1) == labels).sum().to(loss.dtype)
-        self._unread.append(torch.stack([loss.detach() * len(labels), hits]))
+        right = (logits.detach().argmax(dim=1) == labels).sum().to(loss.dtype)
+        self._unread.append(torch.stack([loss.detach() * len(labels), right]))
         self.step += 1
 
     def read_losses(self) -> None:
@@ -184,12 +184,12 @@ class Run:
         rows = self.world.sum(rows if self.world.device.type == "mps" else rows.double()).tolist()
         first = self.step - len(self._unread)
         self._unread = []
-        for step, (loss, hits) in enumerate(rows, start=first):
+        for step, (loss, right) in enumerate(rows, start=first):
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the loss is {loss} at step {step + 1} of {self.total_steps}, "
                                        f"learning rate {self._rate(step):.4g}")
             self.losses.append(loss / self.config.batch_size)
-            self.hits.append(hits / self.config.batch_size)
+            self.accuracies.append(right / self.config.batch_size)
 
     def require_finite(self) -> None:
         """TrainingDiverged unless all weights, and all statistics of batch norms, are finite numbers."""
@@ -214,9 +214,9 @@ class Run:
             "epoch": (self.step - 1) // self.steps_per_epoch + 1,
             "step": self.step,
             "train_loss": sum(self.losses) / len(self.losses),
-            "train_accuracy": sum(self.hits) / len(self.hits),
+            "train_accuracy": sum(self.accuracies) / len(self.accuracies),
             "train_loss_parts": means_of_parts(self.losses),
-            "train_accuracy_parts": means_of_parts(self.hits),
+            "train_accuracy_parts": means_of_parts(self.accuracies),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.world.parallel:     # each process has its own BN statistics; those of rank 0 are the model's
@@ -231,7 +231,7 @@ class Run:
                                       channels_last=self.config.channels_last)
             record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         self.metrics.append(record)
-        self.losses, self.hits = [], []
+        self.losses, self.accuracies = [], []
         return record
 
     def state(self) -> dict:
@@ -248,7 +248,7 @@ class Run:
             "format": CHECKPOINT_FORMAT, "config": dataclasses.asdict(self.config),
             "classes": list(self.classes), "in_channels": self.in_channels,
             "source": self.source, "fingerprint": self.fingerprint, "threads": torch.get_num_threads(),
-            "step": self.step, "losses": self.losses, "hits": self.hits, "metrics": self.metrics,
+            "step": self.step, "losses": self.losses, "hits": self.accuracies, "metrics": self.metrics,
             "seconds": self.seconds, "precision": self.precision, "scaler": self.scaler.state_dict(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random,
         }

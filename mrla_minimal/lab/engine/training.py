@@ -181,7 +181,7 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
             run.seconds += time.perf_counter() - started
             bar.update()
             if reads and progress:
-                bar.set_postfix_str(f"loss {run.losses[-1]:.3f}, accuracy {100 * run.hits[-1]:.0f} %, "
+                bar.set_postfix_str(f"loss {run.losses[-1]:.3f}, accuracy {100 * run.accuracies[-1]:.0f} %, "
                                     f"{run.images_per_second:.0f} images/s", refresh=False)
             if epoch_ends:
                 record = run.close_epoch()

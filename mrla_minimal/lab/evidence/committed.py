@@ -16,6 +16,7 @@ from torch import nn
 
 from mrla_minimal.lab.data import Cifar, load_cifar
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint
+from mrla_minimal.lab.engine.checkpoint import model_of_state
 from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.evidence.contrasts import Summary, summarise
@@ -138,8 +139,9 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
     """Write folder/SUITE-VARIANT.pt of each variant's first finished seed, and its line in `index`.
 
     Returns the new lines. A checkpoint that has its line already is left as it is. What is written is tested,
-    as rounded, on the whole test set: of `data`, or of what the run was trained on. Raises ValueError if a
-    run's folder is gone, if the file would pass 1.5 MB, or if the data here is other data.
+    as rounded, on the whole test set: of `data`, or of what the run was trained on. Only then is it written.
+    Raises ValueError if a run's folder is gone, if the file would pass 1.5 MB, if the data here is other
+    data, or if float16 does not hold a weight.
     """
     folder, index, lines = Path(folder), Path(index), []
     known, finished = read_index(index), _finished(records, suite.name)
@@ -163,14 +165,15 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
         if size > LARGEST_CHECKPOINT:
             raise ValueError(f"{path.name} would take {size} bytes; "
                              f"at most {LARGEST_CHECKPOINT} are committed")
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file, whole=whole: file.write(whole.getbuffer()))
+        rounded = model_of_state(state, path)
         line = {
             "file": path.name, "id": record["id"], "suite": suite.name, "variant": variant,
             "seed": record["seed"], "note": suite.note, "test_accuracy": record["test_accuracy"],
-            "rounded_test_accuracy": evaluate(load_model(path)[0], prepared(config, data).test)[1],
+            "rounded_test_accuracy": evaluate(rounded, prepared(config, data).test)[1],
             "source": data.source,
             "fingerprint": data.fingerprint, "sha256": hashlib.sha256(whole.getbuffer()).hexdigest()}
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file, whole=whole: file.write(whole.getbuffer()))
         with exclusive(f"{index}.lock"):
             append_record(index, line)
         lines.append(line)

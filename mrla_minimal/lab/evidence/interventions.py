@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mrla_minimal.lab.cost import undisturbed
 from mrla_minimal.lab.data import Cifar, Split, normalise
+from mrla_minimal.lab.engine.run import TrainingDiverged
 from mrla_minimal.looking import freeze_attention
 
 INTERVENTIONS = ("mean", "shuffle", "uniform")      # as in freeze_attention
@@ -59,13 +60,19 @@ def refitted_norms(model: nn.Module, images: Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def right_answers(model: nn.Module, split: Split) -> Tensor:
-    """Which images of a Split the model answers rightly, in evaluation mode: boolean (N,)."""
-    parts = []
+    """Which images of a Split the model answers rightly, in evaluation mode: boolean (N,).
+
+    Raises TrainingDiverged if a logit is not finite: the largest of logits that are no numbers is no answer.
+    """
+    parts, finite = [], []
     with undisturbed(model, False, split.images.device):
         for start in range(0, len(split), BATCH):
             images = normalise(split.images[start : start + BATCH])
-            answers = model(images.contiguous(memory_format=torch.channels_last)).argmax(dim=1)
-            parts.append(answers == split.labels[start : start + BATCH])
+            logits = model(images.contiguous(memory_format=torch.channels_last))
+            finite.append(torch.isfinite(logits).all())
+            parts.append(logits.argmax(dim=1) == split.labels[start : start + BATCH])
+    if not torch.stack(finite).all():
+        raise TrainingDiverged(f"not all logits of {len(split)} images are finite")
     return torch.cat(parts)
 
 
@@ -85,6 +92,7 @@ def intervene(model: nn.Module, data: Cifar, mean_over: int = MEAN_OVER,
     images    how many test images there were
 
     The test set is opened six times, and nothing is chosen by it. `progress` shows a bar of these six.
+    Raises TrainingDiverged, as `right_answers`.
     """
     if not chooses(model):
         return None

@@ -1,13 +1,12 @@
 """How long what is left of a suite would take on this machine."""
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from mrla_minimal.lab.data import Cifar
-from mrla_minimal.lab.device import device_name, join_world
+from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine import Run
 from mrla_minimal.lab.evidence.jobs import (
     best_rates,
@@ -17,8 +16,10 @@ from mrla_minimal.lab.evidence.jobs import (
     tuning_jobs,
 )
 from mrla_minimal.lab.evidence.suites import Suite
+from mrla_minimal.lab.timing import seconds_of
 
 
+@plain_defaults()
 def plan_suite(suite: Suite, records: Iterable[dict], *, variants: Sequence[str] | None = None,
                seeds: Sequence[int] | None = None, data: Cifar | None = None, timed_steps: int = 20,
                progress: bool = True, **changes: Any) -> str:
@@ -69,9 +70,10 @@ def _runs_left(suite: Suite, variants: Sequence[str], seeds: Sequence[int], reco
 
 
 def _seconds_a_step(run: Run, steps: int, warm_up: int = 5) -> float:
-    for count in (warm_up, steps):
-        started = time.perf_counter()
+    def train(count):
         for _ in range(count):
             run.train_step()
         run.read_losses()       # waits for the device
-    return (time.perf_counter() - started) / steps
+
+    train(warm_up)
+    return seconds_of(lambda: train(steps), run.world.device) / steps

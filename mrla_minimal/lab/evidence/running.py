@@ -198,6 +198,9 @@ class _Work:
         data = prepared(job.config, data)
         try:
             found = intervene(model, data, progress=self.progress)
+        except TrainingDiverged as error:
+            print(f"note: {job.folder} has no interventions: {error}")
+            return None
         except Exception as error:
             if OwnAttention.parse(job.config.layer_attention) is None:
                 raise

@@ -72,6 +72,29 @@ def test_a_net_too_large_or_a_run_folder_gone_is_refused(repository, monkeypatch
                                      Path("data/results/checkpoints.jsonl"))
 
 
+def test_a_checkpoint_that_cannot_be_tested_is_not_written(repository, monkeypatch):
+    """A weight that float16 does not hold: rounded, the net is not finite."""
+    records = run_nets(variants=("plain",))
+    folder = run_folder(NETS, records[0])
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state["model"]["classifier.bias"][0] = 1e6
+    torch.save(state, folder / "checkpoint.pt")
+    with pytest.raises(ValueError, match="classifier.bias"):
+        export_nets(records)
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    state["model"]["classifier.bias"][0] = 0.0
+    torch.save(state, folder / "checkpoint.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(committed, "evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export_nets(records)
+    assert not Path("data/checkpoints").exists() and not Path("data/results/checkpoints.jsonl").exists()
+    assert len(export_nets(records)) == 1 and Path("data/checkpoints/tiny-plain.pt").exists()
+
+
 def test_weights_alone_are_not_resumed(repository):
     records = run_nets(variants=("plain",))
     export_nets(records)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny_suites import export_nets, run_nets
 
 from mrla_minimal import cifar_resnet, freeze_attention, record_attention
 from mrla_minimal.lab.data import Cifar, Split, normalise
+from mrla_minimal.lab.engine import TrainingDiverged
 from mrla_minimal.lab.evidence import interventions, report_interventions
 from mrla_minimal.lab.evidence.interventions import intervene, refitted_norms, standard_error
 from mrla_minimal.lab.evidence.records import load_interventions
@@ -157,6 +159,15 @@ def test_the_standard_error_is_that_of_a_mean_of_changes(lost, gained):
 def test_nets_that_choose_nothing_have_no_interventions():
     for name in (None, "depthwise", "depthwise-carry", "uniform"):
         assert intervene(cifar_resnet(8, width=4, layer_attention=name), tiny_cifar()) is None
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_net_whose_numbers_are_not_finite_has_no_accuracy(number):
+    model = cifar_resnet(8, layer_attention="mrla-base", width=4)
+    with torch.no_grad():
+        model.classifier.bias[3] = number
+    with pytest.raises(TrainingDiverged, match="not all logits of 40 images are finite"):
+        intervene(model, tiny_cifar())
 
 
 def test_a_suite_records_them_once_for_each_net_that_chooses(repository):

@@ -1,11 +1,16 @@
 """How long a suite would take."""
 
+import functools
 import re
 
 import pytest
+import torch
 from tiny import tiny_cifar
 from tiny_suites import RECIPE, run_tiny, tiny_suite
 
+from mrla_minimal.lab import timing
+from mrla_minimal.lab.device import World
+from mrla_minimal.lab.engine import Run
 from mrla_minimal.lab.evidence import plan_suite, planning
 
 
@@ -35,12 +40,29 @@ def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):
 
 
 def test_the_time_of_a_step_is_one_steps_and_waits_for_all_of_them(monkeypatch):
-    calls, clock = [], iter([0.0, 100.0, 130.0])
+    calls, clock = [], iter([100.0, 130.0])
 
     class Run:
+        world = World(0, 1, torch.device("cpu"))
         train_step = staticmethod(lambda: calls.append("step"))
         read_losses = staticmethod(lambda: calls.append("wait"))
 
-    monkeypatch.setattr(planning.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     assert planning._seconds_a_step(Run, 15, warm_up=2) == pytest.approx(2.0)        # (130 - 100) / 15
     assert calls == ["step"] * 2 + ["wait"] + ["step"] * 15 + ["wait"]
+
+
+def test_torchs_defaults_change_no_plan(monkeypatch, odd_defaults):
+    """What is timed is a net in float32, on the device that the recipe names."""
+    timed = []
+
+    def train_step(run):
+        tensors = (run.batch()[0], *run.model.parameters())
+        timed.extend((tensor.dtype, tensor.device.type) for tensor in tensors)
+        original(run)
+
+    original = Run.train_step
+    monkeypatch.setattr(Run, "train_step", train_step)
+    plan = functools.partial(plan_suite, tiny_suite(), [], timed_steps=2, progress=False)
+    assert "4 runs left" in odd_defaults(lambda data: plan(data=data))
+    assert set(timed) == {(torch.float32, "cpu")}

@@ -15,6 +15,7 @@ from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import Split
 from mrla_minimal.lab.engine import Run, TrainConfig, build_model, read_config, train
 from mrla_minimal.lab.evidence import plan_suite, run_suite, running
+from mrla_minimal.lab.evidence.committed import export_checkpoints
 from mrla_minimal.lab.evidence.interventions import intervene
 from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
 from mrla_minimal.lab.evidence.records import load_records
@@ -262,3 +263,31 @@ def test_an_attention_of_ones_own_that_the_suite_names_is_looked_into(tmp_path, 
     run_tiny(tmp_path, suite)
     (found,) = read_records(tmp_path / "records-interventions.jsonl")[0]
     assert found["variant"] == "mine"
+
+
+def test_torchs_defaults_change_no_record(tmp_path, odd_defaults):
+    """Of the runs, of the interventions, and of the small checkpoints."""
+    suite = tiny_suite(seeds=(0,))
+
+    def results(data, where):
+        records = run_suite(suite, where / "records.jsonl", runs=where / "runs", data=data, progress=False)
+        lines = export_checkpoints(suite, records, where / "runs", where, where / "index.jsonl", data=data)
+        looked = read_records(where / "records-interventions.jsonl")[0]
+        assert len(records) == len(lines) == 2 and len(looked) == 1
+        return [record["metrics"] for record in records], lines, looked
+
+    expected = results(tiny_cifar(), tmp_path / "plain")
+    assert odd_defaults(lambda data: results(data, tmp_path / "odd")) == expected
+
+
+def test_a_net_whose_interventions_are_not_finite_has_none_and_the_suite_goes_on(repository, monkeypatch,
+                                                                                  capsys):
+    def broken(model, data, progress):
+        with torch.no_grad():
+            model.classifier.bias[0] = torch.nan
+        return intervene(model, data, progress=progress)
+
+    monkeypatch.setattr(running, "intervene", broken)
+    assert len(run_nets(("mrla-base", "plain"))) == 2
+    assert "has no interventions: not all logits of 40 images are finite" in capsys.readouterr().out
+    assert not Path("data/results/tiny-interventions.jsonl").exists()
