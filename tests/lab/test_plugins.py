@@ -296,6 +296,11 @@ def test_an_attention_of_ones_own_can_be_compiled(folder):
             "does not work in this net: TypeError: unsupported operand type(s) "
             "for +: 'Tensor' and 'NoneType' (bad.py, line 6, in forward)",
         ),
+        (       # training keeps maps channels last, of which there is no such view
+            "def __init__(self, c):\n        super().__init__()\n    def "
+            "forward(self, x, memory=None):\n        return x.view(len(x), -1).view_as(x), None",
+            "does not work in this net: RuntimeError: view size is not compatible",
+        ),
     ],
 )
 def test_a_class_that_cannot_work_is_told_before_the_data_is_read(folder, capsys, monkeypatch, body, words):

@@ -49,11 +49,12 @@ def try_model(config: TrainConfig, run_dir: Path | None = None) -> None:
 
     What cannot work is told at once, as a ValueError.
     """
-    model = build_model(config, 10, run_dir).eval()
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = build_model(config, 10, run_dir).eval().to(memory_format=memory_format)
     if OwnAttention.parse(config.layer_attention):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                model(torch.zeros(2, *image_shape(config)))
+                model(torch.zeros(2, *image_shape(config)).to(memory_format=memory_format))
         except Exception as error:
             raise ValueError(f"layer_attention {config.layer_attention}: "
                              "output, memory = attention(x, memory) "
