@@ -1,4 +1,4 @@
-"""The ratios we promise, each measured in one run against a yardstick that stands in full: `mrla bench`.
+"""Ratios, each measured in one run against a yardstick that stands in full: `mrla bench`.
 
 The data side against a training step, and the engine against a bare loop; bench_attention.py has the
 attentions against their naive forms. In each, the candidates take turns, and ratios are printed: absolute

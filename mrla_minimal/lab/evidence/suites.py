@@ -242,7 +242,7 @@ SUITES = {suite.name: suite for suite in (
         primary=(("uniform", "depthwise"), ("mrla-light", "depthwise"), ("mrla-light-released", "depthwise"))
         if wipe == 0.15 else (), contrasts=(("mrla-base", "uniform"), ("mrla-light", "depthwise-carry")),
         baseline="depthwise", note="positive control",
-        about=f"is memory found where it must help: {wipe:.0%} of the streams wiped before each block")
+        about=f"is memory found where it must help: {wipe:.0%} of the streams wiped between blocks")
       for wipe in (0.0, 0.05, 0.15)),
     Suite(
         "smoke", _attentions("plain", "mrla-light"),
