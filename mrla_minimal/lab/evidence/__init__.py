@@ -1,6 +1,7 @@
 """Evidence: suites of runs, their records, and what may be concluded from them."""
 
 from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, summarise
+from mrla_minimal.lab.evidence.declared import SUITES
 from mrla_minimal.lab.evidence.intervals import (
     MARGIN,
     detectable_difference,
@@ -13,8 +14,8 @@ from mrla_minimal.lab.evidence.planning import plan_suite
 from mrla_minimal.lab.evidence.records import load_interventions, load_records, merge_records
 from mrla_minimal.lab.evidence.report import report, report_interventions
 from mrla_minimal.lab.evidence.running import run_suite
-from mrla_minimal.lab.evidence.suites import SUITES, Suite
+from mrla_minimal.lab.evidence.suites import Effect, Suite
 
-__all__ = ["MARGIN", "SUITES", "Contrast", "Suite", "Summary", "detectable_difference", "holm",
+__all__ = ["MARGIN", "SUITES", "Contrast", "Effect", "Suite", "Summary", "detectable_difference", "holm",
            "load_interventions", "load_records", "merge_records", "paired_interval", "plan_suite",
            "pooled_error", "reading", "report", "report_interventions", "run_suite", "summarise"]

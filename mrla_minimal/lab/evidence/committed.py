@@ -20,9 +20,10 @@ from mrla_minimal.lab.engine.checkpoint import model_of_state
 from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.evidence.contrasts import Summary, summarise
+from mrla_minimal.lab.evidence.declared import SUITES
 from mrla_minimal.lab.evidence.jobs import run_folder
 from mrla_minimal.lab.evidence.records import load_interventions, load_records
-from mrla_minimal.lab.evidence.suites import SUITES, Suite
+from mrla_minimal.lab.evidence.suites import Suite
 from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, repository_root
 
 LARGEST_CHECKPOINT = 1_500_000      # bytes

@@ -1,4 +1,7 @@
-"""What is run and what will be asked of it: a suite is written down before its first run."""
+"""What a suite is: what is run and what will be asked of it, written down before its first run.
+
+`declared.py` holds those of this course.
+"""
 
 import dataclasses
 import functools
@@ -7,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mrla_minimal.lab.arguments import boolean, integer, positive, shown
+from mrla_minimal.lab.arguments import boolean, integer, one_of, or_none, positive, shown, text
 from mrla_minimal.lab.engine import TrainConfig
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
 NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
+# What contrasts are asked of. The last is the mean training loss while each image is seen for the first
+# time: a loss of predicting.
+MEASURES = ("test_accuracy", "test_loss", "first_epoch_loss")
 _FILE_NAME = re.compile(r'[^/\\:*?"<>|\x00-\x1f]+')
 
 
@@ -31,6 +37,39 @@ def beyond_defaults(config: dict) -> dict:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """The mean of some variants minus the mean of others, under a name: what a pair of variants cannot ask.
+
+    Of a 2 x 2, Effect("memory", plus=both variants with it, minus=both without) is the main effect, and with
+    the two diagonals in their place half of the interaction. Raises ValueError naming what is wrong.
+    """
+
+    name: str
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+    primary: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", text("the name of an effect", self.name))
+        object.__setattr__(self, "primary", boolean(f"effect {self.name}: primary", self.primary))
+        for field in ("plus", "minus"):
+            given = getattr(self, field)
+            if not isinstance(given, tuple | list) or not given:
+                raise ValueError(f"effect {self.name}: {field} must be several variants, not {shown(given)}")
+            object.__setattr__(self, field, tuple(given))
+        variants = (*self.plus, *self.minus)
+        if any(variants.count(variant) > 1 for variant in variants):
+            raise ValueError(f"effect {self.name}: each variant may stand once, in plus or in minus; not "
+                             f"{shown(self.plus)} minus {shown(self.minus)}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """variant -> its weight: those of `plus` sum to 1, those of `minus` to -1."""
+        return {variant: 1 / len(self.plus) for variant in self.plus} | {
+            variant: -1 / len(self.minus) for variant in self.minus}
+
+
+@dataclass(frozen=True)
 class Suite:
     """What is run and what will be asked, both written down before the first run.
 
@@ -38,6 +77,10 @@ class Suite:
                from the defaults, the seed and the validation split aside: these are the suite's to choose
     primary    the contrasts (a, b), meaning a - b, that the suite exists for; `contrasts` and every variant
                against `baseline` are asked too. Each of the two families has its own Holm adjustment
+    effects    what is asked beyond pairs, each of the primary family or of the other
+    measure    what all of these are asked of: one of MEASURES
+    margin     a difference below it counts as nothing: in points for an accuracy, in nat for a loss.
+               None: `intervals.MARGIN`, and for a loss nothing is said to be nothing
     rates      learning rates to try on the validation split with `tuning_seed`, by every variant, or by
                `tuned_on` alone
     note       stands in every record and table; `about` is the line by which the suite is listed
@@ -60,6 +103,9 @@ class Suite:
     note: str = ""
     about: str = ""
     committed: bool = True
+    measure: str = "test_accuracy"
+    margin: float | None = None
+    effects: tuple[Effect, ...] = ()
 
     def __post_init__(self):
         try:
@@ -81,11 +127,14 @@ class Suite:
             given = getattr(self, field)
             self._require(isinstance(given, str), f"{field} must be a text", given)
         self._set("committed", boolean("committed", self.committed))
+        self._set("measure", one_of("measure", self.measure, MEASURES))
+        self._set("margin", or_none(positive)("margin", self.margin))
         self._set("seeds", check_seeds("seeds", self.seeds))
         self._set("tuning_seed", integer("tuning_seed", self.tuning_seed, least=0))
         self._set("rates", _several("rates", self.rates, positive))
         for field in ("primary", "contrasts"):
             self._set(field, self._pairs(field))
+        self._set("effects", self._checked_effects())
         self._known(self.baseline, " as baseline")
         if self.tuned_on is not None:
             self._known(self.tuned_on, " in tuned_on")
@@ -119,6 +168,17 @@ class Suite:
         distinct = {frozenset(pair) for pair in given}
         self._require(len(distinct) == len(given) and all(len(pair) == 2 for pair in distinct), wanted, given)
         return tuple((a, b) for a, b in given)
+
+    def _checked_effects(self) -> tuple[Effect, ...]:
+        wanted = "effects must be several Effect(name, plus, minus), each name once"
+        self._require(isinstance(self.effects, tuple | list), wanted, self.effects)
+        for effect in self.effects:
+            self._require(isinstance(effect, Effect), wanted, self.effects)
+            for variant in (*effect.plus, *effect.minus):
+                self._known(variant, f" in effect {effect.name}")
+        names = [effect.name for effect in self.effects]
+        self._require(len(set(names)) == len(names), wanted, names)
+        return tuple(self.effects)
 
     @property
     def secondary(self) -> tuple[tuple[str, str], ...]:
@@ -167,86 +227,3 @@ def _several(name: str, values: Any, check: Callable) -> tuple:
     if len(set(checked)) < len(checked):
         raise ValueError(f"{name} given twice: {', '.join(map(str, checked))}")
     return checked
-
-
-def _attentions(*names: str, **more: dict) -> dict[str, dict]:
-    """Variants that differ in their layer attention alone; "plain" has none."""
-    return {name: {"layer_attention": None if name == "plain" else name} for name in names} | more
-
-
-_LONG = {"source": "real", "epochs": 60, "warmup_epochs": 3.0, "batch_size": 128}
-_ONE_CYCLE = {"source": "real", "epochs": 4, "warmup_epochs": 0.8, "batch_size": 128}
-_MRLA_AGAINST_CONTROLS = (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
-_RATES = (0.05, 0.1, 0.2)
-SUITES = {suite.name: suite for suite in (
-    Suite(
-        "cifar10-thin56",
-        _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base", "depthwise-gated",
-                    "depthwise-carry", "mrla-light-released"),
-        {"depth": 56, "width": 8, **_LONG}, primary=_MRLA_AGAINST_CONTROLS,
-        contrasts=(("mrla-light", "depthwise-gated"), ("mrla-light", "depthwise-carry"),
-                   ("depthwise-gated", "depthwise"), ("depthwise-carry", "depthwise"),
-                   ("mrla-light", "mrla-light-released"), ("mrla-base", "depthwise")),
-        rates=_RATES,
-        about="does layer attention help, and which part of it: ResNet-56 of width 8, 60 epochs"),
-    Suite(
-        "cifar10-resnet20",
-        {**_attentions("plain", "depthwise", "layer", "uniform", "mrla-base", "mrla-light",
-                       "mrla-light-released"),
-         "se": {"layer_attention": None, "channel_attention": "se"},
-         "eca": {"layer_attention": None, "channel_attention": "eca"}},
-        {"depth": 20, "width": 16, **_LONG},
-        contrasts=(*_MRLA_AGAINST_CONTROLS, ("mrla-base", "depthwise"), ("layer", "mrla-base"),
-                   ("mrla-light", "mrla-light-released")),
-        rates=_RATES, about="the same in ResNet-20 of width 16, with Eq. 4, SE and ECA beside"),
-    Suite(
-        "cifar10-bottleneck56", _attentions("plain", "depthwise", "mrla-base", "mrla-light"),
-        {"depth": 56, "block": "bottleneck", **_LONG},
-        contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise")),
-        rates=_RATES, about="the same in ResNet-56 with bottleneck blocks"),
-    Suite(
-        "cifar10-lambda", _attentions("plain", "mrla-light", "mrla-light-lambda0", "mrla-light-lambda1"),
-        {"depth": 56, "width": 8, **_LONG},
-        contrasts=(("mrla-light", "mrla-light-lambda0"), ("mrla-light", "mrla-light-lambda1")),
-        rates=_RATES, about="does it matter where light's lambda starts: at random, at 0, at 1"),
-    *(Suite(f"cifar10-depth{depth}-width{width}",
-            _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base"),
-            {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS,
-            rates=_RATES,
-            about=f"ResNet-{depth} of width {width}: with the first two, a grid of depth and width")
-      for depth, width in ((20, 8), (56, 16))),
-    # Declared when its "mrla-light" still meant the released wiring: the primary contrast is that one's.
-    Suite(
-        "cifar10-thin56-cpu",
-        _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light-released", "mrla-light"),
-        {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1, 2),
-        primary=(("mrla-light-released", "depthwise"), ("mrla-base", "uniform")),
-        rates=_RATES, tuned_on="plain", note="CPU pilot",
-        about="the first suite with four epochs and three seeds, run on a CPU: its records are committed"),
-    *(Suite(
-        f"corridor-width{width}",
-        _attentions("depthwise", "depthwise-carry", "mrla-light", "uniform", "mrla-base"),
-        {"model": "corridor", "width": width, "steps": 500, "batch_size": 128, "source": "real",
-         "optimizer": "adamw", "learning_rate": 0.01}, seeds=tuple(range(10)),
-        primary=(("mrla-base", "uniform"),) if width == 4 else (),
-        contrasts=(("mrla-light", "depthwise-carry"),),
-        baseline="depthwise", note="positive control",
-        about=f"is choice found where it must help: the CIFAR corridor with layers of {width} channels")
-      for width in (4, 8, 16)),
-    *(Suite(
-        f"amnesia-{100 * wipe:02.0f}",
-        _attentions("depthwise", "mrla-light-released", "mrla-light", "depthwise-carry", "uniform",
-                    "mrla-base"),
-        {"depth": 26, "width": 8, "resolution": 16, "wipe": wipe, "epochs": 2, "warmup_epochs": 0.4,
-         "batch_size": 128, "source": "real"}, seeds=tuple(range(5)),
-        primary=(("uniform", "depthwise"), ("mrla-light", "depthwise"), ("mrla-light-released", "depthwise"))
-        if wipe == 0.15 else (), contrasts=(("mrla-base", "uniform"), ("mrla-light", "depthwise-carry")),
-        baseline="depthwise", note="positive control",
-        about=f"is memory found where it must help: {wipe:.0%} of the streams wiped between blocks")
-      for wipe in (0.0, 0.05, 0.15)),
-    Suite(
-        "smoke", _attentions("plain", "mrla-light"),
-        {"depth": 8, "width": 8, "batch_size": 32, "steps": 4, "source": "synthetic"}, seeds=(0, 1),
-        contrasts=(("mrla-light", "plain"),), note="a few steps, to see the engine run",
-        about="a few steps on the built-in images, to see the engine run", committed=False),
-)}

@@ -5,7 +5,8 @@ import pytest
 from tiny_suites import RECIPE, tiny_suite
 
 from mrla_minimal.lab.engine import TrainConfig, build_model
-from mrla_minimal.lab.evidence import SUITES
+from mrla_minimal.lab.evidence import SUITES, Effect
+from mrla_minimal.lab.evidence.declared import by_name
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -35,6 +36,15 @@ from mrla_minimal.lab.evidence import SUITES
     ({"rates": (0.1, "0.2")}, "rates must be a positive number"),
     ({"rates": (0.1, float("nan"))}, "rates must be a positive number"),
     ({"rates": (0.1, 0.1)}, "rates given twice"),
+    ({"measure": "accuracy"}, "measure must be one of 'test_accuracy', 'test_loss', 'first_epoch_loss'"),
+    ({"margin": 0}, "margin must be a positive number, or none, not 0"),
+    ({"margin": "0.5"}, "margin must be a positive number"),
+    ({"effects": Effect("memory", ("plain",), ("mrla-light",))}, "effects must be several Effect"),
+    ({"effects": (("plain", "mrla-light"),)}, "effects must be several Effect"),
+    ({"effects": 2 * (Effect("memory", ("plain",), ("mrla-light",)),)},
+     "each name once; not \\['memory', 'memory'\\]"),
+    ({"effects": (Effect("memory", ("mrla-base",), ("plain",)),)},
+     "unknown variant 'mrla-base' in effect memory; it has plain, mrla-light"),
     ({"note": None}, "note must be a text"), ({"committed": 1}, "committed must be True or False"),
 ])
 def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
@@ -42,11 +52,36 @@ def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
         tiny_suite(**changes)
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (("", ("a",), ("b",)), "name of an effect must be a text"), ((3, ("a",), ("b",)), "name of an effect"),
+    (("e", "ab", ("b",)), "effect e: plus must be several variants, not 'ab'"),
+    (("e", ("a",), ()), "effect e: minus must be several variants"),
+    (("e", ("a", "a"), ("b",)), "each variant may stand once"),
+    (("e", ("a",), ("b", "a")), "each variant may stand once"),
+    (("e", ("a",), ("b",), 1), "effect e: primary must be True or False"),
+])
+def test_a_wrong_effect_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Effect(*arguments)
+
+
+def test_an_effect_is_a_mean_minus_a_mean():
+    memory = Effect("memory", ["carry", "light"], ["depthwise", "gated"])
+    assert memory.weights == {"carry": 0.5, "light": 0.5, "depthwise": -0.5, "gated": -0.5}
+    assert Effect("three", ("a", "b", "c"), ("d",)).weights["d"] == -1.0
+
+
+def test_two_suites_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two suites are called tiny"):
+        by_name([tiny_suite(), tiny_suite(name="other"), tiny_suite(seeds=(5,))])
+
+
 def test_lists_and_numpys_numbers_are_as_good_as_tuples_and_pythons():
-    plain = tiny_suite(seeds=(0, 1, 2), rates=(0.05, 0.1), primary=(("mrla-light", "plain"),), contrasts=())
+    plain = tiny_suite(seeds=(0, 1, 2), rates=(0.05, 0.1), primary=(("mrla-light", "plain"),), contrasts=(),
+                       margin=0.5)
     other = tiny_suite(seeds=np.arange(3), rates=[np.float64(0.05), np.float64(0.1)],
                        primary=[["mrla-light", "plain"]], contrasts=[],
-                       tuning_seed=np.int64(100))
+                       tuning_seed=np.int64(100), effects=[], margin=np.float64(0.5))
     assert other == plain
     assert {type(seed) for seed in (*other.seeds, other.tuning_seed)} == {int}
     assert {type(rate) for rate in other.rates} == {float}

@@ -1,0 +1,98 @@
+"""The suites of this course, each written down before its first run."""
+
+from collections.abc import Iterable
+
+from mrla_minimal.lab.evidence.suites import Suite
+
+
+def by_name(suites: Iterable[Suite]) -> dict[str, Suite]:
+    """name -> suite. ValueError for two suites of one name: their records would mix."""
+    table = {}
+    for suite in suites:
+        if suite.name in table:
+            raise ValueError(f"two suites are called {suite.name}: give one of them another name")
+        table[suite.name] = suite
+    return table
+
+
+def _attentions(*names: str, **more: dict) -> dict[str, dict]:
+    """Variants that differ in their layer attention alone; "plain" has none."""
+    return {name: {"layer_attention": None if name == "plain" else name} for name in names} | more
+
+
+_LONG = {"source": "real", "epochs": 60, "warmup_epochs": 3.0, "batch_size": 128}
+_ONE_CYCLE = {"source": "real", "epochs": 4, "warmup_epochs": 0.8, "batch_size": 128}
+_MRLA_AGAINST_CONTROLS = (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
+_RATES = (0.05, 0.1, 0.2)
+SUITES = by_name((
+    Suite(
+        "cifar10-thin56",
+        _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base", "depthwise-gated",
+                    "depthwise-carry", "mrla-light-released"),
+        {"depth": 56, "width": 8, **_LONG}, primary=_MRLA_AGAINST_CONTROLS,
+        contrasts=(("mrla-light", "depthwise-gated"), ("mrla-light", "depthwise-carry"),
+                   ("depthwise-gated", "depthwise"), ("depthwise-carry", "depthwise"),
+                   ("mrla-light", "mrla-light-released"), ("mrla-base", "depthwise")),
+        rates=_RATES,
+        about="does layer attention help, and which part of it: ResNet-56 of width 8, 60 epochs"),
+    Suite(
+        "cifar10-resnet20",
+        {**_attentions("plain", "depthwise", "layer", "uniform", "mrla-base", "mrla-light",
+                       "mrla-light-released"),
+         "se": {"layer_attention": None, "channel_attention": "se"},
+         "eca": {"layer_attention": None, "channel_attention": "eca"}},
+        {"depth": 20, "width": 16, **_LONG},
+        contrasts=(*_MRLA_AGAINST_CONTROLS, ("mrla-base", "depthwise"), ("layer", "mrla-base"),
+                   ("mrla-light", "mrla-light-released")),
+        rates=_RATES, about="the same in ResNet-20 of width 16, with Eq. 4, SE and ECA beside"),
+    Suite(
+        "cifar10-bottleneck56", _attentions("plain", "depthwise", "mrla-base", "mrla-light"),
+        {"depth": 56, "block": "bottleneck", **_LONG},
+        contrasts=(("mrla-light", "depthwise"), ("mrla-base", "depthwise")),
+        rates=_RATES, about="the same in ResNet-56 with bottleneck blocks"),
+    Suite(
+        "cifar10-lambda", _attentions("plain", "mrla-light", "mrla-light-lambda0", "mrla-light-lambda1"),
+        {"depth": 56, "width": 8, **_LONG},
+        contrasts=(("mrla-light", "mrla-light-lambda0"), ("mrla-light", "mrla-light-lambda1")),
+        rates=_RATES, about="does it matter where light's lambda starts: at random, at 0, at 1"),
+    *(Suite(f"cifar10-depth{depth}-width{width}",
+            _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base"),
+            {"depth": depth, "width": width, **_LONG}, contrasts=_MRLA_AGAINST_CONTROLS,
+            rates=_RATES,
+            about=f"ResNet-{depth} of width {width}: with the first two, a grid of depth and width")
+      for depth, width in ((20, 8), (56, 16))),
+    # Declared when its "mrla-light" still meant the released wiring: the primary contrast is that one's.
+    Suite(
+        "cifar10-thin56-cpu",
+        _attentions("plain", "uniform", "mrla-base", "depthwise", "mrla-light-released", "mrla-light"),
+        {"depth": 56, "width": 8, **_ONE_CYCLE}, seeds=(0, 1, 2),
+        primary=(("mrla-light-released", "depthwise"), ("mrla-base", "uniform")),
+        rates=_RATES, tuned_on="plain", note="CPU pilot",
+        about="the first suite with four epochs and three seeds, run on a CPU: its records are committed"),
+    *(Suite(
+        f"corridor-width{width}",
+        _attentions("depthwise", "depthwise-carry", "mrla-light", "uniform", "mrla-base"),
+        {"model": "corridor", "width": width, "steps": 500, "batch_size": 128, "source": "real",
+         "optimizer": "adamw", "learning_rate": 0.01}, seeds=tuple(range(10)),
+        primary=(("mrla-base", "uniform"),) if width == 4 else (),
+        contrasts=(("mrla-light", "depthwise-carry"),),
+        baseline="depthwise", note="positive control",
+        about=f"is choice found where it must help: the CIFAR corridor with layers of {width} channels")
+      for width in (4, 8, 16)),
+    *(Suite(
+        f"amnesia-{100 * wipe:02.0f}",
+        _attentions("depthwise", "mrla-light-released", "mrla-light", "depthwise-carry", "uniform",
+                    "mrla-base"),
+        {"depth": 26, "width": 8, "resolution": 16, "wipe": wipe, "epochs": 2, "warmup_epochs": 0.4,
+         "batch_size": 128, "source": "real"}, seeds=tuple(range(5)),
+        primary=(("uniform", "depthwise"), ("mrla-light", "depthwise"), ("mrla-light-released", "depthwise"))
+        if wipe == 0.15 else (), contrasts=(("mrla-base", "uniform"), ("mrla-light", "depthwise-carry")),
+        baseline="depthwise", note="positive control",
+        about=f"is memory found where it must help: {wipe:.0%} of the streams wiped between blocks")
+      for wipe in (0.0, 0.05, 0.15)),
+    Suite(
+        "smoke", _attentions("plain", "mrla-light"),
+        {"depth": 8, "width": 8, "batch_size": 32, "steps": 4, "source": "synthetic"}, seeds=(0, 1),
+        contrasts=(("mrla-light", "plain"),), note="a few steps, to see the engine run",
+        about="a few steps on the built-in images, to see the engine run", committed=False),
+))
