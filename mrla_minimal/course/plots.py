@@ -24,6 +24,7 @@ __all__ = [
     "plot_suite",
     "quiz_bars",
     "save_figure",
+    "use_style",
 ]
 
 # The corridor quiz's methods look like their kin on images; "last" and "state" have none.
@@ -70,6 +71,16 @@ HATCHES = {
 }
 
 
+def use_style() -> None:
+    """Text of 12 points at 110 dots an inch, so that a figure 9 inches wide can be read in a notebook."""
+    plt.rcParams.update({
+        "figure.dpi": 110,
+        "font.size": 12,
+        "axes.titlesize": "medium",
+        "figure.constrained_layout.use": True,
+    })
+
+
 def quiz_bars(accuracies: Mapping[str, Mapping[str, float]], chance: float = 1 / 8) -> Figure:
     """The corridor quiz: a panel a question, a bar a method.
 
@@ -77,17 +88,18 @@ def quiz_bars(accuracies: Mapping[str, Mapping[str, float]], chance: float = 1 /
     solved. Returns the figure.
     """
     most = max(map(len, accuracies.values()))
-    size = (7 if len(accuracies) == 1 else 9, 1.2 + 0.4 * most)
+    size = (7 if len(accuracies) == 1 else 9, 1.3 + 0.45 * most)
     figure, axes = plt.subplots(1, len(accuracies), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, bars) in zip(axes[0], accuracies.items(), strict=True):
         for position, (method, accuracy) in enumerate(bars.items()):
             look = {"color": COLOURS.get(method, "white"), "hatch": HATCHES.get(method), "edgecolor": "black"}
             axis.barh(position, accuracy, 0.7, **look)
             verdict = "solved" if accuracy > 0.95 else "not solved" if accuracy < 0.6 else "between"
-            axis.text(max(accuracy, chance) + 0.03, position, verdict, va="center", fontsize=9)
+            axis.text(max(accuracy, chance) + 0.03, position, verdict, va="center")
         axis.axvline(chance, color="black", linestyle="--", linewidth=1)
         axis.set_yticks(range(len(bars)), [LABELS.get(method, method) for method in bars])
-        axis.set(title=title, xlim=(0, 1.5), ylim=(len(bars) - 0.4, -0.6), xlabel="accuracy (dashed: chance)")
+        axis.set(title=title, xlim=(0, 1.35), ylim=(len(bars) - 0.4, -0.6))
+        axis.set_xlabel("accuracy (dashed: chance)")
         axis.set_xticks([0, 0.5, 1])
     return figure
 
@@ -118,7 +130,7 @@ def attention_map(
             missing = math.isnan(weight)
             text = "\u00d7" if missing else f"{weight:.2f}" if show_numbers else ""
             colour = "#BBBBBB" if missing else "white" if weight > 0.5 else "black"
-            axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+            axis.text(x, y, text, ha="center", va="center", color=colour, fontsize="small")
     axis.set_xticks(range(columns), range(1, columns + 1))
     axis.set_yticks(range(len(full)), range(1, len(full) + 1))
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -134,7 +146,7 @@ def _sheet(
     edge = 1.8 if newest else 0.6
     axis.add_patch(plt.Rectangle((x, y), width, 0.5, facecolor="white", linewidth=0))
     axis.add_patch(plt.Rectangle((x, y), width, 0.5, facecolor=face, edgecolor="black", linewidth=edge))
-    axis.text(x + width / 2, y + 0.25, text, ha="center", va="center", fontsize=9)
+    axis.text(x + width / 2, y + 0.25, text, ha="center", va="center", fontsize="medium")
 
 
 def _draw_memory(axis: Axes, kind: str, layer: int) -> None:
@@ -145,57 +157,44 @@ def _draw_memory(axis: Axes, kind: str, layer: int) -> None:
             _sheet(axis, left, 0.62 * (s - 1), f"$X^{s}$", COLOURS[kind], newest=s == layer)
     elif kind == "mrla-base":
         for s in range(1, layer + 1):
-            _sheet(axis, left, 0.62 * (s - 1), f"$k^{s}$", "white", width=0.3, newest=s == layer)
-            _sheet(axis, left + 0.3, 0.62 * (s - 1), f"$v^{s}$", COLOURS[kind], 0.42, newest=s == layer)
+            _sheet(axis, left - 0.1, 0.62 * (s - 1), f"$k^{s}$", "white", 0.38, newest=s == layer)
+            _sheet(axis, left + 0.28, 0.62 * (s - 1), f"$v^{s}$", COLOURS[kind], 0.46, newest=s == layer)
     elif kind == "state":
         for behind in (3, 2, 1):
             _sheet(axis, left + 0.06 * behind, 0.09 * behind, "", COLOURS[kind], width=0.5)
         _sheet(axis, left, 0, f"$S^{layer}$", COLOURS[kind], width=0.5, newest=True)
     else:
-        _sheet(axis, left, 0, f"$O^{layer}$", COLOURS[kind], newest=True)
+        name = "O" if kind == "mrla-light" else "Y"
+        _sheet(axis, left, 0, f"${name}^{layer}$", COLOURS[kind], newest=True)
 
 
 def draw_four_memories(layers: int = 4) -> Figure:
-    """Four answers to "what does a layer carry forward?": what each of `layers` layers hands to the next.
+    """Four answers to "what does a layer carry forward?", and what the released code of MRLA-light does.
 
-    Returns the figure.
+    A panel each: what each of `layers` layers hands to the next. Returns the figure.
     """
     panels = {
-        "layer": (
-            "layer attention, Eq. 4",
-            "every feature map",
-            "projected again by each layer",
-            "T(T+1)/2 projections",
-        ),
-        "mrla-base": (
-            "MRLA-base, Eq. 6",
-            "every key and value",
-            "read by each later layer",
-            "T projections",
-        ),
-        "state": (
-            "running state",
-            "one sum of key-value products",
-            "d maps, exact without softmax",
-            "T projections",
-        ),
-        "mrla-light": (
-            "MRLA-light, Eq. 8",
-            "one running output",
-            "gated when it is written",
-            "T projections",
-        ),
+        "layer": ("Eq. 4", "every feature map,", "projected again by each layer"),
+        "mrla-base": ("MRLA-base, Eq. 6", "every key and value,", "read by each later layer"),
+        "state": ("running state", "one sum of products k\u1d40v:", "as large as d maps"),
+        "mrla-light": ("MRLA-light, Eq. 8", "one running output,", "gated when it is written"),
+        "mrla-light-released": ("MRLA-light, released", "no attention output:", "the block's output Y alone"),
     }
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained", sharey=True)
-    for axis, (kind, (title, kept, how, cost)) in zip(axes, panels.items(), strict=True):
+    figure, axes = plt.subplots(
+        2, 3, figsize=(9, 5.8), height_ratios=(0.62 * layers + 0.4, 1.4), layout="constrained"
+    )
+    *used, last = axes.flat
+    for axis, (kind, (title, kept, how)) in zip(used, panels.items(), strict=True):
         for layer in range(1, layers + 1):
             _draw_memory(axis, kind, layer)
             if layer < layers:
                 axis.annotate("", (layer + 0.7, -0.2), (layer + 0.1, -0.2), arrowprops={"arrowstyle": "->"})
-        axis.set_title(title, fontsize=11, fontweight="bold")
+        height = 0.62 * layers + 0.05 if axis in axes[0] else 0.9
+        axis.set_title(title, fontweight="bold")
         axis.set_xticks(range(1, layers + 1))
         axis.set_yticks([])
-        axis.set(xlim=(0.5, layers + 0.6), ylim=(-0.4, 0.62 * layers + 0.05))
-        axis.set_xlabel(f"layer t\n\nkeeps {kept}\n{how}\n{cost}", fontsize=9)
+        axis.set(xlim=(0.4, layers + 0.6), ylim=(-0.4, height), xlabel=f"layer t\n{kept}\n{how}")
         axis.spines[["left", "right", "top"]].set_visible(False)
+    last.text(0, 0.9, "thick edge:\nmade by layer t\n\narrow:\nhanded on", va="top", transform=last.transAxes)
+    last.axis("off")
     return figure

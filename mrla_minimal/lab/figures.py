@@ -61,7 +61,7 @@ LABELS = {
     "mrla-light-lambda1": "MRLA-light, lambda from 1",
     "mrla-base": "MRLA-base",
     "base-zero-query": "MRLA-base, queries from 0",
-    "layer": "layer attention (Eq. 4)",
+    "layer": "Eq. 4",
     "uniform": "uniform mean",
     "depthwise": "depthwise",
     "depthwise-relu": "depthwise, ReLU",

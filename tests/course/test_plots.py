@@ -41,8 +41,16 @@ def test_attention_map_marks_what_is_not_read():
 def test_the_four_memories_grow_as_they_should():
     figure = plots.draw_four_memories(layers=5)
     counts = [sum(text.get_text().startswith("$") for text in axis.texts) for axis in figure.axes]
-    # 1 + .. + 5 maps; a key and a value for each of them; one state a layer; one map a layer
-    assert counts == [15, 30, 5, 5]
+    # 1 + .. + 5 maps; a key and a value for each of them; one state a layer; one map a layer, twice
+    assert counts == [15, 30, 5, 5, 5, 0]
+
+
+def test_the_style_is_that_of_every_figure_after_it():
+    with plt.rc_context():
+        plots.use_style()
+        figure, axis = plt.subplots()
+        label = axis.set_xlabel("layers")
+        assert (figure.dpi, label.get_size(), axis.title.get_size()) == (110, 12, 12)
 
 
 def test_each_quiz_method_looks_like_its_kin_and_like_no_other():
