@@ -176,7 +176,7 @@ def draw_four_memories(layers: int = 4) -> Figure:
     panels = {
         "layer": ("Eq. 4", "every feature map,", "projected again by each layer"),
         "mrla-base": ("MRLA-base, Eq. 6", "every key and value,", "read by each later layer"),
-        "state": ("running state", "one sum of products k\u1d40v:", "as large as d maps"),
+        "state": ("running state", "one sum of products k\u1d40v,", "which does not grow"),
         "mrla-light": ("MRLA-light, Eq. 8", "one running output,", "gated when it is written"),
         "mrla-light-released": ("MRLA-light, released", "no attention output:", "the block's output Y alone"),
     }
