@@ -40,7 +40,6 @@ NOT_YET = {
     "03": "glossary captions style width words",
     "04": "glossary captions style width words",
     "05": "glossary captions style width words",
-    "06": "glossary captions style width words",
     "07": "glossary captions style width",
     "08": "glossary captions style width words",
     "09": "glossary captions style width words",
