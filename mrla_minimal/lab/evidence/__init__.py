@@ -2,6 +2,7 @@
 
 from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, summarise
 from mrla_minimal.lab.evidence.declared import SUITES
+from mrla_minimal.lab.evidence.designs import Effect, LogUniform
 from mrla_minimal.lab.evidence.intervals import (
     MARGIN,
     detectable_difference,
@@ -14,8 +15,9 @@ from mrla_minimal.lab.evidence.planning import plan_suite
 from mrla_minimal.lab.evidence.records import load_interventions, load_records, merge_records
 from mrla_minimal.lab.evidence.report import report, report_interventions
 from mrla_minimal.lab.evidence.running import run_suite
-from mrla_minimal.lab.evidence.suites import Effect, Suite
+from mrla_minimal.lab.evidence.suites import Suite
 
-__all__ = ["MARGIN", "SUITES", "Contrast", "Effect", "Suite", "Summary", "detectable_difference", "holm",
-           "load_interventions", "load_records", "merge_records", "paired_interval", "plan_suite",
-           "pooled_error", "reading", "report", "report_interventions", "run_suite", "summarise"]
+__all__ = ["MARGIN", "SUITES", "Contrast", "Effect", "LogUniform", "Suite", "Summary",
+           "detectable_difference", "holm", "load_interventions", "load_records", "merge_records",
+           "paired_interval", "plan_suite", "pooled_error", "reading", "report", "report_interventions",
+           "run_suite", "summarise"]

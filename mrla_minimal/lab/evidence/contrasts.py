@@ -73,7 +73,7 @@ class Summary:
     source: str
     baseline: str
     accuracies: dict[str, dict[int, float]]         # variant -> seed -> accuracy
-    rates: dict[str, float]                         # variant -> learning rate
+    rates: dict[str, float]                         # variant -> learning rate, unless each seed drew its own
     contrasts: list[Contrast] = field(default_factory=list)
     diverged: dict[str, list[int]] = field(default_factory=dict)        # variant -> seeds without an accuracy
     unknown: dict[str, list[int]] = field(default_factory=dict)         # variants that are gone -> seeds
@@ -111,12 +111,14 @@ def summarise(records: Iterable[dict], suite: Suite) -> Summary:
         raise NoRuns(f"no finished runs of suite {suite.name} ({', '.join(suite.variants)}) yet{others}")
     _one_of_each(finished, "recipe", lambda record: with_defaults(suite.recipe_of(record["config"])))
     _one_of_each(finished, "data", lambda record: {name: record[name] for name in ("source", "fingerprint")})
+    suite.check_draws(finished)
     accuracies, rates = {}, {}
     for variant in suite.variants:
         of_variant = [record for record in finished if record["variant"] == variant]
         if of_variant:
-            rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})",
-                                          lambda record: record["learning_rate"])
+            if "learning_rate" not in suite.draws:
+                rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})",
+                                              lambda record: record["learning_rate"])
             defined = dataclasses.asdict(suite.config(variant, 0))
             for record in of_variant:
                 check_definition(suite, record, suite.variant_fields(), defined)

@@ -100,6 +100,6 @@ def check_definitions(suite: Suite, variants: Sequence[str], records: Iterable[d
     """
     for record in records:
         if record["suite"] == suite.name and record["variant"] in variants:
-            now = dataclasses.asdict(suite.config(record["variant"], 0, **changes))
-            fields = {*now, *record["config"]} - {*NOT_RECIPE, "validation", *changes}
+            now = dataclasses.asdict(suite.config(record["variant"], record["seed"], **changes))
+            fields = {*now, *record["config"]} - ({*NOT_RECIPE, "validation", *changes} - {*suite.draws})
             check_definition(suite, record, sorted(fields), now)

@@ -23,8 +23,8 @@ def report(summary: Summary) -> str:
         values = [100 * value for value in runs.values()]
         deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
         seeds = " ".join(map(str, sorted(runs)))
-        lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} "
-                     f"{summary.rates[variant]:>6g}")
+        rate = f"{summary.rates[variant]:g}" if variant in summary.rates else "drawn"
+        lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} {rate:>6}")
     for what, variants in (("diverged", summary.diverged), ("not of this suite any more", summary.unknown)):
         lines += [f"{variant:<20} {what}: seeds {', '.join(map(str, seeds))}"
                   for variant, seeds in variants.items()]

@@ -6,12 +6,13 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mrla_minimal.lab.arguments import boolean, integer, one_of, or_none, positive, shown, text
+from mrla_minimal.lab.arguments import boolean, integer, one_of, or_none, positive, shown
 from mrla_minimal.lab.engine import TrainConfig
+from mrla_minimal.lab.evidence.designs import Effect, LogUniform
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
 NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
@@ -37,39 +38,6 @@ def beyond_defaults(config: dict) -> dict:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """The mean of some variants minus the mean of others, under a name: what a pair of variants cannot ask.
-
-    Of a 2 x 2, Effect("memory", plus=both variants with it, minus=both without) is the main effect, and with
-    the two diagonals in their place half of the interaction. Raises ValueError naming what is wrong.
-    """
-
-    name: str
-    plus: tuple[str, ...]
-    minus: tuple[str, ...]
-    primary: bool = True
-
-    def __post_init__(self):
-        object.__setattr__(self, "name", text("the name of an effect", self.name))
-        object.__setattr__(self, "primary", boolean(f"effect {self.name}: primary", self.primary))
-        for field in ("plus", "minus"):
-            given = getattr(self, field)
-            if not isinstance(given, tuple | list) or not given:
-                raise ValueError(f"effect {self.name}: {field} must be several variants, not {shown(given)}")
-            object.__setattr__(self, field, tuple(given))
-        variants = (*self.plus, *self.minus)
-        if any(variants.count(variant) > 1 for variant in variants):
-            raise ValueError(f"effect {self.name}: each variant may stand once, in plus or in minus; not "
-                             f"{shown(self.plus)} minus {shown(self.minus)}")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """variant -> its weight: those of `plus` sum to 1, those of `minus` to -1."""
-        return {variant: 1 / len(self.plus) for variant in self.plus} | {
-            variant: -1 / len(self.minus) for variant in self.minus}
-
-
-@dataclass(frozen=True)
 class Suite:
     """What is run and what will be asked, both written down before the first run.
 
@@ -81,6 +49,8 @@ class Suite:
     measure    what all of these are asked of: one of MEASURES
     margin     a difference below it counts as nothing: in points for an accuracy, in nat for a loss.
                None: `intervals.MARGIN`, and for a loss nothing is said to be nothing
+    draws      field -> LogUniform: the part of the recipe that a seed draws, the same for all its variants.
+               So what is found holds for a range of recipes, and intervals cover it
     rates      learning rates to try on the validation split with `tuning_seed`, by every variant, or by
                `tuned_on` alone
     note       stands in every record and table; `about` is the line by which the suite is listed
@@ -106,6 +76,7 @@ class Suite:
     measure: str = "test_accuracy"
     margin: float | None = None
     effects: tuple[Effect, ...] = ()
+    draws: dict[str, LogUniform] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         try:
@@ -115,7 +86,7 @@ class Suite:
             raise ValueError(f"{where}{error}") from None
 
     def _check(self) -> None:
-        for field in ("variants", "recipe"):
+        for field in ("variants", "recipe", "draws"):
             given = getattr(self, field)
             self._require(isinstance(given, dict), f"{field} must be a dictionary", given)
         self._require(self.variants, "variants must hold at least one", self.variants)
@@ -138,11 +109,17 @@ class Suite:
         self._known(self.baseline, " as baseline")
         if self.tuned_on is not None:
             self._known(self.tuned_on, " in tuned_on")
+        for name, drawn in self.draws.items():
+            self._require(isinstance(drawn, LogUniform), f"draws: {name} must be a LogUniform", drawn)
+            self._require(name != "learning_rate" or not self.rates,
+                          "the learning rate is either drawn or tuned by rates", self.rates)
         for name, fields in self.variants.items():
             self._require(isinstance(fields, dict), f"variant {name} must be a dictionary of fields", fields)
             for field in ("seed", "validation"):
                 given = {**self.recipe, **fields}
                 self._require(field not in given, f"{field} is the suite's own to choose", given)
+            for field in self.draws:
+                self._require(field not in given, f"{field} is drawn, and given as well", given)
             self.config(name, 0)        # a wrong field or value is told now, not after hours
 
     def _set(self, field: str, value: Any) -> None:
@@ -193,9 +170,14 @@ class Suite:
         """The TrainConfig of one run."""
         self._known(variant)
         try:
-            return TrainConfig(**{**self.recipe, **self.variants[variant], "seed": seed, **changes})
+            return TrainConfig(**{**self.recipe, **self.variants[variant], **self.drawn(seed), "seed": seed,
+                                  **changes})
         except TypeError as error:
             raise ValueError(f"suite {self.name}, variant {variant}: {error}") from None
+
+    def drawn(self, seed: int) -> dict[str, float]:
+        """What a seed draws: field -> number, the same whatever other fields are drawn."""
+        return {name: drawn.draw(self.name, seed, name) for name, drawn in self.draws.items()}
 
     def variant_fields(self) -> list[str]:
         """The fields in which the variants differ."""
@@ -203,8 +185,21 @@ class Suite:
 
     def recipe_of(self, config: dict) -> dict:
         """The part of a configuration that runs must share to be compared: what differs from the defaults."""
-        left_out = {*NOT_RECIPE, *self.variant_fields()}
+        left_out = {*NOT_RECIPE, *self.variant_fields(), *self.draws}
         return {name: value for name, value in beyond_defaults(config).items() if name not in left_out}
+
+    def check_draws(self, records: Iterable[dict]) -> None:
+        """ValueError unless all records of a seed have the same drawn values: only then are they a pair."""
+        first = {}
+        for record in records:
+            config = with_defaults(record["config"])
+            other = first.setdefault(record["seed"], record)
+            for name in self.draws:
+                one, two = with_defaults(other["config"])[name], config[name]
+                if one != two:
+                    raise ValueError(f"suite {self.name}, seed {record['seed']}: {other['variant']} was run "
+                                     f"with {name} {one:g}, {record['variant']} with {two:g}: they are not "
+                                     "compared")
 
 
 def check_seeds(name: str, seeds: Any) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import pytest
 from tiny_suites import RECIPE, tiny_suite
 
 from mrla_minimal.lab.engine import TrainConfig, build_model
-from mrla_minimal.lab.evidence import SUITES, Effect
+from mrla_minimal.lab.evidence import SUITES, Effect, LogUniform
 from mrla_minimal.lab.evidence.declared import by_name
 
 
@@ -45,6 +45,13 @@ from mrla_minimal.lab.evidence.declared import by_name
      "each name once; not \\['memory', 'memory'\\]"),
     ({"effects": (Effect("memory", ("mrla-base",), ("plain",)),)},
      "unknown variant 'mrla-base' in effect memory; it has plain, mrla-light"),
+    ({"draws": ["learning_rate"]}, "draws must be a dictionary"),
+    ({"draws": {"learning_rate": (0.05, 0.3)}}, "draws: learning_rate must be a LogUniform; not"),
+    ({"draws": {"colour": LogUniform(1, 2)}}, "suite tiny, variant plain.*colour"),
+    ({"draws": {"head_dim": LogUniform(8.5, 8.6)}}, "head_dim must be a positive integer"),
+    ({"draws": {"learning_rate": LogUniform(0.05, 0.3)}, "rates": (0.1,)}, "either drawn or tuned by rates"),
+    ({"draws": {"learning_rate": LogUniform(0.05, 0.3)}, "recipe": {**RECIPE, "learning_rate": 0.1}},
+     "learning_rate is drawn, and given as well"),
     ({"note": None}, "note must be a text"), ({"committed": 1}, "committed must be True or False"),
 ])
 def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
