@@ -60,13 +60,15 @@ def record_attention(model: nn.Module) -> Iterator[Weights]:
 
 
 @contextmanager
-def freeze_attention(model: nn.Module, how: str, images: Tensor | None = None) -> Iterator[nn.Module]:
+def freeze_attention(model: nn.Module, how: str, images: Tensor | None = None,
+                     original: nn.Module | None = None) -> Iterator[nn.Module]:
     """with freeze_attention(model, how): model(images) runs with its attention's choices taken away.
 
     how = "mean"      every image gets the mean weights of its layer and head over `images` (needed)
           "shuffle"   every image gets the weights that another image of its batch has when left alone (a
                       forward pass of its own, in evaluation mode, finds them): one permutation, the same at
-                      all layers; of a batch of one image, its own
+                      all layers; of a batch of one image, its own. That pass is one of `original`, or of the
+                      model itself: give a copy of it if inside the context the model is changed further
           "uniform"   1 / t for each of t layers; a gate gets its layer's mean over `images` (then needed)
                       and heads
 
@@ -80,7 +82,7 @@ def freeze_attention(model: nn.Module, how: str, images: Tensor | None = None) -
     if not _places(net):
         raise ValueError("the model has no attention weights to freeze")
     if how == "shuffle":
-        hooks = _hook_shuffling(net)
+        hooks = _hook_shuffling(net, net if original is None else _net_of(original))
     else:
         hooks = _hook_weights(net, _constant_weights(net, how, images))
     try:
@@ -224,7 +226,7 @@ def _mean_weights(net: nn.Module, images: Tensor, batch_size: int = 500) -> Weig
     return [[total / len(images) for total in row] for row in sums]
 
 
-def _hook_shuffling(net: nn.Module) -> list[RemovableHandle]:
+def _hook_shuffling(net: nn.Module, original: nn.Module) -> list[RemovableHandle]:
     """Find, before each forward pass, the weights of images left alone; then give each image another one's.
 
     The weights of a shuffled pass would not do: from the second layer on they are of a shuffled image.
@@ -238,8 +240,8 @@ def _hook_shuffling(net: nn.Module) -> list[RemovableHandle]:
             return
         looking = True
         try:
-            with torch.no_grad(), in_evaluation(net), record_attention(net) as own:
-                net(*arguments, **named_arguments)
+            with torch.no_grad(), in_evaluation(original), record_attention(original) as own:
+                original(*arguments, **named_arguments)
         finally:
             looking = False
         count = next(len(weights) for row in own for weights in row if weights is not None)

@@ -1,8 +1,11 @@
-"""What the net of a configuration is given: images held out or not, averaged down, or hung in corridors."""
+"""What the net of a configuration is given: images held out or not, averaged down, or hung in corridors.
+
+And in which order, cropped and flipped how.
+"""
 
 from dataclasses import dataclass
 
-from mrla_minimal.lab.data import Cifar, Split, averaged, hold_out
+from mrla_minimal.lab.data import Cifar, EpochPlan, Split, averaged, hold_out, plan_epoch
 from mrla_minimal.lab.data.corridors import KINDS, hang, require_cifar10
 from mrla_minimal.lab.data.images import PADDING
 from mrla_minimal.lab.engine.config import TrainConfig
@@ -21,6 +24,26 @@ class Inputs:
 def crop_padding(config: TrainConfig) -> int:
     """Pixels of padding before a random crop: an eighth of the resolution, rounded down."""
     return PADDING * config.resolution // 32
+
+
+def steps_asked_for(config: TrainConfig, steps_per_epoch: int) -> int:
+    """How many optimiser steps a configuration asks for."""
+    return config.steps or config.epochs * steps_per_epoch
+
+
+def is_augmented(config: TrainConfig, size: int) -> bool:
+    """Whether training on `size` images crops and flips them.
+
+    With augment "auto": where each image is seen more than once, but no corridor.
+    """
+    steps_per_epoch = size // config.batch_size     # the incomplete last batch of an epoch is left out
+    by_itself = steps_asked_for(config, steps_per_epoch) > steps_per_epoch and config.model != "corridor"
+    return config.augment == "on" or (config.augment == "auto" and by_itself)
+
+
+def planned_epoch(config: TrainConfig, size: int, epoch: int) -> EpochPlan:
+    """The plan of one epoch, counted from 0, of training on `size` images: their order, crops and flips."""
+    return plan_epoch(size, config.seed, epoch, is_augmented(config, size), crop_padding(config))
 
 
 def prepared(config: TrainConfig, data: Cifar) -> Inputs:

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mrla_minimal.lab import arguments
-from mrla_minimal.lab.data import Cifar, Split, load_cifar, normalise, plan_epoch, take_batch
+from mrla_minimal.lab.data import Cifar, Split, load_cifar, normalise, take_batch
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT, names_of_finite
 from mrla_minimal.lab.engine.config import TrainConfig
-from mrla_minimal.lab.engine.inputs import crop_padding, prepared
+from mrla_minimal.lab.engine.inputs import planned_epoch, prepared, steps_asked_for
 from mrla_minimal.lab.engine.model import build_model, build_optimizer, learning_rate_at, try_model
 from mrla_minimal.lab.engine.precision import (
     SMALLEST_SCALE,
@@ -121,7 +121,7 @@ class Run:
 
     def steps_of(self, config: TrainConfig) -> int:
         """How many steps a configuration asks for, on this run's images."""
-        return config.steps or config.epochs * self.steps_per_epoch
+        return steps_asked_for(config, self.steps_per_epoch)
 
     @property
     def finished(self) -> bool:
@@ -140,10 +140,7 @@ class Run:
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's share of the current step's images (normalised) and labels."""
         if self._plan[0] != self.epoch:
-            by_itself = self.total_steps > self.steps_per_epoch and self.config.model != "corridor"
-            augment = self.config.augment == "on" or (self.config.augment == "auto" and by_itself)
-            plan = plan_epoch(len(self.training), self.config.seed, self.epoch, augment,
-                              crop_padding(self.config))
+            plan = planned_epoch(self.config, len(self.training), self.epoch)
             self._plan = self.epoch, plan.to(self.world.device)
         share = self.config.batch_size // self.world.size
         start = self.step % self.steps_per_epoch * self.config.batch_size + self.world.rank * share

@@ -11,13 +11,14 @@ from mrla_minimal.lab.evidence.intervals import (
     pooled_error,
     reading,
 )
+from mrla_minimal.lab.evidence.intervention_table import intervention_means, report_interventions
 from mrla_minimal.lab.evidence.planning import plan_suite
 from mrla_minimal.lab.evidence.records import load_interventions, load_records, merge_records
-from mrla_minimal.lab.evidence.report import report, report_interventions
+from mrla_minimal.lab.evidence.report import report
 from mrla_minimal.lab.evidence.running import run_suite
 from mrla_minimal.lab.evidence.suites import Suite
 
 __all__ = ["MARGIN", "SUITES", "Contrast", "Effect", "LogUniform", "Suite", "Summary",
-           "detectable_difference", "holm", "load_interventions", "load_records", "merge_records",
-           "paired_interval", "plan_suite", "pooled_error", "reading", "report", "report_interventions",
-           "run_suite", "summarise"]
+           "detectable_difference", "holm", "intervention_means", "load_interventions", "load_records",
+           "merge_records", "paired_interval", "plan_suite", "pooled_error", "reading", "report",
+           "report_interventions", "run_suite", "summarise"]

@@ -1,7 +1,8 @@
 """Does it matter what an attention chooses? One trained net, the same images, with its choices taken away."""
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,16 +10,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mrla_minimal.hosting import DropPath
 from mrla_minimal.lab.cost import undisturbed
-from mrla_minimal.lab.data import Cifar, Split, normalise
+from mrla_minimal.lab.data import Split, normalise, take_batch
+from mrla_minimal.lab.engine.config import TrainConfig
+from mrla_minimal.lab.engine.inputs import Inputs, is_augmented, planned_epoch, steps_asked_for
 from mrla_minimal.lab.engine.run import TrainingDiverged
 from mrla_minimal.looking import freeze_attention
 
 INTERVENTIONS = ("mean", "shuffle", "uniform")      # as in freeze_attention
-REFITTED = ("learned", "uniform")                   # what is tested with its norms taken anew, too
 # Training images. Their order comes from a hash of their pixels, so the first ones are a random sample.
 MEAN_OVER = 5000
 BATCH = 500
+# Training batches that norms are refitted on. Training's own moving averages, of momentum 0.1, rest on about
+# 19 batches: these are steadier, and take an eighth of an epoch.
+REFIT_BATCHES = 50
 
 
 def chooses(model: nn.Module) -> bool:
@@ -27,30 +33,52 @@ def chooses(model: nn.Module) -> bool:
                for stage in model.stages for block in stage)
 
 
-@contextmanager
-def refitted_norms(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Within it, every batch norm has the mean and variance that `images` now give; afterwards its own.
+def training_batches(config: TrainConfig, split: Split, count: int = REFIT_BATCHES) -> Iterator[Tensor]:
+    """The first batches of a run's last epoch, as they were trained on: cropped and flipped, normalised.
 
-    images: (N, channels, height, width), normalised. A net whose attention is changed after training feeds
-    its batch norms what they were not trained on. This takes that part of the damage away: no weight is
-    changed, only these statistics are (averaged over batches of 500). The model is in evaluation mode inside.
-    Raises ValueError without images.
+    split: the training images. Each batch is (batch_size, channels, height, width); if the epoch has fewer
+    than `count`, all of it comes.
     """
-    if len(images) == 0:
-        raise ValueError("refitting norms needs images")
+    steps_per_epoch = len(split) // config.batch_size
+    last = (steps_asked_for(config, steps_per_epoch) - 1) // steps_per_epoch
+    plan = planned_epoch(config, len(split), last).to(split.images.device)
+    for step in range(min(count, steps_per_epoch)):
+        start = step * config.batch_size
+        yield take_batch(split, plan, start, start + config.batch_size)[0]
+
+
+@contextmanager
+def refitted_norms(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
+    """Within it, every batch norm has the mean and variance that `batches` now give; afterwards its own.
+
+    batches: normalised images, (batch, channels, height, width) each, cropped and flipped as in training: a
+    net trained on crops loses points to norms fitted to whole images, even if nothing else is done to it.
+
+    A net whose attention is changed after training feeds its batch norms what they were not trained on. This
+    takes that part of the damage away: no weight is changed, only these statistics are, to plain averages
+    over the batches. The net sees them as in training, but nothing is dropped at random. Inside, the model
+    is in evaluation mode. Raises ValueError without images.
+    """
     norms = [module for module in model.modules()
-             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None]
+             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
-    # torch's own update_bn would put all of the net in training mode, drop_path too, and keep what it found.
-    with undisturbed(model, False, images.device):
+    device, seen = next(model.parameters()).device, 0
+    # torch's own update_bn would leave drop_path on, and keep what it found.
+    with undisturbed(model, True, device):
         try:
+            torch.manual_seed(0)        # of the amnesia host's wiped streams
+            for module in model.modules():
+                if isinstance(module, DropPath | nn.modules.dropout._DropoutNd):
+                    module.eval()
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None        # a plain average over the batches
-                norm.train()
             with torch.no_grad():
-                for batch in images.split(BATCH):
-                    model(batch)
+                for batch in batches:
+                    model(batch.contiguous(memory_format=torch.channels_last))
+                    seen += len(batch)
+            if not seen:
+                raise ValueError("refitting norms needs images")
             model.eval()
             yield
         finally:
@@ -76,43 +104,56 @@ def right_answers(model: nn.Module, split: Split) -> Tensor:
     return torch.cat(parts)
 
 
-def intervene(model: nn.Module, data: Cifar, mean_over: int = MEAN_OVER,
+def intervene(model: nn.Module, data: Inputs, config: TrainConfig, mean_over: int = MEAN_OVER,
               progress: bool = False) -> dict[str, Any] | None:
     """Test accuracies (fractions of 1) of a trained model with its attention's choices taken away.
 
-    None if it chooses nothing. Otherwise
+    data, config: what it was trained on, and how. None if it chooses nothing. Otherwise
 
     learned   as trained, in float32
     mean      each layer and head has its mean weights over the first `mean_over` training images
     shuffle   each test image gets the weights of another one of its batch of 500
     uniform   1 / t for each of t layers; a gate has its layer's mean over those images and over heads
-    learned_refitted, uniform_refitted      the same two after `refitted_norms` on those training images
-    changed   {mean, shuffle, uniform, uniform_refitted: [right answers lost, gained]}, against learned,
-              uniform_refitted against learned_refitted
+    changed   {mean, shuffle, uniform: [right answers lost, gained]}, against learned
     images    how many test images there were
+    refitted  {learned, mean, shuffle, uniform, changed}: the same with the norms of each net refitted, on
+              `training_batches`. The changes are against learned of these; that of learned itself, the
+              control, is against learned as trained. `augmented` says if training cropped and flipped
 
-    The test set is opened six times, and nothing is chosen by it. `progress` shows a bar of these six.
+    The test set is opened eight times, and nothing is chosen by it. `progress` shows a bar of these eight.
     Raises TrainingDiverged, as `right_answers`.
     """
     if not chooses(model):
         return None
     device = next(model.parameters()).device
-    test = data.test.to(device)
-    images = normalise(data.train.images[:mean_over].to(device))     # (mean_over, channels, height, width)
-    passes = [(how, False) for how in ("learned", *INTERVENTIONS)] + [(how, True) for how in REFITTED]
-    right = {}
-    for how, refit in tqdm(passes, disable=not progress, unit="test", desc="interventions", leave=False):
+    original = copy.deepcopy(model)     # whose weights are shuffled: no norm of it is ever refitted
+    test, train = data.test.to(device), data.train.to(device)
+    images = normalise(train.images[:mean_over])                     # (mean_over, channels, height, width)
+    right = {False: {}, True: {}}       # by whether norms are refitted, and how: boolean (test images,)
+    passes = [(refit, how) for refit in right for how in ("learned", *INTERVENTIONS)]
+    for refit, how in tqdm(passes, disable=not progress, unit="test", desc="interventions", leave=False):
         with ExitStack() as changes:
             if how != "learned":
-                changes.enter_context(freeze_attention(model, how, images))
+                changes.enter_context(freeze_attention(model, how, images, original))
             if refit:
-                changes.enter_context(refitted_norms(model, images))
-            right[f"{how}_refitted" if refit else how] = right_answers(model, test)
-    against = dict.fromkeys(INTERVENTIONS, "learned") | {"uniform_refitted": "learned_refitted"}
-    changed = {how: [int((right[base] & ~right[how]).sum()), int((~right[base] & right[how]).sum())]
-               for how, base in against.items()}
+                changes.enter_context(refitted_norms(model, training_batches(config, train)))
+            right[refit][how] = right_answers(model, test)
+    refitted = _compared(right[True])
+    refitted["changed"]["learned"] = _lost_and_gained(right[False]["learned"], right[True]["learned"])
+    refitted["augmented"] = is_augmented(config, len(train))
+    return _compared(right[False]) | {"images": len(test), "refitted": refitted}
+
+
+def _compared(right: dict[str, Tensor]) -> dict[str, Any]:
+    """The accuracies, and what each intervention changed against the net as learned."""
     accuracies = {how: answers.double().mean().item() for how, answers in right.items()}
-    return accuracies | {"changed": changed, "images": len(test)}
+    return accuracies | {"changed": {how: _lost_and_gained(right["learned"], right[how])
+                                     for how in INTERVENTIONS}}
+
+
+def _lost_and_gained(before: Tensor, after: Tensor) -> list[int]:
+    """How many answers, of boolean (images,), were right before alone, and after alone."""
+    return [int((before & ~after).sum()), int((~before & after).sum())]
 
 
 def standard_error(lost: int, gained: int, images: int) -> float:

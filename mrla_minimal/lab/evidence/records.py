@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mrla_minimal.lab.arguments import integer, one_of, positive, share, shown, text
+from mrla_minimal.lab.arguments import boolean, integer, one_of, positive, share, shown, text
 from mrla_minimal.lab.evidence.suites import beyond_defaults
 from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, to_line
 
@@ -47,9 +47,9 @@ def _tuned(name: str, value: Any) -> list:
     return value
 
 
-def _changed(name: str, value: Any) -> dict:
+def _changed(name: str, value: Any, hows: tuple[str, ...] = ("mean", "shuffle", "uniform")) -> dict:
     """Right answers lost and gained, of each intervention."""
-    for how in ("mean", "shuffle", "uniform", "uniform_refitted"):
+    for how in hows:
         pair = _table(name, value).get(how)
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"{name} must hold two counts for {how}, not {shown(pair)}")
@@ -58,15 +58,30 @@ def _changed(name: str, value: Any) -> dict:
     return value
 
 
+def _refitted(name: str, value: Any) -> dict:
+    """The interventions once more, with norms refitted: there "learned", too, is a change."""
+    fields = {**_ACCURACIES, "augmented": boolean,
+              "changed": functools.partial(_changed, hows=("learned", "mean", "shuffle", "uniform"))}
+    _check(_table(name, value), fields, f"{name}: ")
+    return value
+
+
+def _check(record: dict, fields: dict[str, Callable], where: str = "") -> None:
+    missing = [field for field in fields if field not in record]
+    if missing:
+        raise ValueError(f"{where}lacks {', '.join(missing)}")
+    for field, check in fields.items():
+        check(f"{where}{field}", record[field])
+
+
 _WHICH = {"id": text, "suite": text, "variant": text, "seed": functools.partial(integer, least=0)}
 _HOW = {"phase": functools.partial(one_of, allowed=("tuning", "final")), "learning_rate": positive,
         "config": _table}
 _DIVERGED = {**_WHICH, **_HOW, "test_accuracy": functools.partial(one_of, allowed=(None,)), "diverged": text}
 _RUN = {**_WHICH, **_HOW, "test_accuracy": share, "source": text, "fingerprint": text}
 _TUNING = {**_RUN, "metrics": _tuned}
-_OLD_INTERVENTION = {**_WHICH, "learned": share, "mean": share, "shuffle": share, "uniform": share}
-_INTERVENTION = {**_OLD_INTERVENTION, "learned_refitted": share, "uniform_refitted": share, "images": integer,
-                 "changed": _changed}
+_ACCURACIES = {"learned": share, "mean": share, "shuffle": share, "uniform": share}
+_INTERVENTION = {**_WHICH, **_ACCURACIES, "images": integer, "changed": _changed}
 
 
 def _fields_of_run(record: dict) -> dict:
@@ -76,7 +91,7 @@ def _fields_of_run(record: dict) -> dict:
 
 
 def _fields_of_intervention(record: dict) -> dict:
-    return _INTERVENTION if "changed" in record else _OLD_INTERVENTION
+    return _INTERVENTION | ({"refitted": _refitted} if "refitted" in record else {})
 
 
 # Reading
@@ -93,13 +108,8 @@ def _read(path: str | Path, kind: str, fields_of: Callable[[dict], dict]) -> lis
             _TOLD.add(complaint)
             print(f"note: {complaint}", file=sys.stderr)
     for number, record in enumerate(records, start=1):
-        fields = fields_of(record)
-        missing = [name for name in fields if name not in record]
         try:
-            if missing:
-                raise ValueError(f"lacks {', '.join(missing)}")
-            for name, check in fields.items():
-                check(name, record[name])
+            _check(record, fields_of(record))
         except ValueError as error:
             raise ValueError(f"{path} does not hold {kind}: record {number}: {error}") from None
     return records
@@ -115,18 +125,33 @@ def load_records(path: str | Path) -> list[dict]:
 
 
 def load_every_intervention(path: str | Path) -> list[dict]:
-    """All records of a file of interventions, as `load_records`: also those that a later line replaces."""
-    return _read(path, "interventions", _fields_of_intervention)
+    """All records of a file of interventions, as `load_records`: also those that another line replaces.
+
+    Older ones refitted norms on images without training's crops and flips. That is an intervention of its
+    own, which hurts: those numbers are left out. The rest of such a record holds.
+    """
+    records = _read(path, "interventions", _fields_of_intervention)
+    for record in records:
+        for name in ("learned_refitted", "uniform_refitted"):
+            record.pop(name, None)
+        record["changed"].pop("uniform_refitted", None)
+    return records
 
 
 def load_interventions(path: str | Path) -> list[dict]:
-    """The records of interventions, the latest of each run: what is measured anew stands below the old."""
-    return list({record["id"]: record for record in load_every_intervention(path)}.values())
+    """The records of interventions, one of each run: the latest of today's form, if there is one."""
+    records = load_every_intervention(path)
+    return list({record["id"]: record for record in sorted(records, key=is_whole)}.values())
+
+
+def is_whole(intervention: dict) -> bool:
+    """Whether it is of today's form, with norms refitted on images as training had them."""
+    return "refitted" in intervention
 
 
 def whole_interventions(path: str | Path) -> list[dict]:
-    """Those of today's form: older ones held four accuracies alone."""
-    return [record for record in load_interventions(path) if "changed" in record]
+    """Those of today's form: a net with none is measured anew, if it is at hand."""
+    return list(filter(is_whole, load_interventions(path)))
 
 
 def interventions_path(records_path: str | Path) -> Path:
@@ -146,10 +171,9 @@ def append_once(path: str | Path, record: dict, load: Callable[[str | Path], lis
 def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]:
     """Add the records of several files to `target`, and return all that it then holds.
 
-    Of runs, each id is kept once. Interventions (all files are named *-interventions.jsonl then) are kept
-    once each; those of an older form go first, since the later line of a run counts. Raises ValueError, and
-    writes nothing, if a file is not there or holds something else, or if records of one id have different
-    accuracies.
+    Each id is kept once; of interventions (all files are named *-interventions.jsonl then) one of an older
+    form goes where there is one of today's. Raises ValueError, and writes nothing, if a file is not there or
+    holds something else, or if records of one id and form have different accuracies.
     """
     paths = [Path(path) for path in paths]
     for path in paths:
@@ -162,17 +186,17 @@ def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]
                          f"{target} (interventions are in files named *{INTERVENTIONS}.jsonl)")
     load, compared = load_records, ("test_accuracy",)
     if of_interventions:
-        load, compared = load_every_intervention, ("learned", "mean", "shuffle", "uniform", "changed")
+        load, compared = load_every_intervention, (*_ACCURACIES, "changed", "refitted")
     with exclusive(f"{target}.lock"):
         merged = {}
         for path in (target, *paths):
             for record in load(path):
-                other = merged.setdefault((record["id"], "changed" in record), record)
+                other = merged.setdefault((record["id"], is_whole(record)), record)
                 if any(other.get(name) != record.get(name) for name in ("fingerprint", *compared)):
                     which = f"record {record['id']} ({record['variant']}, seed {record['seed']})"
                     raise ValueError(f"{path}: {which} differs from the one of the same id that was read "
                                      "before; keep one of them")
-        kept = sorted(merged.values(), key=lambda record: "changed" in record)      # no run holds that word
+        kept = [record for (id, whole), record in merged.items() if whole or (id, True) not in merged]
         replace_file(target, lambda file: file.write("".join(map(to_line, kept)).encode()))
     return kept
 

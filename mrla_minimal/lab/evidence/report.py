@@ -1,4 +1,4 @@
-"""The tables of a suite, as text: its variants, its contrasts, its interventions; and all of it as JSON."""
+"""The tables of a suite, as text: its variants and its contrasts; and all that is known of it, as JSON."""
 
 import dataclasses
 import statistics
@@ -7,7 +7,7 @@ from typing import Any
 
 from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Summary
 from mrla_minimal.lab.evidence.intervals import MARGIN, Interval
-from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
+from mrla_minimal.lab.evidence.intervention_table import intervention_means
 
 
 def _points(interval: Interval | None, missing: str) -> str:
@@ -52,33 +52,11 @@ def _decimals(number: float | None, places: int) -> str:
     return "-" if number is None else f"{number:.{places}f}"
 
 
-def report_interventions(records: Iterable[dict]) -> str:
-    """A table of intervention records: what each net reaches as learned, and without its choices."""
-    hows = "".join(f"{how:>15}" for how in INTERVENTIONS)
-    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard "
-             "error) without the choices", "",
-             f"{'':<81}{'norms refitted':>26}",
-             f"{'variant':<20} {'seed':>4} {'learned %':>10} {hows}{'learned %':>12}{'uniform':>15}"]
-    for record in sorted(records, key=lambda record: (record["variant"], record["seed"])):
-        changes = "".join(f"{_change(record, how, 'learned'):>15}" for how in INTERVENTIONS)
-        refitted = f"{100 * record['learned_refitted']:.2f}" if "learned_refitted" in record else "-"
-        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f} {changes}"
-                     f"{refitted:>12}{_change(record, 'uniform_refitted', 'learned_refitted'):>15}")
-    return "\n".join(lines)
-
-
-def _change(record: dict, how: str, base: str) -> str:
-    if how not in record or base not in record:
-        return "-"
-    change = f"{100 * (record[how] - record[base]):+.2f}"
-    if "changed" not in record:
-        return change
-    return f"{change} ({100 * standard_error(*record['changed'][how], record['images']):.2f})"
-
-
 def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dict[str, Any]:
     """The Summary as plain values for JSON, each contrast with its reading; accuracies are fractions of 1."""
     plain = dataclasses.asdict(summary)
     for row, contrast in zip(plain["contrasts"], summary.contrasts, strict=True):
         row["reading"] = contrast.reading
-    return plain | {"interventions": list(interventions)}
+    interventions = list(interventions)
+    means = [dataclasses.asdict(row) for row in intervention_means(interventions)]
+    return plain | {"interventions": interventions, "intervention_means": means}

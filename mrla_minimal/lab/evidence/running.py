@@ -197,7 +197,7 @@ class _Work:
             return None
         data = prepared(job.config, data)
         try:
-            found = intervene(model, data, progress=self.progress)
+            found = intervene(model, data, job.config, progress=self.progress)
         except TrainingDiverged as error:
             print(f"note: {job.folder} has no interventions: {error}")
             return None

@@ -46,8 +46,13 @@ def test_a_contrast_with_a_diverged_run_is_not_read():
 def test_the_summary_as_json_holds_what_the_table_does():
     suite, values, records = four_variants()
     summary = summarise(records, suite)
-    plain = json.loads(json.dumps(summary_as_json(summary, [{"learned": 0.5}])))
+    intervention = {"variant": "mrla-light", "images": 100,
+                    "changed": {"mean": [6, 1], "shuffle": [9, 2], "uniform": [6, 1]}}
+    plain = json.loads(json.dumps(summary_as_json(summary, iter([intervention]))))
     assert plain["accuracies"]["plain"] == {str(seed): value for seed, value in enumerate(values["plain"])}
     assert [row["reading"] for row in plain["contrasts"]] == [row.reading for row in summary.contrasts]
     assert plain["contrasts"][0]["interval"] == list(summary.contrasts[0].interval)
-    assert plain["interventions"] == [{"learned": 0.5}]
+    assert plain["interventions"] == [intervention]
+    assert plain["intervention_means"][1] == {"variant": "mrla-light", "intervention": "shuffle",
+                                              "norms_refitted": False, "nets": 1, "mean": -0.07,
+                                              "interval": None}

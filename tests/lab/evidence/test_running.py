@@ -282,10 +282,10 @@ def test_torchs_defaults_change_no_record(tmp_path, odd_defaults):
 
 def test_a_net_whose_interventions_are_not_finite_has_none_and_the_suite_goes_on(repository, monkeypatch,
                                                                                   capsys):
-    def broken(model, data, progress):
+    def broken(model, data, config, progress):
         with torch.no_grad():
             model.classifier.bias[0] = torch.nan
-        return intervene(model, data, progress=progress)
+        return intervene(model, data, config, progress=progress)
 
     monkeypatch.setattr(running, "intervene", broken)
     assert len(run_nets(("mrla-base", "plain"))) == 2

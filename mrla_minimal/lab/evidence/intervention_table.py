@@ -1,0 +1,84 @@
+"""The table of interventions: what each net reaches without its attention's choices, and means over nets."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mrla_minimal.lab.evidence.intervals import Interval, paired_interval
+from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
+
+REFITTED = ("learned", *INTERVENTIONS)      # with norms refitted: learned is the control, the refit alone
+
+NOTES = """
+In brackets: the standard error over the choice of the test images. Norms refitted: each batch norm has its
+mean and variance taken anew, on images cropped and flipped as in training, on both sides of the comparison;
+learned is the control, the refit alone, against the net as trained. -: not measured so. Means are over nets,
+one a seed, and their intervals (Student's t) cover seeds.""".splitlines()
+
+
+@dataclass(frozen=True)
+class MeanChange:
+    """The mean change in accuracy (fractions of 1) by one intervention, over the nets of a variant.
+
+    norms_refitted: whether both sides of the change have their norms refitted; then "learned" is the control,
+    the refit alone. interval: 95 %, by Student's t over the nets, one a seed; None for fewer than two nets,
+    and where all changes are equal.
+    """
+
+    variant: str
+    intervention: str
+    norms_refitted: bool
+    nets: int
+    mean: float
+    interval: Interval | None
+
+
+def change(record: dict, how: str, refitted: bool) -> tuple[float, float] | None:
+    """(change in accuracy, its standard error over the test images) by one intervention on one net.
+
+    None where the record, of an older form, holds none with norms refitted.
+    """
+    if refitted and "refitted" not in record:
+        return None
+    lost, gained = (record["refitted"] if refitted else record)["changed"][how]
+    images = record["images"]
+    return (gained - lost) / images, standard_error(lost, gained, images)
+
+
+def intervention_means(records: Iterable[dict]) -> list[MeanChange]:
+    """The mean changes of each variant: as trained, then with norms refitted, as far as there are such."""
+    records, rows = list(records), []
+    for variant in sorted({record["variant"] for record in records}):
+        of_variant = [record for record in records if record["variant"] == variant]
+        for refitted, hows in ((False, INTERVENTIONS), (True, REFITTED)):
+            for how in hows:
+                found = [change(record, how, refitted) for record in of_variant]
+                changes = [of_net[0] for of_net in found if of_net is not None]
+                if changes:
+                    mean, interval, _ = paired_interval(changes)
+                    rows.append(MeanChange(variant, how, refitted, len(changes), mean, interval))
+    return rows
+
+
+def report_interventions(records: Iterable[dict]) -> str:
+    """Intervention records as text: a table of nets, a table of means over nets, what the columns mean."""
+    records = sorted(records, key=lambda record: (record["variant"], record["seed"]))
+    heads = "  ".join("".join(f"{how:>14}" for how in hows) for hows in (INTERVENTIONS, REFITTED))
+    lines = ["what the attention chooses: test accuracy as learned, and its change in points (standard "
+             "error) without the choices", "",
+             f"{'':<81}{' norms refitted ':-^56}",
+             f"{'variant':<20} {'seed':>4} {'learned %':>10}{heads}"]
+    for record in records:
+        plain, refitted = ("".join(f"{_points(change(record, how, refit)):>14}" for how in hows)
+                           for refit, hows in ((False, INTERVENTIONS), (True, REFITTED)))
+        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f}"
+                     f"{plain}  {refitted}")
+    lines += ["", f"{'mean over the nets of a variant':<36}{'nets':>6}{'points':>8}  95 % over seeds"]
+    for row in intervention_means(records):
+        name = f"{row.variant}, {row.intervention}{', norms refitted' if row.norms_refitted else ''}"
+        ends = row.interval and f"{100 * row.interval[0]:+.2f} to {100 * row.interval[1]:+.2f}"
+        lines.append(f"{name:<44}{row.nets:>6}{100 * row.mean:>+8.2f}  {ends or 'too few nets'}")
+    return "\n".join([*lines, *NOTES])
+
+
+def _points(found: tuple[float, float] | None) -> str:
+    return "-" if found is None else f"{100 * found[0]:+.2f} ({100 * found[1]:.2f})"
