@@ -1,4 +1,4 @@
-"""Attention across layers, from scratch: MRLA (ICLR 2023), its controls, and small ResNets to host them.
+"""Attention across layers, from scratch: MRLA (ICLR 2023), its controls, and the nets that host them.
 
     from mrla_minimal import cifar_resnet
     model = cifar_resnet(20, layer_attention="mrla-light")
@@ -19,6 +19,7 @@ from mrla_minimal.looking import freeze_attention, record_attention
 from mrla_minimal.released import rename_weights
 from mrla_minimal.resnet import cifar_resnet, imagenet_resnet
 from mrla_minimal.shapes import eca_kernel_size
+from mrla_minimal.vit import cifar_vit, deit
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,8 @@ __all__ = [
     "SqueezeExcitation",
     "UniformMean",
     "cifar_resnet",
+    "cifar_vit",
+    "deit",
     "eca_kernel_size",
     "freeze_attention",
     "imagenet_resnet",

@@ -1,5 +1,6 @@
 """What the hosts of a layer attention share: the names of the attentions, and a branch that can drop out."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -44,7 +45,7 @@ def attention_factory(layer_attention: str | AttentionFactory, head_dim: int | N
         if head_dim is not None:
             raise ValueError(f"head_dim={head_dim!r} is for the named attentions; "
                              "give it to your own in the callable")
-        return layer_attention
+        return functools.partial(_module_of, layer_attention)
     if not isinstance(layer_attention, str) or layer_attention not in LAYER_ATTENTIONS:
         raise ValueError(f"layer_attention must be None, one of {', '.join(map(repr, LAYER_ATTENTIONS))}, "
                          f"or a callable channels -> module, not {layer_attention!r}")
@@ -56,6 +57,13 @@ def attention_factory(layer_attention: str | AttentionFactory, head_dim: int | N
         return attention(channels, head_dim=head_dim)
 
     return build
+
+
+def _module_of(factory: AttentionFactory, channels: int) -> nn.Module:
+    attention = factory(channels)
+    if not isinstance(attention, nn.Module):
+        raise ValueError(f"layer_attention must return a module for {channels} channels, not {attention!r}")
+    return attention
 
 
 class DropPath(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, AttentionFactory, DropPath, attention_factory
-from mrla_minimal.shapes import check_choice, check_positive, check_rate, is_positive
+from mrla_minimal.shapes import check_choice, check_images, check_positive, check_rate, is_positive
 
 BLOCKS = ("basic", "bottleneck")
 SHORTCUTS = ("pad", "conv")
@@ -92,12 +92,7 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        wanted = f"(batch, {self.in_channels}, height, width)"
-        if not isinstance(images, Tensor):
-            raise ValueError(f"images must be a tensor of shape {wanted}, not {type(images).__name__}")
-        if images.dim() != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
-            raise ValueError(f"images must be floating-point, of shape {wanted}, "
-                             f"not {tuple(images.shape)} of {images.dtype}")
+        check_images(images, self.in_channels)
         x = self.stem(images)
         for stage in self.stages:
             memory = None
@@ -186,11 +181,7 @@ def _add_attentions(
     if layer_attention is not None:
         factory = attention_factory(layer_attention, head_dim)
         for block in blocks:
-            attention = factory(block.channels)
-            if not isinstance(attention, nn.Module):
-                raise ValueError(f"layer_attention must return a module for {block.channels} channels, "
-                                 f"not {attention!r}")
-            block.add_layer_attention(attention, drop_path)
+            block.add_layer_attention(factory(block.channels), drop_path)
     elif head_dim is not None:
         raise ValueError(f"head_dim={head_dim!r} needs a layer_attention, which is None")
 

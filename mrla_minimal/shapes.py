@@ -76,6 +76,25 @@ def choose_kernel_size(channels: int, kernel_size: int | None) -> int:
     return kernel_size
 
 
+def check_images(images: Tensor, channels: int, height: int | None = None, width: int | None = None) -> None:
+    """images must be a floating-point tensor (batch, channels, height, width); None stands for any size."""
+    wanted = f"(batch, {channels}, {height or 'height'}, {width or 'width'})"
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a tensor of shape {wanted}, not {type(images).__name__}")
+    fits = images.dim() == 4 and images.shape[1] == channels and all(
+        side is None or side == given for side, given in zip((height, width), images.shape[2:], strict=True))
+    if not fits or not images.is_floating_point():
+        raise ValueError(f"images must be floating-point, of shape {wanted}, "
+                         f"not {tuple(images.shape)} of {images.dtype}")
+
+
+def check_same_shape(name: str, given: object, like: Tensor) -> None:
+    """`given`, called `name`, must be a floating-point tensor of the shape of `like`."""
+    if not isinstance(given, Tensor) or given.shape != like.shape or not given.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor of shape {tuple(like.shape)}, "
+                         f"not {_described(given)}")
+
+
 def check_feature_map(x: Tensor, channels: int) -> None:
     """x must be a floating-point tensor of shape (batch, channels, height, width)."""
     if not isinstance(x, Tensor):

@@ -12,7 +12,7 @@ import mrla_minimal
 PACKAGE = Path(mrla_minimal.__file__).parent
 TESTS = Path(__file__).parent
 FLOORS = {"shapes": 0, "attention": 1, "layer_attention": 1, "channel_attention": 1, "controls": 2,
-          "hosting": 3, "resnet": 4, "looking": 5, "released": 5}
+          "hosting": 3, "resnet": 4, "vit": 4, "looking": 5, "released": 5}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # The doors stand on top: the public names, what comes before torch is imported, the way into the lab.
 DOORS = {"__init__", "__main__", "_before_torch"}
@@ -95,7 +95,7 @@ def test_public_names_are_importable_from_the_package():
     assert set(mrla_minimal.__all__) >= {
         "softmax_attention", "MultiHeadSelfAttention", "LayerAttention", "MRLABase", "MRLALight",
         "MRLALightReleased", "SqueezeExcitation", "EfficientChannelAttention", "cifar_resnet",
-        "imagenet_resnet", "record_attention", "freeze_attention", "eca_kernel_size"}
+        "imagenet_resnet", "cifar_vit", "deit", "record_attention", "freeze_attention", "eca_kernel_size"}
     assert all(hasattr(mrla_minimal, name) for name in mrla_minimal.__all__)
 
 
