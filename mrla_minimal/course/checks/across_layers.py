@@ -60,7 +60,8 @@ HEAD_MISTAKES = {
     "no scale": "you do not divide by the root of head_dim",
     "over heads": "your softmax runs over the heads; it should run over the layers, for each head",
     "first asks": "you ask with layer 1's query; the last row of features is the layer that asks",
-    "map turned": "you apply the maps the wrong way round: a map is (outputs, inputs), so rows @ map.T",
+    "turned":
+        "you apply the projections the wrong way round: each is (outputs, inputs), so rows @ projection.T",
 }
 
 
@@ -81,7 +82,7 @@ def _in_heads(features, maps, heads, mistake=None):
     dim = features.shape[-1]
     head_dim = dim // heads
     asking = features[:1] if mistake == "first asks" else features[-1:]
-    turned = [matrix if mistake == "map turned" else matrix.T for matrix in maps]
+    turned = [matrix if mistake == "turned" else matrix.T for matrix in maps]
     projected = [rows @ matrix for rows, matrix in zip((asking, features, features), turned, strict=True)]
     if mistake == "view":
         split = [rows.reshape(heads, len(rows), head_dim) for rows in projected]
@@ -95,7 +96,7 @@ def _in_heads(features, maps, heads, mistake=None):
 
 @checker("exercise 2")
 def check_heads(answer: object) -> None:
-    """answer(features (t, dim), three maps (dim, dim), heads) -> output (dim,), weights (heads, t)."""
+    """answer(features (t, dim), three projections (dim, dim), heads) -> output (dim,), weights (heads, t)."""
     for number, (layers, heads, head_dim) in enumerate(HEAD_SIZES):
         dim = heads * head_dim
         features, maps = numbers(layers, dim, seed=number), numbers(3, dim, dim, seed=number + 10)
@@ -115,7 +116,7 @@ TAG_MISTAKES = {
     "query": "your query is tagged too; it should come from the plain feature",
     "values": "your values are tagged too; they should come from the plain features",
     "all": "you tag queries and values too; only the keys should know the tags",
-    "after": "you add the tag after the key projection; add it to the feature, before the map",
+    "after": "you add the tag after the key projection; add it to the feature, before the projection",
     "no scale": "you do not divide by the root of the key's length",
 }
 
@@ -134,7 +135,7 @@ def _tagged(features, tags, maps, mistake=None):
 
 @checker("exercise 3")
 def check_tags(answer: object) -> None:
-    """answer(features (t, dim), tags (t, dim), three maps (dim, dim)) -> output (dim,), weights (t,)."""
+    """answer(features (t, dim), tags (t, dim), three matrices (dim, dim)) -> output (dim,), weights (t,)."""
     for number, (layers, dim) in enumerate(TAG_SIZES):
         features, tags = numbers(layers, dim, seed=number), numbers(layers, dim, seed=number + 20)
         maps = numbers(3, dim, dim, seed=number + 30)
