@@ -6,7 +6,7 @@ import pytest
 import torch
 from notebook_answers import assert_wrong
 
-from mrla_minimal.course.checks.recurrent import check_cache, check_state, check_window
+from mrla_minimal.course.checks.recurrent import check_cache, check_left_out, check_question
 
 
 def attend(query, pairs, scale=1.0, axis=0):
@@ -132,168 +132,104 @@ def test_a_mean_is_no_attention():
     assert_wrong(check_cache, mean_of_values, "the query plays no part")
 
 
-def outer(key, value):
-    return torch.einsum("hd,he->hde", key, value)
+def solve(keys, s):
+    return torch.linalg.pinv(keys)[:, s]
 
 
-def ask(query, state):
-    return torch.einsum("hd,hde->he", query, state)
-
-
-def state_answer(asked=ask, after=lambda state: state, entry=outer):
-    def answer(query, key, value, state):
-        new = entry(key, value) if state is None else state + entry(key, value)
-        return asked(query, new), after(new)
-    return answer
-
-
-def newest_only(query, key, value, state):
-    state = outer(key, value)
-    return ask(query, state), state
-
-
-def reads_before_it_writes(query, key, value, state):
-    new = outer(key, value) if state is None else state + outer(key, value)
-    return ask(query, new if state is None else state), new
-
-
-def asks_its_own_entry(query, key, value, state):
-    return ask(query, outer(key, value)), outer(key, value) if state is None else state + outer(key, value)
-
-
-def adds_in_place(query, key, value, state):
-    if state is None:
-        state = torch.zeros(*key.shape, value.shape[-1], dtype=key.dtype)
-    state += outer(key, value)
-    return ask(query, state), state
-
-
-def never_writes(query, key, value, state):
-    state = outer(key, value) if state is None else state
-    return ask(query, state), state
-
-
-def scaled(query, key, value, state):
-    output, state = state_answer()(query, key, value, state)
-    return output / math.sqrt(query.shape[-1]), state
-
-
-def asks_with_the_key(query, key, value, state):
-    output, state = state_answer()(query, key, value, state)
-    return ask(key, state), state
-
-
-def softmax_in_the_output(query, key, value, state):
-    """A state that is right, and an output from a cache with a softmax; at t = 1 it takes the right one."""
-    if state is None:
-        softmax_in_the_output.pairs = [(key, value)]
-        return state_answer()(query, key, value, state)
-    pairs = [*softmax_in_the_output.pairs, (key, value)]
-    return attend(query, pairs), state + outer(key, value)
-
-
-def state_across(query, key, value, state):
-    state = (0 if state is None else state) + torch.einsum("hd,he->hed", key, value)
-    return torch.einsum("hd,hed->he", query, state), state
-
-
-def keeps_a_sum_of_its_own():
-    kept = []
-
-    def answer(query, key, value, state):
-        kept.append(outer(key, value))
-        return ask(query, sum(kept)), sum(kept)
-    return answer
+def by_least_squares(keys, s):
+    """Another right answer where d > t: any part that no key sees may be added."""
+    wanted = torch.eye(len(keys), dtype=keys.dtype)[s]
+    query = torch.linalg.lstsq(keys, wanted[:, None], driver="gelsd").solution[:, 0]
+    unseen = torch.ones_like(query)
+    return query + unseen - torch.linalg.pinv(keys) @ (keys @ unseen)
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (newest_only, "the older ones are lost"),
-        (reads_before_it_writes, "add the layer's own entry first"),
-        (asks_its_own_entry, "ask the whole state"),
-        (adds_in_place, "in place"),
-        (never_writes, "does not take in the layer's own entry"),
-        (scaled, "leave out the scale"),
-        (softmax_in_the_output, "leave out the softmax"),
-        (asks_with_the_key, "in place of the query"),
-        (state_across, "keys down, values across"),
-        (keeps_a_sum_of_its_own(), "kept between calls"),
-        (
-            state_answer(entry=lambda key, value: 2 * outer(key, value)),
-            "not the sum of the key-value products",
-        ),
-        (
-            state_answer(
-                asked=lambda query, state: ask(query, state.flip(0)) if len(query) > 1 else ask(query, state)
-            ),
-            "head by head",
-        ),
-        (state_answer(asked=lambda query, state: ask(query, state).sum(dim=0)), "shape"),
-        (state_answer(asked=lambda query, state: ask(query, state) * math.nan), "NaN"),
-        (state_answer(after=lambda state: state * math.nan), "NaN"),
-        (lambda query, key, value, state: (value, None), "state should be a tensor"),
+        (lambda keys, s: keys[s], "layer 1's own key"),
+        (lambda keys, s: keys[s] / keys[s].square().sum(), "not at right angles"),
+        (lambda keys, s: torch.linalg.pinv(keys)[:, s - 1], "s counts from 0"),
+        (lambda keys, s: torch.linalg.pinv(keys)[:, (s + 1) % len(keys)], "s counts from 0"),
+        (lambda keys, s: 3 * solve(keys, s), "but with 3 in place of 1"),
+        (lambda keys, s: torch.linalg.pinv(keys)[s], "the shape of your query"),
+        (lambda keys, s: torch.ones(keys.shape[1]), "the answers keys @ query are not 1"),
+        (lambda keys, s: solve(keys, s) * math.nan, "NaN"),
+        (lambda keys, s: solve(keys.div_(2), s) / 2, "in place"),
+        (lambda keys, s: 1.0, "should be a tensor"),
     ],
 )
-def test_wrong_states_are_named(answer, words):
-    assert_wrong(check_state, answer, words)
+def test_wrong_questions_are_named(answer, words):
+    assert_wrong(check_question, answer, words)
 
 
-def window_answer(read, keep):
-    """read and keep: (pairs so far, window) -> the pairs that are read, or handed on."""
-    def answer(query, key, value, memory, window):
-        pairs = [*(memory or []), (key, value)]
-        return attend(query, read(pairs, window)), keep(pairs, window)
-    return answer
+def leave_out(query, keys, values, value=None, logit=-math.inf, scale=1.0):
+    """(t, heads, e): without each layer in turn, or with another logit, or with its value taken out alone."""
+    outputs = []
+    for s in range(len(keys)):
+        logits = (keys * query).sum(dim=-1) * scale / math.sqrt(query.shape[-1])       # (t, heads)
+        kept = values.clone()
+        if value is None:
+            logits[s] = logit
+        else:
+            kept[s] = value
+        outputs.append((logits.softmax(dim=0)[..., None] * kept).sum(dim=0))
+    return torch.stack(outputs)
 
 
-def latest(pairs, window):
-    return pairs[-window:]
+def whole(query, keys, values):
+    return attend(query, list(zip(keys, values, strict=True)))
 
 
-def all_of_them(pairs, window):
-    return pairs
+def by_subtraction(query, keys, values):
+    """(O - w v) / (1 - w), which is 0 / 0 where one layer has all the weight."""
+    logits = (keys * query).sum(dim=-1) / math.sqrt(query.shape[-1])
+    weights = logits.softmax(dim=0)[..., None]                                          # (t, heads, 1)
+    return (whole(query, keys, values) - weights * values) / (1 - weights)
 
 
-def cuts_in_place(query, key, value, memory, window):
-    pairs = [*(memory or []), (key, value)][-window:]
-    if memory is not None and len(memory) == window:
-        del memory[0]
-    return attend(query, pairs), pairs
+def clamped(query, keys, values):
+    """Right as long as no logit is large."""
+    logits = (keys * query).sum(dim=-1) / math.sqrt(query.shape[-1])
+    outputs = []
+    for s in range(len(keys)):
+        kept = [r for r in range(len(keys)) if r != s]
+        weights = logits[kept].clamp(-30, 30).softmax(dim=0)[..., None]
+        outputs.append((weights * values[kept]).sum(dim=0))
+    return torch.stack(outputs)
+
+
+def with_a_guard(query, keys, values):
+    """By subtraction, with the 0 mended to something small: wrong where it matters."""
+    logits = (keys * query).sum(dim=-1) / math.sqrt(query.shape[-1])
+    weights = logits.softmax(dim=0)[..., None]
+    return (whole(query, keys, values) - weights * values) / (1 - weights).clamp_min(1e-12)
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (window_answer(all_of_them, all_of_them), "more than `window` pairs"),
-        (window_answer(latest, all_of_them), "drop the old ones"),
-        (
-            window_answer(lambda pairs, window: pairs[:window], lambda pairs, window: pairs[:window]),
-            "keep the oldest",
-        ),
-        (
-            window_answer(lambda pairs, window: pairs[-window - 1 :], lambda pairs, window: pairs[-window:]),
-            "more than `window` pairs",
-        ),
-        (window_answer(lambda pairs, window: pairs[-max(window - 1, 1) :], latest), "one too short"),
-        (window_answer(latest, lambda pairs, window: pairs[-window:][::-1]), "entry 1 of your memory"),
-        (window_answer(latest, lambda pairs, window: pairs[-1:]), "pairs, it should hold"),
-        (window_answer(lambda pairs, window: pairs[-3:], lambda pairs, window: pairs[-3:]), "window"),
-        (cuts_in_place, "in place"),
-        (lambda q, k, v, memory, window: (v * math.nan, [(k, v)]), "NaN"),
-        (lambda q, k, v, memory, window: (v, [(k, v)]), "own value"),
+        (lambda q, k, v: whole(q, k, v).expand(len(k), -1, -1), "leave nobody out"),
+        (lambda q, k, v: leave_out(q, k, v, value=0.0), "not its share of the weight"),
+        (lambda q, k, v: leave_out(q, k, v, logit=0.0), "absent is minus infinity"),
+        (lambda q, k, v: leave_out(q, k, v, scale=math.sqrt(q.shape[-1])), "do not divide by the root of d"),
+        (lambda q, k, v: whole(q, k, v) - leave_out(q, k, v), "what the layer adds"),
+        (lambda q, k, v: leave_out(q, k, v).flip(0), "entry 0 leaves out the first layer"),
+        (lambda q, k, v: leave_out(q.flip(0), k, v), "not the attention over the layers that are left"),
+        (by_subtraction, "leave it out before the softmax"),
+        (with_a_guard, "the other weights should sum to 1"),
+        (clamped, "where one layer has all the weight"),
+        (lambda q, k, v: leave_out(q, k, v)[:-1], "shape"),
+        (lambda q, k, v: leave_out(q, k, v) * math.nan, "NaN"),
+        (lambda q, k, v: leave_out(q.mul_(2), k, v), "in place"),
     ],
 )
-def test_wrong_windows_are_named(answer, words):
-    assert_wrong(check_window, answer, words)
+def test_wrong_outputs_without_a_layer_are_named(answer, words):
+    assert_wrong(check_left_out, answer, words)
 
 
 def test_other_right_answers_pass():
     assert check_cache.judge(cache_answer()) == ("passed", "passed")
-    assert check_state.judge(state_answer()) == ("passed", "passed")
-    assert check_window.judge(window_answer(latest, latest)) == ("passed", "passed")
-    # handing on only what the next layer will read: with a window of 1 that is nothing
-    for nothing in ([], None):
-        def as_needed(pairs, window, nothing=nothing):
-            return [list(pair) for pair in pairs[len(pairs) - min(window - 1, len(pairs)) :]] or nothing
-        assert check_window.judge(window_answer(latest, as_needed)) == ("passed", "passed")
+    assert check_question.judge(solve) == ("passed", "passed")
+    assert check_question.judge(by_least_squares) == ("passed", "passed")
+    assert check_left_out.judge(leave_out) == ("passed", "passed")

@@ -1,4 +1,4 @@
-"""The checkers of notebook 04: recurrent layer attention, Eq. 6, and other memories, on vectors.
+"""The checkers of notebook 04: Eq. 6 on vectors; the question that one layer answers; each layer left out.
 
 No two sizes are equal. Each step is taken twice from the same memory, as in a network with two branches.
 """
@@ -10,18 +10,13 @@ import torch
 from mrla_minimal.course.checks.common import Wrong, blame, checker, close, numbers, pair, run, tensor
 
 SIZES = [(4, 2, 3, 5), (3, 1, 5, 2)]        # layers, heads, d, e
-WINDOWS = (3, 1, 2, 6)
+KEYS = [(3, 5), (4, 4), (2, 7)]             # layers, d
 
 
 def _stack(seed, layers, heads, d, e):
     """Each layer's query and key, (layers, heads, d) twice, and value, (layers, heads, e)."""
     return (numbers(layers, heads, d, seed=seed), numbers(layers, heads, d, seed=seed + 50),
             numbers(layers, heads, e, seed=seed + 90))
-
-
-def _ask(query, matrices):
-    """(heads, d) and (heads, d, e) -> (heads, e), head by head."""
-    return torch.stack([row @ matrix for row, matrix in zip(query, matrices, strict=True)])
 
 
 def _read(query, keys, values, scale=None, axis=0):
@@ -101,69 +96,71 @@ def check_cache(answer: object) -> None:
 
 
 @checker("exercise 2")
-def check_state(answer: object) -> None:
-    """answer(query, key (heads, d), value (heads, e), state) -> output (heads, e), state (heads, d, e).
+def check_question(answer: object) -> None:
+    """answer(keys (t, d), s) -> a query (d,) that key s answers with 1 and every other key with 0."""
+    for seed, (layers, d) in enumerate(KEYS):
+        keys = numbers(layers, d, seed=seed)
+        keys = keys + 0.5 * keys.roll(1, dims=0)        # far from right angles
+        for s in range(layers):
+            query = tensor(run(answer, keys, s), (d,), "query")
+            answers = keys @ query.to(keys.dtype)                               # (t,)
+            right = torch.eye(layers, dtype=torch.float64)[s]
+            own = answers[s].item()
+            others = "of the other layers answer too"
+            blame(answers, right, [
+                (keys @ keys[s], f"your question is layer {s + 1}'s own key: some {others}"),
+                (keys @ keys[s] / keys[s].square().sum(), "your question is the layer's key, rescaled: it is "
+                 f"answered with 1, but some {others}, for the keys are not at right angles"),
+                (right.roll(1), "another layer answers; s counts from 0"),
+                (right.roll(-1), "another layer answers; s counts from 0"),
+            ], f"with s = {s} of {layers} layers the answers keys @ query are not 1 for that layer and 0 for "
+               "the others" if not close(answers, own * right) else
+               f"the right layer answers, and it alone, but with {own:.3g} in place of 1")
 
-    Without softmax.
+
+def _without(query, keys, values, s):
+    """Eq. 6 over all layers but s: (heads, e)."""
+    kept = [r for r in range(len(keys)) if r != s]
+    return _read(query, keys[kept], values[kept])
+
+
+def _silenced(query, keys, values, s, logit=None):
+    """What is left if layer s keeps its share of the weight (`logit` None), or gets that logit: (heads, e).
     """
-    for seed, (layers, heads, d, e) in enumerate(SIZES):
-        queries, keys, values = _stack(seed, layers, heads, d, e)
-        state, right = None, torch.zeros(heads, d, e, dtype=torch.float64)
-        for t in range(layers):
-            output, state = _step(answer, (heads, e), queries[t], keys[t], values[t], state)
-            before, entry = right, keys[t][:, :, None] * values[t][:, None, :]
-            right = before + entry
-            scaled = "leave out the scale: this is Eq. 6 as the paper writes it"
-            if isinstance(state, torch.Tensor) and state.shape == (heads, e, d):
-                raise Wrong(f"your state is {(heads, e, d)}, it should be "
-                            f"{(heads, d, e)}: keys down, values across")
-            blame(tensor(state, (heads, d, e), "state"), right, [
-                (entry, "your state holds the newest entry only: the older ones are lost"),
-                (before, "your state does not take in the layer's own entry"),
-                (right / (t + 1), "your state is a mean; it should be a sum"),
-                (right / math.sqrt(d), scaled),
-            ], f"the state after layer {t + 1} is not the sum of the key-value products so far")
-            blame(output, _ask(queries[t], right), [
-                (_ask(queries[t], before), "you ask the old state; add the layer's own entry first"),
-                (_ask(queries[t], entry), "your output asks the layer's own entry only; ask the whole state"),
-                (_ask(queries[t], right) / math.sqrt(d), scaled),
-                (_ask(queries[0], right), "you ask with the first layer's query; "
-                                          "each layer brings a new one"),
-                (_ask(keys[t], right), "you ask with the key in place of the query"),
-                (_read(queries[t], keys[: t + 1], values[: t + 1]), "leave out the softmax"),
-            ], f"the output at layer {t + 1} is not the query times the state, head by head")
+    logits = (keys * query).sum(dim=-1) / math.sqrt(query.shape[-1])            # (t, heads)
+    if logit is not None:
+        logits[s] = logit
+    weights = logits.softmax(dim=0)[..., None].clone()
+    if logit is None:
+        weights[s] = 0
+    return (weights * values).sum(dim=0)
 
 
 @checker("exercise 3")
-def check_window(answer: object) -> None:
-    """answer(query, key, value, memory, window) -> output, memory: exercise 1 over the latest `window` pairs.
-    """
-    layers, heads, d, e = 5, 2, 3, 4
-    for window in WINDOWS:
-        queries, keys, values = _stack(window, layers, heads, d, e)
-        memory = None
-        for t in range(layers):
-            output, memory = _step(answer, (heads, e), queries[t], keys[t], values[t], memory, window)
-            ranges = {
-                "your layer reads more than `window` pairs, the layer's own among them": (t - window, t + 1),
-                "you keep the oldest pairs; the window is the latest ones": (0, min(window, t + 1)),
-                "your window is one too short: the own pair and window - 1 earlier ones":
-                    (t + 2 - window, t + 1),
+def check_left_out(answer: object) -> None:
+    """answer(query (heads, d), keys (t, heads, d), values (t, heads, e)) -> (t, heads, e): without each."""
+    for loudness in (1.0, 1000.0):      # in the second round one layer has all of a head's weight
+        for seed, (layers, heads, d, e) in enumerate(SIZES):
+            queries, keys, values = _stack(seed, layers, heads, d, e)
+            query, inputs = loudness * queries[-1], (keys, values)
+            right = torch.stack([_without(query, *inputs, s) for s in range(layers)])
+            whole = _read(query, *inputs)
+            output = run(answer, query, keys, values)
+            if loudness > 1 and isinstance(output, torch.Tensor) and not output.isfinite().all():
+                raise Wrong("one layer has all the weight here, and you divide by what is left, 0; leave it "
+                            "out before the softmax")
+            mistakes = {
+                "you leave nobody out: all your outputs are the whole one": whole.expand_as(right),
+                "you take out the layer's value, but not its share of the weight: "
+                "the other weights should sum to 1":
+                    torch.stack([_silenced(query, *inputs, s) for s in range(layers)]),
+                "you give the layer that is left out the logit 0; absent is minus infinity":
+                    torch.stack([_silenced(query, *inputs, s, 0.0) for s in range(layers)]),
+                "you do not divide by the root of d":
+                    torch.stack([_without(query * math.sqrt(d), *inputs, s) for s in range(layers)]),
+                "your output is what the layer adds; wanted is the output without it": whole - right,
+                "your order is reversed: entry 0 leaves out the first layer": right.flip(0),
             }
-            mistakes = []
-            for message, (first, last) in ranges.items():
-                part = slice(max(first, 0), last)
-                if len(keys[part]) > 0:
-                    mistakes.append((_read(queries[t], keys[part], values[part]), message))
-            seen = keys[max(t + 1 - window, 0) : t + 1], values[max(t + 1 - window, 0) : t + 1]
-            blame(output, _read(queries[t], *seen), mistakes + _mistakes(queries[t], *seen, queries[0]),
-                  f"the output at layer {t + 1} with window {window} "
-                  "is not the attention over its latest pairs")
-            if isinstance(memory, list) and len(memory) > window:
-                raise Wrong(f"your memory holds {len(memory)} pairs with "
-                            f"a window of {window}: drop the old ones")
-            handed_on = [] if memory is None else memory
-            # all that the next layer will read
-            if isinstance(handed_on, list) and len(handed_on) == window - 1:
-                seen = [part[len(part) - min(window - 1, len(part)) :] for part in seen]
-            _check_pairs(handed_on, *seen)
+            blame(tensor(output, (layers, heads, e)), right, mistakes,
+                  "an output is not the attention over the layers that are left"
+                  + (" where one layer has all the weight" if loudness > 1 else "") + "; try plain loops")
