@@ -61,3 +61,13 @@ def test_06_lists_what_is_assumed_and_what_the_released_code_leaves_out():
         assert word in assumed, name
     made = {name: answer.strip("*").split(":")[0] for name, _, answer in rows}
     assert made == {"A0": "yes", "A1": "in part", "A2": "no", "A3": "no", "A4": "yes", "A5": "no"}
+
+
+def test_04_says_that_the_residual_sum_has_a_network():
+    said(markdown(lesson("04")), "each room adds to the stream what a **two-layer ReLU network** makes of its sign")
+
+
+def test_05_names_both_blind_spots_of_a_view():
+    text = markdown(lesson("05"))
+    said(text, "a view where a transpose is needed, has *two* blind spots: one head, and $t = 1$")
+    said(text, "right at $t = 1$ and right with one head: two blind spots")

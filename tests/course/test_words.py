@@ -38,7 +38,6 @@ AVOIDED = ["learned map", "linear map", "attention map", "layer attention, Eq. 4
 NOT_YET = {
     "01": "glossary captions style width words",
     "02": "glossary captions style width words",
-    "05": "glossary captions style width words",
     "07": "glossary captions style width",
     "08": "glossary captions style width words",
     "09": "glossary captions style width words",
@@ -46,7 +45,6 @@ NOT_YET = {
     "11": "glossary captions style width words",
 }
 NOT_YET_TAUGHT = {
-    "05": {"UniformMean"},
 }
 
 
