@@ -1,4 +1,4 @@
-"""What only a GPU can tell, in under a minute: attentions and training in every type, DDP, a resumed run.
+"""What only a GPU can tell, in under a minute: training in every type, CUDA graphs, DDP, resuming.
 
 Skipped where there is no CUDA. MRLA_TEST_DEVICE=cpu runs the same on the CPU, to see that the tests
 themselves work.
@@ -15,7 +15,7 @@ from tiny import tiny_cifar, tiny_config, tiny_train
 
 from mrla_minimal.hosting import LAYER_ATTENTIONS
 from mrla_minimal.lab.device import World
-from mrla_minimal.lab.engine import Run, TrainingInterrupted, choose_precision, read_checkpoint, run
+from mrla_minimal.lab.engine import GraphRun, Run, TrainingInterrupted, choose_precision, read_checkpoint, run
 from mrla_minimal.lab.engine.precision import PRECISIONS, autocast
 
 DEVICE = torch.device(os.environ.get("MRLA_TEST_DEVICE", "cuda"))
@@ -62,7 +62,7 @@ def test_every_attention_is_that_of_float64(name, precision):
     exact.load_state_dict(layers.state_dict())
     features = [torch.randn(4, 32, 14, 14, device=DEVICE).to(PRECISIONS[precision]) for _ in layers]
     directions = [torch.randn(4, 32, 14, 14, device=DEVICE).to(PRECISIONS[precision]) for _ in layers]
-    with torch.backends.cudnn.flags(allow_tf32=False) if ON_GPU else contextlib.nullcontext():
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if ON_GPU else contextlib.nullcontext():
         found = results(layers, features, directions, precision)
     expected = results(exact, [x.double() for x in features], directions, "float32")
     for number, wanted in zip(found, expected, strict=True):
@@ -93,6 +93,26 @@ def test_a_step_never_waits_for_the_gpu(precision):
         torch.cuda.set_sync_debug_mode("default")
     state.read_losses()
     assert len(state.losses) == 2
+
+
+@pytest.mark.parametrize("name", ["depthwise", "uniform", "mrla-base", "mrla-light"])
+def test_steps_of_one_cuda_graph_are_steps(name, precision):
+    """The fourth and all after it are replayed."""
+    changes = {"layer_attention": name, "drop_path": 0.0, "augment": "on"}
+    if precision == "float16":
+        with pytest.raises(ValueError, match="cuda_graph must be False on a GPU without bfloat16"):
+            GraphRun(config(cuda_graph=True, **changes), World(0, 1, DEVICE), data=tiny_cifar())
+        return
+    steps, rel = (12, 0.02) if precision == "float32" else (6, 0.1)     # small differences grow
+    losses = []
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if ON_GPU else contextlib.nullcontext():
+        for state in (Run(config(**changes), World(0, 1, DEVICE), data=tiny_cifar()),
+                      GraphRun(config(cuda_graph=True, **changes), World(0, 1, DEVICE), data=tiny_cifar())):
+            while state.step < steps:
+                state.train_step()
+            state.read_losses()
+            losses.append(state.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=rel)
 
 
 class _Alone(World):

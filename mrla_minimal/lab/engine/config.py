@@ -33,6 +33,8 @@ OPTIMIZERS = ("sgd", "adamw")
 MODELS = ("resnet", "corridor")
 RESOLUTIONS = (32, 24, 20, 16)
 AUGMENT = ("auto", "on", "off")
+# Where a run finds its images and how it is computed: it may go on, and be compared, with others of these.
+CIRCUMSTANCES = ("device", "data_root", "source", "cuda_graph")
 
 
 def _light_with_lambda(channels: int, start: float) -> MRLALight:
@@ -144,11 +146,15 @@ class TrainConfig:
         True, "on cuda, compute in the half precision that the GPU has (bfloat16 or float16)", boolean)
     channels_last: bool = _option(True, "keep images and feature maps channels last", boolean)
     compile: bool = _option(False, "compile the model with torch.compile", boolean)
+    cuda_graph: bool = _option(
+        False, "on cuda, launch each training step as one CUDA graph: quicker for small nets", boolean)
 
     def __post_init__(self):
         for entry in dataclasses.fields(self):
             checked = entry.metadata["check"](entry.name, getattr(self, entry.name))
             object.__setattr__(self, entry.name, checked)
+        if self.cuda_graph and (self.compile or self.optimizer != "sgd"):
+            raise ValueError("cuda_graph must be False with compile, and with another optimizer than 'sgd'")
         if self.model == "corridor":
             self._leave_alone("dataset", "resolution", "wipe", "depth", "block", "shortcut", "drop_path",
                               "channel_attention")

@@ -10,11 +10,11 @@ import torch
 
 from mrla_minimal.lab.arguments import integer, not_negative, one_of, positive, share, shown, text
 from mrla_minimal.lab.engine.checkpoint import is_finite, is_plain, load_weights, require_parts
-from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
+from mrla_minimal.lab.engine.config import CIRCUMSTANCES, config_from_dict, differing_fields
 from mrla_minimal.lab.engine.precision import PRECISIONS
 from mrla_minimal.lab.engine.run import Run
 
-MAY_DIFFER = ("device", "data_root", "source", "epochs", "steps")   # it may go on elsewhere, and for longer
+MAY_DIFFER = (*CIRCUMSTANCES, "epochs", "steps")        # it may go on elsewhere, and for longer
 NEEDED = ("epoch", "train_loss", "train_accuracy", "learning_rate")     # in every record of an epoch
 KINDS = {"source": text, "epoch": integer, "step": integer}     # the others: losses, accuracies, a rate
 # What an optimiser remembers of each parameter, in its shape; AdamW counts its steps too.

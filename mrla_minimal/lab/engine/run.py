@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mrla_minimal.lab import arguments
-from mrla_minimal.lab.data import Cifar, Split, load_cifar, normalise, take_batch
+from mrla_minimal.lab.data import Cifar, EpochPlan, Split, load_cifar, normalise, take_batch
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT, names_of_finite
 from mrla_minimal.lab.engine.config import TrainConfig
@@ -137,27 +137,40 @@ class Run:
         """Of training steps alone; 0 before the first."""
         return self.step * self.config.batch_size / self.seconds if self.seconds else 0.0
 
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """This process's share of the current step's images (normalised) and labels."""
+    def place(self) -> tuple[EpochPlan, int, int]:
+        """(the current epoch's plan, start, stop): where in it this process's share of the step lies."""
         if self._plan[0] != self.epoch:
             plan = planned_epoch(self.config, len(self.training), self.epoch)
             self._plan = self.epoch, plan.to(self.world.device)
         share = self.config.batch_size // self.world.size
         start = self.step % self.steps_per_epoch * self.config.batch_size + self.world.rank * share
-        images, labels = take_batch(self.training, self._plan[1], start, start + share)
+        return self._plan[1], start, start + share
+
+    def take(self, plan: EpochPlan, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (normalised, as the net reads them) and labels of a part of a plan."""
+        images, labels = take_batch(self.training, plan, start, stop)
         images = images.to(next(self.model.parameters()).dtype)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
 
-    def _rate(self, step):
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's share of the current step's images (normalised) and labels."""
+        return self.take(*self.place())
+
+    def rate(self, step: int) -> float:
+        """The learning rate of one step, counted from 0."""
         return learning_rate_at(self.config, step, self.steps_per_epoch, self.total_steps)
 
     def train_step(self) -> None:
         """One optimiser step. Nothing here waits for the device: losses are read by `read_losses`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(self.step)
-        images, labels = self.batch()
+            group["lr"] = self.rate(self.step)
+        self._unread.append(self.update(*self.batch()))
+        self.step += 1
+
+    def update(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Change the net by one batch; returns (2,): the sum of its losses, how many it got right."""
         self.model.train()
         with autocast(self.world.device, self.precision):
             logits = self.forward(images)
@@ -167,8 +180,7 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         right = (logits.detach().argmax(dim=1) == labels).sum().to(loss.dtype)
-        self._unread.append(torch.stack([loss.detach() * len(labels), right]))
-        self.step += 1
+        return torch.stack([loss.detach() * len(labels), right])
 
     def read_losses(self) -> None:
         """Bring the losses since the last call to the host, summed over the processes.
@@ -184,7 +196,7 @@ class Run:
         for step, (loss, right) in enumerate(rows, start=first):
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the loss is {loss} at step {step + 1} of {self.total_steps}, "
-                                       f"learning rate {self._rate(step):.4g}")
+                                       f"learning rate {self.rate(step):.4g}")
             self.losses.append(loss / self.config.batch_size)
             self.accuracies.append(right / self.config.batch_size)
 
@@ -214,7 +226,7 @@ class Run:
             "train_accuracy": sum(self.accuracies) / len(self.accuracies),
             "train_loss_parts": means_of_parts(self.losses),
             "train_accuracy_parts": means_of_parts(self.accuracies),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.rate(self.step - 1),
         }
         if self.world.parallel:     # each process has its own BN statistics; those of rank 0 are the model's
             for buffer in self.model.buffers():

@@ -20,8 +20,9 @@ from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine.checkpoint import save
 from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.folder import begin, begun, cut_back, going_on, new_run_dir
+from mrla_minimal.lab.engine.graph import GraphRun, open_run
 from mrla_minimal.lab.engine.resume import restore
-from mrla_minimal.lab.engine.run import Run, TrainingDiverged
+from mrla_minimal.lab.engine.run import TrainingDiverged
 from mrla_minimal.lab.files import Busy, append_record, take_lock
 from mrla_minimal.lab.own_files import first_line
 from mrla_minimal.lab.plugins import OwnAttention
@@ -132,7 +133,7 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
     try:
         if resume:
             config = going_on(config, run_dir, trust)
-        run = Run(config, world, run_dir, data)
+        run = open_run(config, world, run_dir, data)
         goes_on = resume or world.rank > 0      # for the others, rank 0 has begun it
         state = world.first_then_others(lambda: begun(run, run_dir) if goes_on else begin(run, run_dir))
         if world.from_rank_zero(state is not None):     # this rank may see one that rank 0 wrote meanwhile
@@ -159,7 +160,8 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
 def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
     config, first = run.config, run.world.rank == 0
     if progress:
-        print(f"training in {run.precision} on {device_name(run.world.device)}")
+        graphs = ", each step one CUDA graph" if isinstance(run, GraphRun) else ""
+        print(f"training in {run.precision} on {device_name(run.world.device)}{graphs}")
         if config.layer_attention and all(len(stage) == 1 for stage in run.model.stages):
             print(f"note: {config.host_text} has one layer a stage: "
                   "its layer attention has no earlier layer to read")

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine import Run
+from mrla_minimal.lab.engine.graph import open_run
 from mrla_minimal.lab.evidence.jobs import (
     best_rates,
     check_definitions,
@@ -37,7 +38,7 @@ def plan_suite(suite: Suite, records: Iterable[dict], *, variants: Sequence[str]
     lines, total = [f"{'variant':<20} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
     for variant in tqdm(left, disable=not progress, unit="variant", leave=False):
         config = suite.config(variant, 0, **changes)
-        run = Run(config, join_world(config.device), data=data)
+        run = open_run(config, join_world(config.device), data=data)
         seconds = _seconds_a_step(run, timed_steps)
         minutes = run.total_steps * seconds / 60
         total += left[variant] * minutes

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrla_minimal.lab.arguments import boolean, integer, one_of, positive, share, shown, text
+from mrla_minimal.lab.engine.config import CIRCUMSTANCES
 from mrla_minimal.lab.evidence.suites import beyond_defaults
 from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, to_line
 
@@ -23,10 +24,10 @@ INTERVENTIONS = "-interventions"        # what the name of a file of interventio
 def record_id(suite: str, variant: str, seed: int, config: dict) -> str:
     """The first 12 hex digits of the SHA-256 of suite, variant, seed and configuration.
 
-    Of the configuration, what differs from the defaults counts; the device and paths do not.
+    Of the configuration, what differs from the defaults counts; its circumstances do not.
     """
     kept = {name: value for name, value in beyond_defaults(config).items()
-            if name not in ("device", "data_root", "source")}
+            if name not in CIRCUMSTANCES}
     whole = json.dumps([suite, variant, seed, kept], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
 

@@ -27,7 +27,7 @@ from mrla_minimal.lab.engine import (
     train,
 )
 from mrla_minimal.lab.engine.checkpoint import model_of_state
-from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
+from mrla_minimal.lab.engine.config import CIRCUMSTANCES, config_from_dict, differing_fields
 from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.engine.model import image_shape, try_model
 from mrla_minimal.lab.evidence.committed import read_index
@@ -237,7 +237,7 @@ def net_of(job: Job, path: Path, sha256: str | None = None) -> tuple[nn.Module |
     """
     state = read_checkpoint(path, sha256)
     differing = differing_fields(job.config, config_from_dict(state["config"], path),
-                                 ("device", "data_root", "source"))
+                                 CIRCUMSTANCES)
     if differing:
         print(f"note: {path} is of another run, and is not looked into: {'; '.join(differing)}")
         return None, None

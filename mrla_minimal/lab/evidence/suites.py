@@ -12,10 +12,11 @@ from typing import Any
 
 from mrla_minimal.lab.arguments import boolean, integer, one_of, or_none, positive, shown
 from mrla_minimal.lab.engine import TrainConfig
+from mrla_minimal.lab.engine.config import CIRCUMSTANCES
 from mrla_minimal.lab.evidence.designs import Effect, LogUniform
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
-NOT_RECIPE = ("seed", "learning_rate", "device", "data_root", "source")
+NOT_RECIPE = ("seed", "learning_rate", *CIRCUMSTANCES)
 # What contrasts are asked of. The last is the mean training loss while each image is seen for the first
 # time: a loss of predicting.
 MEASURES = ("test_accuracy", "test_loss", "first_epoch_loss")

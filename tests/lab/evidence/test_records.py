@@ -33,7 +33,7 @@ DEFAULTS = {
     "head_dim": None, "shortcut": None, "drop_path": 0.0, "epochs": 1, "steps": None, "batch_size": 64,
     "learning_rate": 0.1, "schedule": "cosine", "warmup_epochs": 0.2, "augment": "auto",
     "weight_decay": 5e-4, "decay_all": False, "label_smoothing": 0.0, "validation": False, "seed": 0,
-    "amp": True, "channels_last": True, "compile": False,
+    "amp": True, "channels_last": True, "compile": False, "cuda_graph": False,
 }
 NO_PART = {"source", "data_root", "device"}
 
@@ -46,7 +46,8 @@ def test_the_defaults_that_ids_leave_out_are_what_they_were():
 
 def test_the_id_depends_on_what_makes_the_run_and_on_nothing_else():
     config = dataclasses.asdict(TrainConfig())
-    same = record_id("s", "v", 0, {**config, "device": "cuda", "data_root": "elsewhere", "source": "real"})
+    same = record_id("s", "v", 0, {**config, "device": "cuda", "data_root": "elsewhere", "source": "real",
+                                   "cuda_graph": True})
     assert record_id("s", "v", 0, config) == same and len(same) == 12
     for changed in (("t", "v", 0, config), ("s", "w", 0, config), ("s", "v", 1, config),
                     ("s", "v", 0, {**config, "depth": 56})):
