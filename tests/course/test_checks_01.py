@@ -139,7 +139,7 @@ def attend_with_raw_values(x, context, attention):
     return attention.output(rearrange(output, "b h t d -> b t (h d)")), weights
 
 
-def attend_without_maps(x, context, attention):
+def attend_without_projections(x, context, attention):
     query, key = (rearrange(part, "b t (h d) -> b h t d", h=attention.heads) for part in (x, context))
     output, weights = softmax_attention(query, key, key)
     return attention.output(rearrange(output, "b h t d -> b t (h d)")), weights
@@ -174,7 +174,7 @@ def attend_to_nan(x, context, attention):
         (attend_without_heads, "have no heads"),  # agrees with one head
         (attend_over_queries, "sum to 1 over the queries"),
         (attend_with_raw_values, "go through attention.value first"),
-        (attend_without_maps, "need the learned maps"),
+        (attend_without_projections, "need the projections"),
         (lambda *given: attend(*given)[0], "return two things"),
         (lambda *given: attend(*given)[::-1], "the shape of your weights is"),
         (

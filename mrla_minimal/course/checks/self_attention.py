@@ -136,7 +136,7 @@ def _check_cross_weights(weights, x, context, attention):
         "you forgot to divide the logits by sqrt(d)": logits.softmax(dim=-1),
         "your queries and keys are swapped: attention.query is for x, attention.key for the context":
             _attend(attention.key(x), attention.query(context), key, heads)[1],
-        "x and the context need the learned maps attention.query and attention.key first":
+        "x and the context need the projections attention.query and attention.key first":
             _attend(x, context, context, heads)[1],
         "your weights sum to 1 over the queries, not over the keys": (logits / math.sqrt(d)).softmax(dim=-2),
     }
