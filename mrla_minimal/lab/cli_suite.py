@@ -11,6 +11,7 @@ import torch
 
 from mrla_minimal.lab import evidence
 from mrla_minimal.lab.cli_parser import positive, whole
+from mrla_minimal.lab.cli_summary import add_summary_commands
 from mrla_minimal.lab.engine import TrainingInterrupted
 from mrla_minimal.lab.evidence import SUITES, Suite, Summary
 from mrla_minimal.lab.evidence.contrasts import NoRuns
@@ -81,6 +82,7 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
             parser.add_argument("files", nargs="+", metavar="FILE", help="a file of records")
         _add_options(parser, *options)
         parser.set_defaults(function=function)
+    add_summary_commands(verbs)
 
     compare = commands.add_parser("compare", help="short for mrla suite run, or for another of its verbs",
                                   description="Run a suite of variants and seeds, and compare them.",

@@ -61,12 +61,12 @@ def test_suites_are_listed_with_what_they_are_for(capsys):
 def test_a_report_is_restricted_to_seeds_and_variants(pilot, capsys):
     assert cli.main(REPORT) == 0
     whole = capsys.readouterr().out
-    assert "plain                0 1 2 " in whole and "mrla-base               2 " in whole
+    assert "plain                0-2 " in whole and "mrla-base               2 " in whole
     for command in ([*REPORT, "--seeds", "0", "1"],
                     ["compare", "--report", *REPORT[3:], "--suite", REPORT[2], "--seeds", "0", "1"]):
         assert cli.main(command) == 0
         text = capsys.readouterr().out
-        assert "plain                0 1 " in text and "0 1 2" not in text
+        assert "plain                0-1 " in text and "0-2" not in text
         assert "mrla-base               2 " not in text
     assert cli.main([*REPORT, "--variants", "plain", "depthwise", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["accuracies"]) == {"plain", "depthwise"}

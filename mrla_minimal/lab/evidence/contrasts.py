@@ -1,27 +1,32 @@
 """What may be concluded from many runs: every declared difference, paired by seed, adjusted, and read.
 
-Works on the records that `run_suite` returns; accuracies are fractions of 1, printed as points (percent).
+Works on the records that `run_suite` returns. Accuracies are fractions of 1, printed as points (percent);
+losses are in nat.
 """
 
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mrla_minimal.lab.evidence.intervals import (
     LEVEL,
+    MARGIN,
     Interval,
     holm,
     paired_interval,
     pooled_error,
     pooled_interval,
-    reading,
 )
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure
+from mrla_minimal.lab.evidence.omnibus import Omnibus, omnibus
+from mrla_minimal.lab.evidence.readings import ESTIMATE, TEST_FROM, read_interval
 from mrla_minimal.lab.evidence.suites import Suite, with_defaults
 
 NO_SCATTER = "no scatter"       # all differences are equal: nothing to judge them by
+Values = dict[str, dict[int, float]]        # variant -> seed -> value
 
 
 class NoRuns(ValueError):
@@ -30,53 +35,98 @@ class NoRuns(ValueError):
 
 @dataclass(frozen=True)
 class Contrast:
-    """a - b over their shared seeds, in accuracy (fractions of 1).
+    """a - b over their shared seeds, or an effect: then `a` is its name, and b None.
 
-    Intervals are 95 %; None where n does not allow one.
+    All is in the measure's own unit: fractions of 1, or nat. Intervals and p values are None where n does
+    not allow one.
 
-    interval     paired t, n - 1 degrees of freedom
-    pooled       with the variance pooled over all variants
-    p            two-sided, paired t
+    differences  seed -> its difference
+    interval     95 %, paired t with n - 1 degrees of freedom; `narrow` is the 90 % one
+    pooled       95 %, with the variance pooled over all variants: for planning
+    p            two-sided, paired t; from TEST_FROM seeds on
     adjusted     p by Holm's method over its family: all primary contrasts of the suite, or all others
+    margin       what counts as nothing, or None
     correlation  between runs of one seed; None for fewer than five seeds, from which it is mostly noise
-    diverged     whether a run of either variant has no accuracy: what is left is of the seeds that went well
+    diverged     whether a run of its variants has no result: what is left is of the seeds that went well
     """
 
     a: str
-    b: str
-    n: int
+    b: str | None
+    differences: dict[int, float]
     mean: float
     interval: Interval | None
+    narrow: Interval | None
     pooled: Interval | None
     p: float | None
     adjusted: float | None
     primary: bool
+    measure: str
+    margin: float | None
     correlation: float | None
     diverged: bool = False
 
     @property
+    def n(self) -> int:
+        """How many seeds it is of."""
+        return len(self.differences)
+
+    @property
+    def name(self) -> str:
+        """What is asked: "mrla-base - uniform", or an effect's name."""
+        return self.a if self.b is None else f"{self.a} - {self.b}"
+
+    @property
     def reading(self) -> str:
-        """What may be said of this contrast: `reading` of its interval, and what stands against it."""
+        """What may be said of this contrast: `read_interval`, or why nothing may."""
         if self.diverged:
             return "not read: a run diverged"
-        if self.interval is None and self.n > 1:
+        if self.n < TEST_FROM:
+            return ESTIMATE
+        if self.interval is None:
             return NO_SCATTER
-        return reading(self.interval, holds=self.adjusted is not None and self.adjusted < LEVEL)
+        measure = MEASURES[self.measure]
+        margin = None if self.margin is None else measure.scale * self.margin
+        ends = [tuple(measure.scale * end for end in ends) for ends in (self.interval, self.narrow)]
+        return read_interval(*ends, self.adjusted, margin, self._sides(measure), measure.unit)
+
+    def _sides(self, measure: Measure) -> tuple[str, str]:
+        if measure.better == "higher":
+            return ("a above b", "b above a") if self.b else ("above 0", "below 0")
+        if self.b is None:
+            return "raises the loss", "lowers the loss"
+        return "b's loss is lower", "a's loss is lower"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summarise` found, and what it was made from."""
+    """What `summarise` found, and what it was made from.
+
+    values      measure -> variant -> seed -> value, of the measures that the records have
+    contrasts   every declared contrast and effect on the suite's `measure`, the primary ones first
+    further     measure -> the same on each other measure, none of them tested
+    rates       variant -> learning rate, unless each seed drew its own
+    diverged    variant -> seeds without a result; `unknown`, variants that are gone -> seeds
+    """
 
     suite: str
     note: str
     source: str
+    host: str
     baseline: str
-    accuracies: dict[str, dict[int, float]]         # variant -> seed -> accuracy
-    rates: dict[str, float]                         # variant -> learning rate, unless each seed drew its own
+    measure: str
+    margin: float | None
+    values: dict[str, Values]
+    rates: dict[str, float]
+    omnibus: Omnibus | None = None
     contrasts: list[Contrast] = field(default_factory=list)
-    diverged: dict[str, list[int]] = field(default_factory=dict)        # variant -> seeds without an accuracy
-    unknown: dict[str, list[int]] = field(default_factory=dict)         # variants that are gone -> seeds
+    further: dict[str, list[Contrast]] = field(default_factory=dict)
+    diverged: dict[str, list[int]] = field(default_factory=dict)
+    unknown: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def accuracies(self) -> Values:
+        """variant -> seed -> test accuracy."""
+        return self.values["test_accuracy"]
 
 
 def check_definition(suite: Suite, record: dict, fields: Iterable[str], config: dict) -> None:
@@ -112,7 +162,7 @@ def summarise(records: Iterable[dict], suite: Suite) -> Summary:
     _one_of_each(finished, "recipe", lambda record: with_defaults(suite.recipe_of(record["config"])))
     _one_of_each(finished, "data", lambda record: {name: record[name] for name in ("source", "fingerprint")})
     suite.check_draws(finished)
-    accuracies, rates = {}, {}
+    rates, seen = {}, set()
     for variant in suite.variants:
         of_variant = [record for record in finished if record["variant"] == variant]
         if of_variant:
@@ -120,14 +170,42 @@ def summarise(records: Iterable[dict], suite: Suite) -> Summary:
                 rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})",
                                               lambda record: record["learning_rate"])
             defined = dataclasses.asdict(suite.config(variant, 0))
-            for record in of_variant:
-                check_definition(suite, record, suite.variant_fields(), defined)
-            accuracies[variant] = {record["seed"]: record["test_accuracy"] for record in of_variant}
-            if len(accuracies[variant]) < len(of_variant):
+        for record in of_variant:
+            check_definition(suite, record, suite.variant_fields(), defined)
+            if (variant, record["seed"]) in seen:
                 raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
-    contrasts = _contrasts(suite, accuracies, diverged)
-    return Summary(suite.name, suite.note, finished[0]["source"], suite.baseline, accuracies, rates,
-                   contrasts, diverged, unknown)
+            seen.add((variant, record["seed"]))
+    values = measured(finished, suite)
+    if not values.get(suite.measure):
+        raise NoRuns(f"no finished runs of suite {suite.name} have the {MEASURES[suite.measure].label} yet")
+    rows = {name: _contrasts(suite, name, values[name], diverged) for name in values}
+    return Summary(suite.name, suite.note, finished[0]["source"], host_of(suite), suite.baseline,
+                   suite.measure, margin_of(suite), values, rates, omnibus(values[suite.measure]),
+                   rows.pop(suite.measure), rows, diverged, unknown)
+
+
+def measured(records: Iterable[dict], suite: Suite) -> dict[str, Values]:
+    """measure -> variant -> seed -> value of these records; without the measures that none of them has."""
+    values = {}
+    for record in sorted(records, key=lambda record: list(suite.variants).index(record["variant"])):
+        for measure in MEASURES.values():
+            value = measure.of(record)
+            if value is not None:
+                runs = values.setdefault(measure.name, {}).setdefault(record["variant"], {})
+                runs[record["seed"]] = value
+    return {name: values[name] for name in MEASURES if name in values}
+
+
+def margin_of(suite: Suite) -> float | None:
+    """What counts as nothing on the suite's measure, as the measure's values are: 0.003 for 0.3 points."""
+    if suite.margin is not None:
+        return suite.margin / MEASURES[suite.measure].scale
+    return MARGIN if suite.measure == "test_accuracy" else None
+
+
+def host_of(suite: Suite) -> str:
+    """What the suite's nets are without their attentions: "ResNet-26 at 16 pixels, 15 % wiped"."""
+    return suite.config(suite.baseline, 0).host_text
 
 
 def _one_of_each(records: list[dict], what: str, of: Callable[[dict], Any]) -> Any:
@@ -142,28 +220,49 @@ def _one_of_each(records: list[dict], what: str, of: Callable[[dict], Any]) -> A
     return next(iter(values.values()))
 
 
-def _contrasts(suite: Suite, accuracies: dict, diverged: dict) -> list[Contrast]:
-    """Every declared contrast that has a shared seed, the primary ones first, adjusted within its family."""
-    error, rows = pooled_error(accuracies), []
-    for family, primary in ((suite.primary, True), (suite.secondary, False)):
-        found = [_contrast(a, b, accuracies, error, diverged, primary) for a, b in family
-                 if set(accuracies.get(a, ())) & set(accuracies.get(b, ()))]
-        tested = [row for row in found if row.p is not None]
-        # The family is all that was declared, whether or not its runs are there.
-        p_values = holm([row.p for row in tested], len(family))
-        adjusted = {(row.a, row.b): p for row, p in zip(tested, p_values, strict=True)}
-        rows += [dataclasses.replace(row, adjusted=adjusted.get((row.a, row.b))) for row in found]
+def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict) -> list[Contrast]:
+    """Every declared contrast that has a shared seed, the primary ones first, adjusted within its family.
+
+    On another measure than the suite's own nothing is adjusted, and there is no margin.
+    """
+    error, rows = pooled_error(values), []
+    margin = margin_of(suite) if measure == suite.measure else None
+    for pairs, primary in ((suite.primary, True), (suite.secondary, False)):
+        asked = [((a, b), {a: 1.0, b: -1.0}) for a, b in pairs]
+        asked += [((effect.name, None), effect.weights) for effect in suite.effects
+                  if effect.primary == primary]
+        found = [_contrast(names, weights, values, error, diverged, primary, measure, margin)
+                 for names, weights in asked if _shared(values, weights)]
+        if measure == suite.measure:
+            tested = [row.p for row in found if row.p is not None]
+            # The family is all that was declared, whether or not its runs are there.
+            adjusted = iter(holm(tested, len(asked)))
+            found = [row if row.p is None else dataclasses.replace(row, adjusted=next(adjusted))
+                     for row in found]
+        rows += found
     return rows
 
 
-def _contrast(a: str, b: str, accuracies: dict, error: tuple[float, int] | None, diverged: dict,
-              primary: bool) -> Contrast:
-    seeds = sorted(set(accuracies[a]) & set(accuracies[b]))
-    x, y = [accuracies[a][seed] for seed in seeds], [accuracies[b][seed] for seed in seeds]
-    mean, interval, p = paired_interval([i - j for i, j in zip(x, y, strict=True)])
-    pooled = pooled_interval(mean, len(seeds), error)
-    return Contrast(a, b, len(seeds), mean, interval, pooled, p, None, primary, _correlation(x, y),
-                    a in diverged or b in diverged)
+def _shared(values: Values, variants: Iterable[str]) -> list[int]:
+    """The seeds that all of these variants have."""
+    return sorted(set.intersection(*(set(values.get(variant, ())) for variant in variants)))
+
+
+def _contrast(names: tuple[str, str | None], weights: Mapping[str, float], values: Values,
+              error: tuple[float, int] | None, diverged: dict, primary: bool, measure: str,
+              margin: float | None) -> Contrast:
+    seeds = _shared(values, weights)
+    differences = {seed: sum(weight * values[variant][seed] for variant, weight in weights.items())
+                   for seed in seeds}
+    mean, interval, p = paired_interval(list(differences.values()))
+    narrow = paired_interval(list(differences.values()), 1 - 2 * LEVEL)[1]
+    pooled = correlation = None
+    if names[1] is not None:
+        pooled = pooled_interval(mean, len(seeds), error)
+        correlation = _correlation(*([values[name][seed] for seed in seeds] for name in names))
+    tested = p if len(seeds) >= TEST_FROM else None
+    return Contrast(*names, differences, mean, interval, narrow, pooled, tested, None, primary,
+                    measure, margin, correlation, any(name in diverged for name in weights))
 
 
 def _correlation(x: list[float], y: list[float]) -> float | None:

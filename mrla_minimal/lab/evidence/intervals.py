@@ -14,20 +14,24 @@ MARGIN = 0.003      # 0.3 points: what a difference must pass to be worth its na
 LEVEL = 0.05        # of every test here, and of the 95 % intervals
 
 
-def paired_interval(differences: Sequence[float]) -> tuple[float, Interval | None, float | None]:
-    """(mean, 95 % interval, two-sided p) of paired differences by Student's t, with n - 1 degrees of freedom.
+def paired_interval(differences: Sequence[float],
+                    level: float = 1 - LEVEL) -> tuple[float, Interval | None, float | None]:
+    """(mean, interval, two-sided p) of paired differences by Student's t, with n - 1 degrees of freedom.
 
-    Interval and p are None for fewer than two differences, and where all are equal: a few accuracies in steps
-    of one test image may be so by chance, and then show no scatter to go by.
+    The interval covers the true mean in a share `level` of worlds. Interval and p are None for fewer than two
+    differences, and where all are equal: a few accuracies in steps of one test image may be so by chance, and
+    then show no scatter to go by. Raises ValueError for differences that are not finite.
     """
     from scipy import stats
 
+    if not all(map(math.isfinite, differences)):
+        raise ValueError(f"differences must be finite, not {list(differences)}")
     mean = statistics.fmean(differences)
     spread = max(differences) - min(differences)
     if len(differences) < 2 or spread < 1e-9:       # far below one image, far above rounding
         return mean, None, None
     test = stats.ttest_1samp(differences, 0.0)      # of the differences: the paired test, stats.ttest_rel
-    low, high = test.confidence_interval(1 - LEVEL)
+    low, high = test.confidence_interval(level)
     return mean, (float(low), float(high)), float(test.pvalue)
 
 
@@ -69,8 +73,10 @@ def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
     """Holm's adjusted p values, in the order given (Holm 1979).
 
     Where nothing is, any of them is below 0.05 in at most 5 % of worlds, however the tests hang together.
-    `family` counts the tests if some have no p value yet.
+    `family` counts the tests if some have no p value yet. Raises ValueError for what is no p value.
     """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p values must lie between 0 and 1, not {list(p_values)}")
     family = len(p_values) if family is None else family
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, running = [0.0] * len(p_values), 0.0

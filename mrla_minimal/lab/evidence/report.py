@@ -2,61 +2,162 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Summary
-from mrla_minimal.lab.evidence.intervals import MARGIN, Interval
+from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Contrast, Summary
 from mrla_minimal.lab.evidence.intervention_table import intervention_means
-
-
-def _points(interval: Interval | None, missing: str) -> str:
-    return missing if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure
+from mrla_minimal.lab.evidence.readings import TEST_FROM
 
 
 def report(summary: Summary) -> str:
-    """The Summary as text: a table of variants, a table of contrasts, and what the columns mean."""
+    """The Summary as text: its variants, its contrasts on the suite's measure, and on every other."""
+    measure = MEASURES[summary.measure]
     note = f" [{summary.note}]" if summary.note else ""
-    lines = [f"suite {summary.suite}, {summary.source} test accuracy of the last epoch{note}", "",
-             f"{'variant':<20} {'seeds':<10} {'mean %':>8} {'sd':>6} {'rate':>6}"]
-    for variant, runs in summary.accuracies.items():
-        values = [100 * value for value in runs.values()]
-        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        seeds = " ".join(map(str, sorted(runs)))
+    tables = [[f"suite {summary.suite}, {summary.source}, {summary.host}{note}",
+               f"asked of the {measure.label}: {measure.better} is better"],
+              _variants(summary), _omnibus(summary), _contrasts(summary, measure), _further(summary),
+              _legend(summary, measure)]
+    return "\n\n".join("\n".join(lines) for lines in tables if lines)
+
+
+def ranges(seeds: Iterable[int]) -> str:
+    """Numbers in short: "0-4 7"."""
+    parts = []
+    for seed in sorted(seeds):
+        if parts and parts[-1][1] == seed - 1:
+            parts[-1][1] = seed
+        else:
+            parts.append([seed, seed])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _variants(summary: Summary) -> list[str]:
+    """Every variant's mean and standard deviation, a column a measure."""
+    measures = [MEASURES[name] for name in summary.values]
+    heads = "".join(f"{measure.short + (' %' if measure.scale == 100 else ''):>13} {'sd':>6}"
+                    for measure in measures)
+    lines = [f"{'variant':<20} {'seeds':<10}{heads} {'rate':>6}"]
+    for variant in dict.fromkeys(variant for values in summary.values.values() for variant in values):
         rate = f"{summary.rates[variant]:g}" if variant in summary.rates else "drawn"
-        lines.append(f"{variant:<20} {seeds:<10} {statistics.fmean(values):>8.2f} {deviation:>6} {rate:>6}")
+        runs = [summary.values[measure.name].get(variant, {}) for measure in measures]
+        columns = "".join(map(_mean_and_deviation, measures, runs))
+        seeds = ranges(set().union(*runs))
+        lines.append(f"{variant:<20} {seeds:<10}{columns} {rate:>6}")
     for what, variants in (("diverged", summary.diverged), ("not of this suite any more", summary.unknown)):
         lines += [f"{variant:<20} {what}: seeds {', '.join(map(str, seeds))}"
                   for variant, seeds in variants.items()]
-    lines += ["", f"{'contrast (points)':<38} {'n':>2} {'mean':>6}  {'95 % paired':<18} {'95 % pooled':<18} "
-                  f"{'p':>6} {'Holm':>6} {'corr':>5}  reading"]
+    return lines
+
+
+def _mean_and_deviation(measure: Measure, runs: dict[int, float]) -> str:
+    values = [measure.scale * value for value in runs.values()]
+    mean = f"{statistics.fmean(values):.{measure.decimals}f}" if values else "-"
+    deviation = f"{statistics.stdev(values):.{measure.decimals}f}" if len(values) > 1 else "-"
+    return f"{mean:>13} {deviation:>6}"
+
+
+def _omnibus(summary: Summary) -> list[str]:
+    test = summary.omnibus
+    if test is None:
+        return []
+    f = f"F({test.degrees[0]}, {test.degrees[1]}) = {test.f:.1f}, {_p(test.p, 'p')}"
+    return [f"are all {test.variants} variants equal? {f}; {_p(test.permuted, 'p')} by relabelling within "
+            f"each of {test.seeds} seeds"]
+
+
+def _p(p: float | None, name: str = "") -> str:
+    """A p value as text: "0.031", or "<0.001"; under a name, "p = 0.031"."""
+    if p is None:
+        return "-"
+    number = f"{p:.4f}" if name else f"{p:.3f}"
+    least = "0.0001" if name else "0.001"
+    if p < float(least):
+        return f"{name} < {least}".strip() if name else f"<{least}"
+    return f"{name} = {number}" if name else number
+
+
+def _contrasts(summary: Summary, measure: Measure) -> list[str]:
+    if not summary.contrasts:
+        return []
+    tested = any(row.p is not None for row in summary.contrasts)
+    lines = [f"{f'contrast ({measure.unit})':<38} {'n':>2} {'mean':>7}  {'95 % interval':<18} "
+             f"{'     p   Holm  ' if tested else ''}reading"]
     for row in summary.contrasts:
-        p, adjusted = _decimals(row.p, 3), _decimals(row.adjusted, 3)
-        correlation = _decimals(row.correlation, 2)
-        missing = NO_SCATTER if row.n > 1 else "too few seeds"
-        name = f"{row.a} - {row.b}{' *' if row.primary else ''}"
-        lines.append(f"{name:<38} {row.n:>2} {100 * row.mean:>+6.2f}  {_points(row.interval, missing):<18} "
-                     f"{_points(row.pooled, '-'):<18} {p:>6} {adjusted:>6} {correlation:>5}  {row.reading}")
-    lines += [
-        "",
-        "Differences are paired by seed; means of rows with different seeds are not to be compared.",
-        "*: primary, what the suite is for. Holm: p adjusted over all primary contrasts, or over all others:",
-        "where nothing is, each of these two families finds something in at most 5 % of worlds. pooled: only",
-        "if all differences scatter alike. corr: between same-seed runs, from five seeds on. reading: of the",
-        f"paired interval and Holm's p, against a margin of {100 * MARGIN:g} points. Intervals cover seeds;",
-        "not the choice of the test images, nor of each variant's rate."]
-    return "\n".join(lines)
+        missing = NO_SCATTER if row.n > 1 else "one seed"
+        p_values = f"{_p(row.p):>6} {_p(row.adjusted):>6}  " if tested else ""
+        lines.append(f"{_name(row):<38} {row.n:>2} {measure.difference(row.mean):>7}  "
+                     f"{_ends(row, measure) or missing:<18} {p_values}{row.reading}")
+    return lines
 
 
-def _decimals(number: float | None, places: int) -> str:
-    return "-" if number is None else f"{number:.{places}f}"
+def _name(row: Contrast) -> str:
+    return f"{row.name}{' *' if row.primary else ''}"
+
+
+def _ends(row: Contrast, measure: Measure) -> str:
+    return "" if row.interval is None else " to ".join(map(measure.difference, row.interval))
+
+
+def _further(summary: Summary) -> list[str]:
+    """The contrasts on every measure, side by side: estimates with 95 % intervals."""
+    if not summary.contrasts or not summary.further:
+        return []
+    rows = {**summary.further, summary.measure: summary.contrasts}
+    measures = [measure for name, measure in MEASURES.items() if name in rows]
+    heads = [f"{measure.short}, {measure.unit} ({measure.better} is better)" for measure in measures]
+    lines = [_row("on every measure", heads)]
+    names = list(dict.fromkeys(_name(row) for name in rows for row in rows[name]))
+    for name in names:
+        cells = []
+        for measure in measures:
+            row = next((row for row in rows[measure.name] if _name(row) == name), None)
+            cells.append("-" if row is None else _estimate(row, measure))
+        lines.append(_row(name, cells))
+    return lines
+
+
+def _estimate(row: Contrast, measure: Measure) -> str:
+    mean, ends = measure.difference(row.mean), _ends(row, measure)
+    return f"{mean} ({ends})" if ends else mean
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<38} " + "".join(f"{cell:<41}" for cell in cells).rstrip()
+
+
+def _legend(summary: Summary, measure: Measure) -> list[str]:
+    covered = "not\nthe choice of the test images, nor of each variant's rate"
+    if not summary.rates:
+        covered = "and\nthe recipes that seeds have drawn, not the choice of the test images"
+    lines = ["Differences are paired by seed; intervals are Student's t over seeds: they cover seeds, "
+             f"{covered}.", "*: primary, what the suite is for."]
+    if any(row.n < TEST_FROM for row in summary.contrasts):
+        lines += [f"Fewer than {TEST_FROM} seeds give an estimate and no test: how wide its interval is, is",
+                  "mostly luck."]
+    if any(row.adjusted is not None for row in summary.contrasts):
+        lines += ["Holm: p adjusted over all primary contrasts, or over all others: where nothing is, each",
+                  "of these two families finds something in at most 5 % of worlds."]
+        if summary.margin is not None:
+            lines += [f"Margin: {measure.scale * summary.margin:g} {measure.unit}; within it where the 90 % "
+                      "interval lies inside: wrong in", "at most 5 % of worlds whose difference is as large."]
+    return lines
 
 
 def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dict[str, Any]:
-    """The Summary as plain values for JSON, each contrast with its reading; accuracies are fractions of 1."""
+    """The Summary as plain values for JSON, each contrast with its name, n and reading.
+
+    Accuracies are fractions of 1, losses nat.
+    """
     plain = dataclasses.asdict(summary)
+    for shown, rows in ((plain["contrasts"], summary.contrasts),
+                        *((plain["further"][name], rows) for name, rows in summary.further.items())):
+        for row, contrast in zip(shown, rows, strict=True):
+            row |= {"name": contrast.name, "n": contrast.n}
     for row, contrast in zip(plain["contrasts"], summary.contrasts, strict=True):
         row["reading"] = contrast.reading
     interventions = list(interventions)
     means = [dataclasses.asdict(row) for row in intervention_means(interventions)]
-    return plain | {"interventions": interventions, "intervention_means": means}
+    return plain | {"accuracies": summary.accuracies, "interventions": interventions,
+                    "intervention_means": means}

@@ -11,17 +11,9 @@ from tiny_suites import NETS, export_nets, run_nets
 from mrla_minimal.course.quiz_records import quiz_table
 from mrla_minimal.lab import cli, data
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint, read_config, train
-from mrla_minimal.lab.evidence import (
-    SUITES,
-    committed,
-    load_interventions,
-    load_records,
-    report,
-    report_interventions,
-    summarise,
-)
+from mrla_minimal.lab.evidence import committed
 from mrla_minimal.lab.evidence.jobs import run_folder
-from mrla_minimal.lab.evidence.records import interventions_path
+from mrla_minimal.lab.evidence.tables import suite_tables, with_tables
 from mrla_minimal.lab.files import append_record, read_records, replace_file
 
 ROOT = Path(__file__).parents[3]
@@ -176,15 +168,13 @@ def test_a_committed_checkpoint_reaches_what_its_line_says(path):
 
 
 def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
-    """data/results/README.md holds each suite's table as `mrla suite report` prints it from what is there."""
-    text = (ROOT / "data" / "results" / "README.md").read_text(encoding="utf-8")
-    for name, suite in SUITES.items():
-        path = ROOT / "data" / "results" / f"{name}.jsonl"
-        if path.exists():
-            assert report(summarise(load_records(path), suite)) in text, f"table of {name}"
-            found = load_interventions(interventions_path(path))
-            assert not found or report_interventions(found) in text, f"interventions of {name}"
-    quiz_records = read_records(ROOT / "data" / "results" / "quiz.jsonl")[0]
+    """data/results/README.md holds each suite's tables as the records give them now: `mrla suite tables`."""
+    folder = ROOT / "data" / "results"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert with_tables(text, folder) == text, "to make them anew: mrla suite tables"
+    for marker, table in suite_tables(folder):
+        assert f"{marker}\n```\n{table}\n```\n" in text
+    quiz_records = read_records(folder / "quiz.jsonl")[0]
     assert len(quiz_records) == 350 and quiz_table(quiz_records) in text
 
 

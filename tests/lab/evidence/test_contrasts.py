@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny_suites import four_variants, record
+from tiny_suites import four_variants, measured_records, record
 
 from mrla_minimal.lab.evidence import (
+    Effect,
     Suite,
     detectable_difference,
     holm,
@@ -20,6 +21,7 @@ from mrla_minimal.lab.evidence import (
     summarise,
 )
 from mrla_minimal.lab.evidence.contrasts import NoRuns
+from mrla_minimal.lab.evidence.readings import ESTIMATE
 
 
 def test_a_variant_whose_definition_changed_midway_is_refused():
@@ -62,8 +64,8 @@ def test_contrasts_agree_with_scipy():
 
 
 def test_in_worlds_without_differences_the_primary_contrasts_find_one_in_twenty():
-    """Two primary contrasts, five seeds: unadjusted, they find something in nearly a tenth of such worlds."""
-    draws = np.random.default_rng(0).normal(0.75, 0.01, (4000, 4, 5))       # (worlds, variants, seeds)
+    """Two primary contrasts, eight seeds: unadjusted, they find something in a tenth of such worlds."""
+    draws = np.random.default_rng(0).normal(0.75, 0.01, (4000, 4, 8))       # (worlds, variants, seeds)
     names = ("mrla-light", "depthwise", "mrla-base", "uniform")
     p = stats.ttest_rel(draws[:, ::2], draws[:, 1::2], axis=2).pvalue       # (worlds, 2)
     adjusted = np.array([holm(list(row)) for row in p])
@@ -75,12 +77,12 @@ def test_in_worlds_without_differences_the_primary_contrasts_find_one_in_twenty(
               *np.flatnonzero(((p < 0.05) & (adjusted >= 0.05)).any(axis=1))[:20]]
     for world in chosen:
         records = [record(name, seed, draws[world, row, seed]) for row, name in enumerate(names)
-                   for seed in range(5)]
+                   for seed in range(8)]
         for row, own_p, own_adjusted in zip(summarise(records, suite).contrasts[:2], p[world],
                                             adjusted[world], strict=True):
             assert row.primary and (row.p, row.adjusted) == pytest.approx((own_p, own_adjusted))
-            assert ("above" in row.reading or "below" in row.reading) == (own_p < 0.05)
-            assert ("before Holm" in row.reading) == (own_p < 0.05 <= own_adjusted)
+            assert ("above" in row.reading) == (own_adjusted < 0.05)
+            assert ("after Holm" in row.reading) == (own_p < 0.05 <= own_adjusted)
 
 
 def test_the_pooled_interval_is_that_of_the_two_way_layout():
@@ -88,9 +90,9 @@ def test_the_pooled_interval_is_that_of_the_two_way_layout():
     variance, degrees = pooled_error({name: dict(enumerate(row)) for name, row in values.items()})
     table = torch.tensor(list(values.values()), dtype=torch.float64)
     residual = table - table.mean(1, keepdim=True) - table.mean(0, keepdim=True) + table.mean()
-    assert degrees == 9 and variance == pytest.approx((residual.square().sum() / 9).item())
+    assert degrees == 21 and variance == pytest.approx((residual.square().sum() / 21).item())
     contrast = next(c for c in summarise(records, suite).contrasts if c.primary)
-    half = stats.t.ppf(0.975, 9) * math.sqrt(2 * variance / 4)
+    half = stats.t.ppf(0.975, 21) * math.sqrt(2 * variance / 8)
     assert contrast.pooled == pytest.approx((contrast.mean - half, contrast.mean + half))
     # Of two variants, it is the paired t itself.
     two = pooled_error({"a": {0: 0.5, 1: 0.6, 2: 0.8}, "b": {0: 0.4, 1: 0.7, 2: 0.75}})
@@ -100,7 +102,7 @@ def test_the_pooled_interval_is_that_of_the_two_way_layout():
 
 def test_unequal_seeds_are_paired_where_they_meet():
     suite, _, records = four_variants()
-    kept = [r for r in records if not (r["variant"] == "depthwise" and r["seed"] in (0, 3))]
+    kept = [r for r in records if r["seed"] < 4 and not (r["variant"] == "depthwise" and r["seed"] in (0, 3))]
     contrast = next(c for c in summarise(kept, suite).contrasts if c.primary)
     assert contrast.n == 2 and contrast.mean == pytest.approx((0.93 - 0.915 + 0.925 - 0.93) / 2)
 
@@ -138,37 +140,97 @@ def test_holm_by_hand():
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
+def test_p_values_are_checked():
+    for wrong in (math.nan, -0.1, 1.1):
+        with pytest.raises(ValueError, match="p values must lie between 0 and 1"):
+            holm([0.5, wrong])
+
+
 def test_equal_differences_and_a_single_one_have_no_interval():
     assert paired_interval([0.5, 0.5, 0.5]) == (0.5, None, None) == paired_interval([0.5])
     a, b = (0.6759, 0.7271, 0.6701), (0.6749, 0.7261, 0.6691)      # ten images each, which floats do not know
     assert paired_interval([x - y for x, y in zip(a, b, strict=True)])[1:] == (None, None)
     suite, _, _ = four_variants()
-    ten = [record(name, seed, value) for name, row in (("mrla-light", a), ("depthwise", b))
+    ten = [record(name, seed, value) for name, row in (("mrla-light", 3 * a), ("depthwise", 3 * b))
            for seed, value in enumerate(row)]
     (row,) = summarise(ten, suite).contrasts
     assert row.reading == "no scatter" and "no scatter  " in report(summarise(ten, suite))
 
 
-def test_a_finding_that_holm_does_not_bear_out_is_called_one_before_holm():
+def test_differences_that_are_not_finite_are_refused():
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="differences must be finite"):
+            paired_interval([0.1, wrong, 0.2])
+        with pytest.raises(ValueError, match="test accuracy of the last epoch of plain, seed 0 is"):
+            summarise([record("plain", 0, wrong)], four_variants()[0])
+
+
+def test_below_eight_seeds_there_are_intervals_and_no_tests():
     suite, _, records = four_variants()
-    rows = {(row.a, row.b): row for row in summarise(records, suite).contrasts}
-    for row in rows.values():
-        found = bool(row.interval[0] > 0 or row.interval[1] < 0)
-        assert ("before Holm" in row.reading) is (found and row.adjusted >= 0.05)
-    assert rows["mrla-light", "plain"].p < 0.05     # the case exists
-    row = rows["mrla-light", "plain"]
-    assert dataclasses.replace(row, adjusted=0.06).reading.startswith("a above b before Holm")
-    assert "before Holm" not in dataclasses.replace(row, adjusted=0.04).reading
-    assert "before Holm" in dataclasses.replace(row, adjusted=0.06, primary=True).reading
+    for n in (7, 8):
+        rows = summarise([r for r in records if r["seed"] < n], suite).contrasts
+        assert all(row.n == n and row.interval and (row.p is None) == (row.adjusted is None) == (n < 8)
+                   and (row.reading == ESTIMATE) == (n < 8) for row in rows)
+
+
+def test_the_readings_of_a_suite():
+    suite, _, records = four_variants()
+    rows = {row.a: row for row in summarise(records, suite).contrasts if not row.primary}
+    assert rows["mrla-light"].reading == "a above b by more than 0.3 points"
+    assert rows["depthwise"].p < 0.05 < rows["depthwise"].adjusted
+    assert rows["depthwise"].reading == "undecided after Holm"
+    # Its 95 % interval leaves the margin, its 90 % interval does not: two one-sided tests at 5 %.
+    assert rows["uniform"].interval[1] > 0.003 > rows["uniform"].narrow[1]
+    assert rows["uniform"].reading == "within 0.3 points: as good as nothing"
+    assert dataclasses.replace(rows["mrla-light"], adjusted=0.06).reading == "undecided after Holm"
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.5, 0.005), (None, 0.003)])
+def test_the_margin_of_an_accuracy_is_in_points(margin, expected):
+    suite, _, records = four_variants(margin=margin)
+    assert summarise(records, suite).margin == pytest.approx(expected)
+    assert f"within {100 * expected:g} points" in report(summarise(records, suite))
+
+
+def test_an_effect_is_the_difference_of_two_means_in_each_seed():
+    effect = Effect("memory", plus=("mrla-light", "depthwise"), minus=("uniform", "plain"))
+    suite, values, records = four_variants(effects=(effect, dataclasses.replace(effect, name="more",
+                                                                                primary=False)))
+    expected = (np.add(values["mrla-light"], values["depthwise"])
+                - np.add(values["uniform"], values["plain"])) / 2
+    rows = {row.name: row for row in summarise(records, suite).contrasts}
+    row = rows["memory"]
+    assert list(row.differences.values()) == pytest.approx(list(expected)) and row.primary
+    assert row.p == pytest.approx(stats.ttest_1samp(expected, 0).pvalue) and row.reading.startswith("above 0")
+    # It counts in its family: the smaller p of two is doubled.
+    assert row.adjusted == pytest.approx(2 * row.p) and row.p < rows["mrla-light - depthwise"].p
+    assert not rows["more"].primary and "memory *" in report(summarise(records, suite))
+    assert "memory" not in {row.name for row in summarise(records[8:], suite).contrasts}
+
+
+def test_contrasts_are_asked_of_the_measure_that_the_suite_declares():
+    suite, _, _ = four_variants(measure="first_epoch_loss", margin=0.02)
+    records = measured_records({"plain": (2.0, 0.1), "mrla-light": (1.5, 0.2), "depthwise": (1.9, 0.1),
+                                "uniform": (1.9, 0.1)})
+    summary = summarise(records, suite)
+    row = next(row for row in summary.contrasts if row.primary)
+    assert row.measure == "first_epoch_loss" and row.mean == pytest.approx(-0.4)
+    assert row.reading == "a's loss is lower by more than 0.02 nat" and row.margin == 0.02
+    assert list(summary.further) == ["test_accuracy", "test_loss"]
+    accuracy = next(row for row in summary.further["test_accuracy"] if row.primary)
+    assert accuracy.mean == pytest.approx(0.1) and accuracy.margin is None and accuracy.adjusted is None
+    assert summarise(records, dataclasses.replace(suite, margin=None)).contrasts[0].margin is None
+    bare = [{**record, "metrics": []} for record in records]
+    with pytest.raises(NoRuns, match="have the mean training loss of the first epoch yet"):
+        summarise(bare, suite)
 
 
 def test_the_correlation_waits_for_five_seeds():
     suite, values, records = four_variants()
-    fifth = {"plain": 0.91, "mrla-light": 0.915, "depthwise": 0.92, "uniform": 0.9}
-    more = [record(name, 4, value) for name, value in fifth.items()]
-    assert all(row.correlation is None for row in summarise(records, suite).contrasts)
-    row = next(row for row in summarise([*records, *more], suite).contrasts if row.primary)
-    expected = stats.pearsonr([*values["mrla-light"], 0.915], [*values["depthwise"], 0.92]).statistic
+    four, five = (summarise([r for r in records if r["seed"] < n], suite).contrasts for n in (4, 5))
+    assert all(row.correlation is None for row in four)
+    row = next(row for row in five if row.primary)
+    expected = stats.pearsonr(values["mrla-light"][:5], values["depthwise"][:5]).statistic
     assert row.correlation == pytest.approx(expected)
 
 

@@ -2,10 +2,10 @@
 
 import json
 
-from tiny_suites import diverged, four_variants, record
+from tiny_suites import diverged, four_variants, measured_records, record
 
 from mrla_minimal.lab.evidence import report, summarise
-from mrla_minimal.lab.evidence.report import summary_as_json
+from mrla_minimal.lab.evidence.report import ranges, summary_as_json
 
 
 def test_a_final_run_that_diverged_is_in_the_report_and_so_is_a_variant_that_is_gone():
@@ -21,7 +21,7 @@ def test_one_seed_gives_no_interval_and_the_report_says_so():
     summary = summarise([r for r in records if r["seed"] == 0], suite)
     assert all(c.interval is None and c.pooled is None and c.p is None and c.adjusted is None
                for c in summary.contrasts)
-    assert "too few seeds" in report(summary)
+    assert "one seed  " in report(summary) and "are all" not in report(summary)
 
 
 def test_the_report_prints_every_variant_and_contrast():
@@ -30,7 +30,34 @@ def test_the_report_prints_every_variant_and_contrast():
     for name in values:
         assert name in text
     assert "mrla-light - depthwise *" in text and "depthwise - plain  " in text and "cifar10" in text
-    assert f"{100 * sum(values['plain']) / 4:.2f}" in text and "not the choice of the test images" in text
+    assert f"{100 * sum(values['plain']) / 8:.2f}" in text and "not\nthe choice of the test images" in text
+    assert "are all 4 variants equal? F(3, 21) = " in text and "within each of 8 seeds" in text
+
+
+def test_below_eight_seeds_no_p_value_of_a_contrast_is_printed():
+    suite, _, records = four_variants()
+    few = report(summarise([r for r in records if r["seed"] < 7], suite))
+    assert "  p   Holm  reading" in report(summarise(records, suite)) and "Holm" not in few
+    assert "an estimate, not a test" in few and "Fewer than 8 seeds" in few and "Margin" not in few
+
+
+def test_every_contrast_stands_beside_itself_on_every_measure():
+    suite, _, _ = four_variants()
+    means = {"plain": (2.0, 0.5), "mrla-light": (1.5, 0.6), "depthwise": (1.9, 0.5), "uniform": (1.9, 0.5)}
+    text = report(summarise(measured_records(means), suite))
+    head, row = (next(line for line in text.splitlines() if line.startswith(start))
+                 for start in ("on every measure", "mrla-light - depthwise *               +10"))
+    assert "accuracy, points (higher is better)" in head and "epoch-1 loss, nat (lower is better)" in head
+    assert [cell.split(" (")[0].split()[-1] for cell in row.split(")")[:3]] == ["+10.00", "-0.100", "-0.400"]
+    # A suite asked of a loss says so, and which side is better.
+    asked, _, _ = four_variants(measure="first_epoch_loss")
+    text = report(summarise(measured_records(means), asked))
+    assert "asked of the mean training loss of the first epoch: lower is better" in text
+    assert "contrast (nat)" in text and "a's loss is lower" in text and "Margin" not in text
+
+
+def test_seeds_are_shown_in_short():
+    assert ranges([]) == "" and ranges([3]) == "3" and ranges([5, 0, 1, 2, 7, 8]) == "0-2 5 7-8"
 
 
 def test_a_contrast_with_a_diverged_run_is_not_read():
@@ -52,6 +79,7 @@ def test_the_summary_as_json_holds_what_the_table_does():
     assert plain["accuracies"]["plain"] == {str(seed): value for seed, value in enumerate(values["plain"])}
     assert [row["reading"] for row in plain["contrasts"]] == [row.reading for row in summary.contrasts]
     assert plain["contrasts"][0]["interval"] == list(summary.contrasts[0].interval)
+    assert plain["contrasts"][0]["n"] == 8 and plain["contrasts"][0]["name"] == "mrla-light - depthwise"
     assert plain["interventions"] == [intervention]
     assert plain["intervention_means"][1] == {"variant": "mrla-light", "intervention": "shuffle",
                                               "norms_refitted": False, "nets": 1, "mean": -0.07,

@@ -1,0 +1,63 @@
+"""What is measured of a finished run: three numbers of its record, each with its unit and its better side."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a record, and how it is printed.
+
+    label       what it is; `short` heads a column
+    unit        of differences: "points" or "nat"; a value times `scale` has it, printed to `decimals` places
+    better      "higher" or "lower"
+    read        takes the number from a record; None where the record does not have it
+    """
+
+    name: str
+    label: str
+    short: str
+    unit: str
+    scale: float
+    decimals: int
+    better: str
+    read: Callable[[dict], float | None]
+
+    def of(self, record: dict) -> float | None:
+        """The record's value, a fraction of 1 or nat; None if it has none. ValueError if it is not finite."""
+        value = self.read(record)
+        if value is not None and not math.isfinite(value):
+            which = f"{record['variant']}, seed {record['seed']}"
+            raise ValueError(f"the {self.label} of {which} is {value}: not finite, so no result")
+        return value
+
+    def difference(self, value: float) -> str:
+        """A difference as text, with its sign, in `unit`."""
+        return f"{self.scale * value:+.{self.decimals}f}"
+
+
+def _test_accuracy(record: dict) -> float | None:
+    return record.get("test_accuracy")
+
+
+def _test_loss(record: dict) -> float | None:
+    metrics = record.get("metrics") or [{}]
+    return metrics[-1].get("test_loss")
+
+
+def _first_epoch_loss(record: dict) -> float | None:
+    """None too where the first epoch may have been cut short: a run of a number of steps that ended in it."""
+    metrics = record.get("metrics") or [{}]
+    cut = record["config"].get("steps") is not None and len(metrics) < 2
+    return None if cut or metrics[0].get("epoch") != 1 else metrics[0].get("train_loss")
+
+
+MEASURES = {measure.name: measure for measure in (
+    Measure("test_accuracy", "test accuracy of the last epoch", "accuracy", "points", 100.0, 2, "higher",
+            _test_accuracy),
+    Measure("test_loss", "test loss of the last epoch", "test loss", "nat", 1.0, 3, "lower", _test_loss),
+    # While every image is seen for the first time, the training loss is one of predicting what is new.
+    Measure("first_epoch_loss", "mean training loss of the first epoch", "epoch-1 loss", "nat", 1.0, 3,
+            "lower", _first_epoch_loss),
+)}

@@ -1,0 +1,76 @@
+"""The tables of committed suites inside a Markdown file."""
+
+import pytest
+from tiny_suites import four_variants
+
+from mrla_minimal.lab import cli
+from mrla_minimal.lab.evidence import (
+    load_interventions,
+    load_records,
+    report,
+    report_interventions,
+    summarise,
+)
+from mrla_minimal.lab.evidence.declared import SUITES
+from mrla_minimal.lab.evidence.tables import update_tables, with_tables
+from mrla_minimal.lab.files import append_record
+
+MARKER = "<!-- mrla suite report s -->"
+OLD = f"# Ours\n\n{MARKER}\n```\nan old\n\ntable\n```\n\nText with a table of its own:\n\n```\n1 2\n```\n"
+
+
+@pytest.fixture
+def readme(repository, monkeypatch):
+    """data/results/README.md of a repository with the records of a suite "s" beside it, interventions too."""
+    suite, _, records = four_variants(about="four variants")
+    monkeypatch.setitem(SUITES, "s", suite)
+    path = repository / "data" / "results" / "README.md"
+    path.parent.mkdir(parents=True)
+    for record in records:
+        append_record(path.with_name("s.jsonl"), record)
+    which = {name: records[8][name] for name in ("id", "suite", "variant", "seed")}
+    append_record(path.with_name("s-interventions.jsonl"),
+                  {**which, "learned": 0.9, "mean": 0.8, "shuffle": 0.7, "uniform": 0.6, "images": 10,
+                   "changed": {"mean": [1, 0], "shuffle": [2, 0], "uniform": [3, 0]}})
+    path.write_text(OLD, encoding="utf-8")
+    return path
+
+
+def test_tables_are_made_anew_where_they_stand(readme):
+    assert update_tables(readme)
+    text = readme.read_text(encoding="utf-8")
+    table = report(summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"]))
+    assert text.startswith(f"# Ours\n\n{MARKER}\n```\n{table}\n```\n\nText with a table of")
+    assert "```\n1 2\n```" in text and "an old" not in text
+    assert not update_tables(readme) and readme.read_text(encoding="utf-8") == text
+
+
+def test_a_table_without_a_place_is_added_at_the_end(readme):
+    interventions = load_interventions(readme.with_name("s-interventions.jsonl"))
+    text = with_tables(OLD, readme.parent)
+    block = f"<!-- interventions s -->\n```\n{report_interventions(interventions)}\n```\n"
+    assert interventions and text.endswith(f"```\n1 2\n```\n\n## s\n\n{SUITES['s'].about}\n\n{block}")
+    assert with_tables(text, readme.parent) == text
+    both = with_tables("", readme.parent)
+    assert both.count("## s\n") == 1 and both.endswith(block) and MARKER in both
+
+
+def test_a_table_that_has_two_places_is_refused_and_nothing_is_written(readme):
+    readme.write_text(OLD + OLD, encoding="utf-8")
+    with pytest.raises(ValueError, match="report s --> stands in the text 2 times"):
+        update_tables(readme)
+    assert readme.read_text(encoding="utf-8") == OLD + OLD
+
+
+def test_the_command(readme, capsys, monkeypatch):
+    assert cli.main(["suite", "tables"]) == 0
+    assert "README.md: tables made anew" in capsys.readouterr().out
+    other = readme.with_name("other.md")
+    other.write_text("# Other\n", encoding="utf-8")
+    assert cli.main(["suite", "tables", str(other)]) == 0
+    assert "suite s" in other.read_text(encoding="utf-8")
+    assert cli.main(["suite", "tables", "--json"]) == 0
+    out = capsys.readouterr()
+    assert '"changed": false' in out.out and "up to date" in out.err
+    assert cli.main(["suite", "tables", "nowhere.md"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
