@@ -36,7 +36,6 @@ WORDS_LINE = (
 AVOIDED = ["learned map", "linear map", "attention map", "layer attention, Eq. 4", "layer attention (Eq. 4)",
            "depthwise value", "depthwise control"]
 NOT_YET = {
-    "02": "glossary captions style width words",
     "07": "glossary captions style width",
     "08": "glossary captions style width words",
     "09": "glossary captions style width words",
