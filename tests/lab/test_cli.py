@@ -45,7 +45,9 @@ def test_every_field_is_an_option_and_the_presets_give_defaults():
             choices = ["cpu"]
         text = str(choices[-1]) if choices else values[field.type]
         kind = next((kind for kind in (float, int) if field.type in (kind, kind | None)), str)
-        assert getattr(parse(flag, text), field.name) == kind(text), field.name
+        beside = {"trunk_epochs": ("--epochs", "9"), "trunk": ("--epochs", "9", "--trunk-epochs", "3")}
+        found = parse(*beside.get(field.name, ()), flag, text)
+        assert getattr(found, field.name) == kind(text), field.name
     assert parse("--layer-attention", "none").layer_attention is None
     assert parse("--head-dim", "none").head_dim is None
 

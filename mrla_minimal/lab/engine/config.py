@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mrla_minimal.controls import DepthwiseValue
+from mrla_minimal.controls import DepthwiseCarry, DepthwiseValue
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.arguments import (
     below_one,
@@ -51,6 +51,20 @@ def _base_with_zero_query(channels: int) -> MRLABase:
     return attention
 
 
+def _light_with_zero_query(channels: int) -> MRLALight:
+    """MRLALight that starts as half of v alone: queries at 0, so all gates at 1/2, and lambda_o at 0."""
+    attention = _light_with_lambda(channels, 0.0)
+    nn.init.zeros_(attention.query.weight)
+    return attention
+
+
+def _carry_with_zero_lambda(channels: int) -> DepthwiseCarry:
+    """DepthwiseCarry that starts as v alone."""
+    control = DepthwiseCarry(channels)
+    nn.init.zeros_(control.lambda_o)
+    return control
+
+
 def _depthwise_with_relu(channels: int) -> DepthwiseValue:
     """v alone, and after the norm the ReLU that MRLABase and UniformMean have: their control."""
     control = DepthwiseValue(channels)
@@ -62,6 +76,8 @@ def _depthwise_with_relu(channels: int) -> DepthwiseValue:
 FURTHER_ATTENTIONS = {
     "mrla-light-lambda0": functools.partial(_light_with_lambda, start=0.0),
     "mrla-light-lambda1": functools.partial(_light_with_lambda, start=1.0),
+    "light-zero-query": _light_with_zero_query,
+    "depthwise-carry-lambda0": _carry_with_zero_lambda,
     "depthwise-relu": _depthwise_with_relu,
     "base-zero-query": _base_with_zero_query,
 }
@@ -124,6 +140,13 @@ class TrainConfig:
     drop_path: float = _option(0.0, "probability of dropping the attention branch of a sample", below_one)
     epochs: int = _option(1, "passes over the training images", integer)
     steps: int | None = _option(None, "train for this many steps in place of whole epochs", or_none(integer))
+    trunk_epochs: int = _option(
+        0, "stop after so many of the epochs; with --trunk, branch off from it there",
+        functools.partial(integer, least=0))
+    trunk: str | None = _option(
+        None, "layer attention of the net whose weights and momenta are gone on with after trunk_epochs",
+        or_none(functools.partial(one_of, allowed=(*LAYER_ATTENTIONS, *FURTHER_ATTENTIONS))),
+        (*LAYER_ATTENTIONS, None))
     batch_size: int = _option(64, "images a step, over all processes", integer)
     optimizer: str = _option("sgd", "SGD with Nesterov momentum, or AdamW", choices=OPTIMIZERS)
     learning_rate: float = _option(0.1, "peak learning rate", positive)
@@ -141,6 +164,9 @@ class TrainConfig:
         False, "train on nine tenths, evaluate on the held-out tenth, test once at the end", boolean)
     seed: int = _option(
         0, "of the initial weights, the order and the augmentation", functools.partial(integer, least=0))
+    order: int | None = _option(
+        None, "another seed for the order and the augmentation alone (none: the seed's)",
+        or_none(functools.partial(integer, least=0)))
     device: str = _option("auto", "where to train; cuda:1 is the second GPU", device_text, DEVICES)
     amp: bool = _option(
         True, "on cuda, compute in the half precision that the GPU has (bfloat16 or float16)", boolean)
@@ -155,6 +181,12 @@ class TrainConfig:
             object.__setattr__(self, entry.name, checked)
         if self.cuda_graph and (self.compile or self.optimizer != "sgd"):
             raise ValueError("cuda_graph must be False with compile, and with another optimizer than 'sgd'")
+        if self.trunk_epochs and (self.steps is not None or self.trunk_epochs >= self.epochs):
+            length = f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
+            raise ValueError(f"trunk_epochs must be fewer than the epochs (and steps none), not "
+                             f"{self.trunk_epochs} of {length}")
+        if self.trunk is not None and not self.trunk_epochs:
+            raise ValueError(f"trunk_epochs must be at least 1 with a trunk ({self.trunk!r}), not 0")
         if self.model == "corridor":
             self._leave_alone("dataset", "resolution", "wipe", "depth", "block", "shortcut", "drop_path",
                               "channel_attention")

@@ -43,7 +43,8 @@ def is_augmented(config: TrainConfig, size: int) -> bool:
 
 def planned_epoch(config: TrainConfig, size: int, epoch: int) -> EpochPlan:
     """The plan of one epoch, counted from 0, of training on `size` images: their order, crops and flips."""
-    return plan_epoch(size, config.seed, epoch, is_augmented(config, size), crop_padding(config))
+    seed = config.seed if config.order is None else config.order
+    return plan_epoch(size, seed, epoch, is_augmented(config, size), crop_padding(config))
 
 
 def prepared(config: TrainConfig, data: Cifar) -> Inputs:

@@ -41,6 +41,7 @@ def restore(run: Run, state: dict, path: Path) -> None:
         _restore_position(run, state)
         _restore_optimizer(run, state)
         _restore_random(run, state["random"])
+        run.trunk = checked_trunk(run, state.get("trunk"))
         threads = integer("threads", state["threads"])
         precision = one_of("precision", state.get("precision", run.precision), PRECISIONS)
     except ValueError as error:
@@ -63,7 +64,7 @@ def _restore_position(run, state):
             raise ValueError(f"{name} must be a list of {step - measured}, not {shown(state[name])}")
     losses = [not_negative("a loss", loss) for loss in state["losses"]]
     accuracies = [share("an accuracy", accuracy) for accuracy in state["hits"]]
-    if step == run.total_steps and (measured != step or "test_accuracy" not in metrics[-1]):
+    if step == run.last_step and (measured != step or "test_accuracy" not in metrics[-1]):
         raise ValueError(f"the run ended at step {step}, and its metrics do not")
     run.step, run.losses, run.accuracies, run.metrics = step, losses, accuracies, metrics
     run.seconds = not_negative("seconds", state["seconds"])
@@ -124,6 +125,18 @@ def _checked_memory(run, parameter, shape, entry):
                              f"integer from 0 to {run.step}, not {shown(steps)}")
         memory["step"] = steps
     return memory
+
+
+def checked_trunk(run: Run, trunk: object) -> dict | None:
+    """What a branch remembers of its trunk, None for a run that is none."""
+    if run.config.trunk is None:
+        return None
+    if not isinstance(trunk, dict):
+        raise ValueError(f"trunk must be a table of names and values, not {shown(trunk)}")
+    return {"step": integer("the trunk's step", trunk.get("step"), run.first_step, run.first_step),
+            "train_loss": not_negative("the trunk's loss", trunk.get("train_loss")),
+            "seconds": not_negative("the trunk's seconds", trunk.get("seconds")),
+            "weights": text("the trunk's weights", trunk.get("weights"))}
 
 
 def _restore_random(run, random):

@@ -101,6 +101,7 @@ class Run:
             self.forward = nn.parallel.DistributedDataParallel(self.forward, find_unused_parameters=unasked)
         torch.manual_seed(config.seed + 1 + world.rank)      # what drop_path draws while training
         self.step, self.losses, self.accuracies, self.metrics = 0, [], [], []
+        self.trunk = None       # of a branch: where it comes from, once it has begun
         self.seconds = 0.0      # of training steps, over all the processes that this run was continued in
         self._unread = []
         self._plan = None, None
@@ -124,8 +125,19 @@ class Run:
         return steps_asked_for(config, self.steps_per_epoch)
 
     @property
+    def first_step(self) -> int:
+        """Where it begins: at 0, or where a branch leaves its trunk."""
+        return self.config.trunk_epochs * self.steps_per_epoch if self.config.trunk else 0
+
+    @property
+    def last_step(self) -> int:
+        """Where it ends: with its schedule, or where a trunk is left by its branches."""
+        is_trunk = self.config.trunk_epochs and not self.config.trunk
+        return self.config.trunk_epochs * self.steps_per_epoch if is_trunk else self.total_steps
+
+    @property
     def finished(self) -> bool:
-        return self.step >= self.total_steps
+        return self.step >= self.last_step
 
     @property
     def epoch(self) -> int:
@@ -135,7 +147,8 @@ class Run:
     @property
     def images_per_second(self) -> float:
         """Of training steps alone; 0 before the first."""
-        return self.step * self.config.batch_size / self.seconds if self.seconds else 0.0
+        own_steps = self.step - self.first_step
+        return own_steps * self.config.batch_size / self.seconds if self.seconds else 0.0
 
     def place(self) -> tuple[EpochPlan, int, int]:
         """(the current epoch's plan, start, stop): where in it this process's share of the step lies."""
@@ -253,7 +266,8 @@ class Run:
         random = {"cpu": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.world.device)
-        return {
+        trunk = {} if self.trunk is None else {"trunk": self.trunk}
+        return trunk | {
             "format": CHECKPOINT_FORMAT, "config": dataclasses.asdict(self.config),
             "classes": list(self.classes), "in_channels": self.in_channels,
             "source": self.source, "fingerprint": self.fingerprint, "threads": torch.get_num_threads(),

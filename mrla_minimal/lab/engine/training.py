@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mrla_minimal.lab.arguments import boolean, not_negative
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import device_name, join_world, plain_defaults
+from mrla_minimal.lab.engine.branch import branch_off, finished_trunk, trunk_of
 from mrla_minimal.lab.engine.checkpoint import save
 from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.folder import begin, begun, cut_back, going_on, new_run_dir
@@ -45,6 +46,7 @@ class Result:
     images_per_second: float
     run_dir: Path
     precision: str
+    trunk: dict | None = None       # where a branch comes from: see branch.py
 
 
 class RunInUse(ValueError):
@@ -86,7 +88,7 @@ def _signals_noted() -> Iterator[list[int]]:
 @plain_defaults()
 def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar | None = None,
           resume: bool = False, trust: bool = False, progress: bool = True, checkpoint_seconds: float = 60.0,
-          on_record: Callable[[dict], None] | None = None) -> Result:
+          on_record: Callable[[dict], None] | None = None, trunk_dir: str | Path | None = None) -> Result:
     """Train one model as `config` says, and return its Result.
 
     Everything is written to `run_dir` (None: a new folder under runs/). `data` holds images of one's own,
@@ -113,6 +115,9 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
         table = csv.DictWriter(file, ["epoch", "train_loss", "test_accuracy"], extrasaction="ignore")
         train(config, on_record=table.writerow)
 
+    A branch (`config.trunk`) goes on from its trunk, which is trained first, in `trunk_dir` (None:
+    run_dir/trunk), unless it is there already: several branches may share one (branch.py).
+
     Raises ValueError for a wrong configuration or folder, TrainingDiverged when a number is not finite,
     TrainingInterrupted after Ctrl-C or SIGTERM (the checkpoint is written), OSError when a file cannot be
     written (the last good checkpoint stays).
@@ -138,6 +143,14 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
         state = world.first_then_others(lambda: begun(run, run_dir) if goes_on else begin(run, run_dir))
         if world.from_rank_zero(state is not None):     # this rank may see one that rank 0 wrote meanwhile
             restore(run, state, run_dir / "checkpoint.pt")
+        elif config.trunk is not None:
+            trunk_dir = Path(trunk_dir or run_dir / "trunk")
+            trunk = finished_trunk(run, trunk_dir, data)
+            if trunk is None:
+                _train_trunk(run, run_dir, trunk_dir, data=data, progress=progress,
+                             checkpoint_seconds=checkpoint_seconds)
+                trunk = finished_trunk(run, trunk_dir, data)
+            branch_off(run, trunk)
         _train_to_the_end(run, run_dir, progress and world.rank == 0, checkpoint_seconds, on_record)
         if world.rank == 0:
             _draw(run, run_dir)
@@ -154,7 +167,20 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
                     run_dir.rmdir()
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return Result(run.metrics[-1]["test_accuracy"], run.metrics, run.source, run.fingerprint, parameters,
-                  run.seconds, run.images_per_second, run_dir, run.precision)
+                  run.seconds, run.images_per_second, run_dir, run.precision,
+                  run.trunk)
+
+
+def _train_trunk(run, run_dir, trunk_dir, progress, **options):
+    """Train the trunk of a branch, or go on with it. RunInUse if another process is at it."""
+    config = trunk_of(run.config)
+    if progress:
+        print(f"first its trunk: {config.trunk_epochs} epochs with {config.layer_attention}")
+    try:
+        train(config, trunk_dir, resume=(trunk_dir / "config.json").exists(), progress=progress, **options)
+    except TrainingInterrupted as interrupt:
+        raise type(interrupt)(f"interrupted in its trunk; to go on: mrla train --resume "
+                              f"{shlex.quote(str(run_dir))}", interrupt.signal) from None
 
 
 def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
@@ -171,7 +197,7 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
         cut_back(run, run_dir)
     save(run, run_dir)
     saved = time.monotonic()
-    bar = tqdm(total=run.total_steps, initial=run.step, disable=not progress, unit="step", mininterval=0.5)
+    bar = tqdm(total=run.last_step, initial=run.step, disable=not progress, unit="step", mininterval=0.5)
     with _signals_noted() as signals, bar:
         while not run.finished:
             started = time.perf_counter()

@@ -161,7 +161,7 @@ def summarise(records: Iterable[dict], suite: Suite) -> Summary:
         raise NoRuns(f"no finished runs of suite {suite.name} ({', '.join(suite.variants)}) yet{others}")
     _one_of_each(finished, "recipe", lambda record: with_defaults(suite.recipe_of(record["config"])))
     _one_of_each(finished, "data", lambda record: {name: record[name] for name in ("source", "fingerprint")})
-    suite.check_draws(finished)
+    suite.check_blocks(finished)
     rates, seen = {}, set()
     for variant in suite.variants:
         of_variant = [record for record in finished if record["variant"] == variant]

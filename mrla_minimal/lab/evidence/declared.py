@@ -31,6 +31,12 @@ _TWO_BY_TWO = (
     Effect("memory x gate", ("mrla-light", "depthwise"), ("depthwise-carry", "depthwise-gated"),
            primary=False),
 )
+# Peak rates about the pilot's best (0.2, at the border of those tried), weight decay about the usual 5e-4.
+_DRAWS = {"learning_rate": LogUniform(0.05, 0.3), "weight_decay": LogUniform(1e-4, 1e-3)}
+# The trunk has three quarters of the schedule; the branches go on while the rate falls to zero.
+_BRANCHES = {"depth": 56, "width": 8, "resolution": 16, "epochs": 8, "trunk_epochs": 6, "warmup_epochs": 0.8,
+             "batch_size": 128, "augment": "on", "source": "real"}
+_REORDERED = {"order": 1000}    # no suite has that many seeds: an order that no other run sees
 _RATES = (0.05, 0.1, 0.2)
 SUITES = by_name((
     Suite(
@@ -109,8 +115,39 @@ SUITES = by_name((
         seeds=tuple(range(20)), primary=(("mrla-base", "uniform"), ("uniform", "depthwise-relu")),
         effects=_TWO_BY_TWO, contrasts=(("base-zero-query", "uniform"), ("base-zero-query", "mrla-base")),
         baseline="depthwise", measure="first_epoch_loss", margin=0.03,
-        draws={"learning_rate": LogUniform(0.05, 0.3), "weight_decay": LogUniform(1e-4, 1e-3)},
+        draws=_DRAWS,
         about="who learns faster: the training loss of a first epoch at 16 pixels, over many recipes"),
+    # Each starts with its trunk's outputs (engine/branch.py). The reordered ones are the noise: what another
+    # order of the last images does to the same net.
+    Suite(
+        "branch-choice",
+        _attentions("uniform", "base-zero-query",
+                    **{"uniform-reordered": {"layer_attention": "uniform", **_REORDERED}}),
+        {**_BRANCHES, "trunk": "uniform"}, seeds=tuple(range(12)),
+        primary=(("base-zero-query", "uniform"),), baseline="uniform", margin=0.3, draws=_DRAWS,
+        about="what is choosing layers worth to a trained net: two of eight epochs, from one trunk a seed"),
+    Suite(
+        "branch-memory",
+        _attentions("depthwise", "depthwise-carry-lambda0", "light-zero-query",
+                    **{"depthwise-reordered": {"layer_attention": "depthwise", **_REORDERED}}),
+        {**_BRANCHES, "trunk": "depthwise"}, seeds=tuple(range(12)),
+        primary=(("depthwise-carry-lambda0", "depthwise"), ("light-zero-query", "depthwise-carry-lambda0")),
+        baseline="depthwise", margin=0.3, draws=_DRAWS,
+        about="what is a memory worth to a trained net, and then a gate: branches as in the suite before"),
+    Suite(
+        "scratch-thin38", _attentions("depthwise", "mrla-light", "uniform", "mrla-base"),
+        {"depth": 38, "width": 8, "resolution": 16, "epochs": 8, "warmup_epochs": 0.8, "batch_size": 128,
+         "source": "real"}, seeds=tuple(range(24)),
+        primary=(("mrla-base", "uniform"), ("mrla-light", "depthwise")), baseline="depthwise", margin=0.5,
+        draws=_DRAWS, about="does it help from the start: ResNet-38 at 16 pixels, eight epochs"),
+    # Twice the batch of the others, and twice their lowest rates; 0.4 is the pilot's best, doubled.
+    Suite(
+        "scratch-gpu", _attentions("depthwise", "mrla-light", "uniform", "mrla-base"),
+        {"depth": 56, "width": 8, "epochs": 10, "warmup_epochs": 1.0, "batch_size": 256, "source": "real"},
+        seeds=tuple(range(40)), primary=(("mrla-base", "uniform"), ("mrla-light", "depthwise")),
+        baseline="depthwise", margin=0.5,
+        draws={"learning_rate": LogUniform(0.1, 0.4), "weight_decay": LogUniform(1e-4, 1e-3)},
+        about="the same on a GPU: ResNet-56 at 32 pixels, ten epochs, stopped by the clock"),
     Suite(
         "smoke", _attentions("plain", "mrla-light"),
         {"depth": 8, "width": 8, "batch_size": 32, "steps": 4, "source": "synthetic"}, seeds=(0, 1),

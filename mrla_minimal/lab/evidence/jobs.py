@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mrla_minimal.lab.engine import TrainConfig
+from mrla_minimal.lab.engine.branch import trunk_of
 from mrla_minimal.lab.evidence.contrasts import check_definition
 from mrla_minimal.lab.evidence.records import record_id
 from mrla_minimal.lab.evidence.suites import NOT_RECIPE, Suite, check_seeds
@@ -40,6 +41,18 @@ def run_folder(suite: Suite, record: dict, runs: str | Path = "runs") -> Path:
 def _job(suite: Suite, variant: str, seed: int, phase: str, **changes: Any) -> Job:
     config = suite.config(variant, seed, validation=phase == "tuning", **changes)
     return Job(variant, config, phase, record_id(suite.name, variant, seed, dataclasses.asdict(config)))
+
+
+def trunk_job(suite: Suite, job: Job) -> Job | None:
+    """The trunk that a branch goes on from, one for all branches of a seed; None for other runs.
+
+    It has a run folder, and no record of its own.
+    """
+    if job.config.trunk is None:
+        return None
+    config, variant = trunk_of(job.config), f"trunk-{job.config.trunk}"
+    id = record_id(suite.name, variant, config.seed, dataclasses.asdict(config))
+    return Job(variant, config, job.phase, id)
 
 
 def tuning_jobs(suite: Suite, variants: Sequence[str], **changes: Any) -> list[Job]:

@@ -75,6 +75,13 @@ def _check(record: dict, fields: dict[str, Callable], where: str = "") -> None:
         check(f"{where}{field}", record[field])
 
 
+def _left_at(name: str, value: Any) -> dict:
+    """Which trunk a branch left, and which training of it."""
+    for part in ("id", "weights"):
+        text(f"{name}: {part}", _table(name, value).get(part))
+    return value
+
+
 _WHICH = {"id": text, "suite": text, "variant": text, "seed": functools.partial(integer, least=0)}
 _HOW = {"phase": functools.partial(one_of, allowed=("tuning", "final")), "learning_rate": positive,
         "config": _table}
@@ -88,7 +95,8 @@ _INTERVENTION = {**_WHICH, **_ACCURACIES, "images": integer, "changed": _changed
 def _fields_of_run(record: dict) -> dict:
     if "diverged" in record:
         return _DIVERGED
-    return _TUNING if record.get("phase") == "tuning" else _RUN
+    fields = _TUNING if record.get("phase") == "tuning" else _RUN
+    return fields | {"trunk": _left_at} if "trunk" in record else fields
 
 
 def _fields_of_intervention(record: dict) -> dict:

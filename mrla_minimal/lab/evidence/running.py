@@ -38,6 +38,7 @@ from mrla_minimal.lab.evidence.jobs import (
     check_definitions,
     choose_parts,
     final_jobs,
+    trunk_job,
     tuning_jobs,
 )
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
@@ -80,7 +81,9 @@ def run_suite(suite: Suite, records_path: str | Path, *, variants: Sequence[str]
         while work.through(tuning_jobs(suite, variants, **changes)):
             time.sleep(wait)        # another process is still tuning: the final runs need its rates
         rates = best_rates(suite, variants, load_records(records_path), **changes)
-    work.through(final_jobs(suite, variants, seeds, rates, **changes))
+    jobs = final_jobs(suite, variants, seeds, rates, **changes)
+    while work.through(jobs) and any(job.config.trunk for job in jobs):
+        time.sleep(wait)        # a branch may have been left since another process is at its trunk
     return load_records(records_path)
 
 
@@ -128,8 +131,10 @@ class _Work:
         rate = f"learning rate {job.config.learning_rate:g}"
         self.say(f"{job.variant}, seed {job.config.seed}, {rate}, {job.phase}")
         try:
+            trunk = trunk_job(self.suite, job)
             result = train(job.config, run_dir, data=self.data, resume=(run_dir / "config.json").exists(),
-                           trust=True, progress=self.progress, checkpoint_seconds=self.checkpoint_seconds)
+                           trust=True, progress=self.progress, checkpoint_seconds=self.checkpoint_seconds,
+                           trunk_dir=None if trunk is None else self.folder / trunk.folder)
         except RunInUse:
             return None
         except TrainingDiverged as error:
@@ -151,7 +156,9 @@ class _Work:
             test = prepared(job.config, self.data)
             classes, shape = len(test.classes), tuple(test.test.images.shape[1:])
         priced = shape == (3, shape[2], shape[2])       # count_macs knows square images in colour
-        return {
+        trunk = trunk_job(self.suite, job)
+        of_trunk = {} if trunk is None else {"trunk": {"id": trunk.id} | result.trunk}
+        return of_trunk | {
             "test_accuracy": result.test_accuracy, "metrics": result.metrics,
             "parameters": result.parameters,
             "macs": count_macs(build_model(job.config, classes), shape[2]) if priced else None,

@@ -189,9 +189,12 @@ class Suite:
         left_out = {*NOT_RECIPE, *self.variant_fields(), *self.draws}
         return {name: value for name, value in beyond_defaults(config).items() if name not in left_out}
 
-    def check_draws(self, records: Iterable[dict]) -> None:
-        """ValueError unless all records of a seed have the same drawn values: only then are they a pair."""
-        first = {}
+    def check_blocks(self, records: Iterable[dict]) -> None:
+        """ValueError unless all records of a seed have the same drawn values, and the same trunk's weights.
+
+        Only then is what differs between them their variants'.
+        """
+        first, weights = {}, {}
         for record in records:
             config = with_defaults(record["config"])
             other = first.setdefault(record["seed"], record)
@@ -201,6 +204,10 @@ class Suite:
                     raise ValueError(f"suite {self.name}, seed {record['seed']}: {other['variant']} was run "
                                      f"with {name} {one:g}, {record['variant']} with {two:g}: they are not "
                                      "compared")
+            trunk = record.get("trunk")
+            if trunk and weights.setdefault(trunk["id"], trunk["weights"]) != trunk["weights"]:
+                raise ValueError(f"suite {self.name}, seed {record['seed']}: branches of two trainings of "
+                                 f"the trunk {trunk['id']} are not compared")
 
 
 def check_seeds(name: str, seeds: Any) -> tuple[int, ...]:

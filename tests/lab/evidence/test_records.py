@@ -34,6 +34,7 @@ DEFAULTS = {
     "learning_rate": 0.1, "schedule": "cosine", "warmup_epochs": 0.2, "augment": "auto",
     "weight_decay": 5e-4, "decay_all": False, "label_smoothing": 0.0, "validation": False, "seed": 0,
     "amp": True, "channels_last": True, "compile": False, "cuda_graph": False,
+    "trunk_epochs": 0, "trunk": None, "order": None,
 }
 NO_PART = {"source", "data_root", "device"}
 
