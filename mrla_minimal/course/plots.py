@@ -23,6 +23,7 @@ __all__ = [
     "plot_curves",
     "plot_suite",
     "quiz_bars",
+    "quiz_picture",
     "save_figure",
     "use_style",
 ]
@@ -81,6 +82,20 @@ def use_style() -> None:
     })
 
 
+def _bars(axis: Axes, title: str, bars: Mapping[str, float], chance: float) -> None:
+    """A bar a method, with its verdict beside it."""
+    for position, (method, accuracy) in enumerate(bars.items()):
+        look = {"color": COLOURS.get(method, "white"), "hatch": HATCHES.get(method), "edgecolor": "black"}
+        axis.barh(position, accuracy, 0.7, **look)
+        verdict = "solved" if accuracy > 0.95 else "not solved" if accuracy < 0.6 else "between"
+        axis.text(max(accuracy, chance) + 0.03, position, verdict, va="center")
+    axis.axvline(chance, color="black", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(bars)), [LABELS.get(method, method) for method in bars])
+    axis.set(title=title, xlim=(0, 1.35), ylim=(len(bars) - 0.4, -0.6))
+    axis.set_xlabel("accuracy (dashed: chance)")
+    axis.set_xticks([0, 0.5, 1])
+
+
 def quiz_bars(accuracies: Mapping[str, Mapping[str, float]], chance: float = 1 / 8) -> Figure:
     """The corridor quiz: a panel a question, a bar a method.
 
@@ -91,16 +106,18 @@ def quiz_bars(accuracies: Mapping[str, Mapping[str, float]], chance: float = 1 /
     size = (7 if len(accuracies) == 1 else 9, 1.3 + 0.45 * most)
     figure, axes = plt.subplots(1, len(accuracies), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, bars) in zip(axes[0], accuracies.items(), strict=True):
-        for position, (method, accuracy) in enumerate(bars.items()):
-            look = {"color": COLOURS.get(method, "white"), "hatch": HATCHES.get(method), "edgecolor": "black"}
-            axis.barh(position, accuracy, 0.7, **look)
-            verdict = "solved" if accuracy > 0.95 else "not solved" if accuracy < 0.6 else "between"
-            axis.text(max(accuracy, chance) + 0.03, position, verdict, va="center")
-        axis.axvline(chance, color="black", linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(bars)), [LABELS.get(method, method) for method in bars])
-        axis.set(title=title, xlim=(0, 1.35), ylim=(len(bars) - 0.4, -0.6))
-        axis.set_xlabel("accuracy (dashed: chance)")
-        axis.set_xticks([0, 0.5, 1])
+        _bars(axis, title, bars, chance)
+    return figure
+
+
+def quiz_picture(bars: Mapping[str, float], weights: Sequence[Sequence[float]]) -> Figure:
+    """The quiz in one picture: who solves it, and which rooms the exit reads to do so.
+
+    bars: {method: accuracy from 0 to 1}; weights: a row for each room asked for. Returns the figure.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1.2, 1), layout="constrained")
+    _bars(axes[0], "which sign hung in that room?", bars, chance=1 / 8)
+    attention_map(weights, axes[1], ylabel="room asked for", title="what MRLA-base's exit reads")
     return figure
 
 

@@ -30,6 +30,13 @@ def test_quiz_bars_say_solved_where_the_quiz_is_solved():
     assert late.get_title() == "late"
 
 
+def test_the_quiz_in_one_picture_shows_bars_and_weights():
+    bars, weights, _ = plots.quiz_picture({"last": 0.12, "base": 1.0}, [[0.9, 0.1], [0.2, 0.8]]).axes
+    assert [bar.get_width() for bar in bars.patches] == [0.12, 1.0]
+    assert texts(bars) == ["not solved", "solved"]
+    np.testing.assert_allclose(weights.images[0].get_array(), [[0.9, 0.1], [0.2, 0.8]])
+
+
 def test_attention_map_marks_what_is_not_read():
     axis = plots.attention_map([[1.0], [0.25, 0.75]], show_numbers=True)
     image = axis.images[0].get_array()

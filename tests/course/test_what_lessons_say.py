@@ -39,6 +39,14 @@ def points(accuracies, a, b):
     return mean(accuracies[a][seed] - accuracies[b][seed] for seed in seeds)
 
 
+def test_00_says_on_its_first_screen_what_the_released_light_costs():
+    first = lesson("00").cells[0].source
+    said(first, "about as bad as no memory at all, and some 30 points of accuracy below Eq. 8")
+    accuracies = finals("amnesia-15")
+    assert abs(points(accuracies, "mrla-light-released", "depthwise")) < 5
+    assert 25 < points(accuracies, "mrla-light", "mrla-light-released") < 35
+
+
 def test_06_says_on_its_first_screen_what_the_released_wiring_costs():
     first = lesson("06").cells[0].source
     said(first, "**The released code does not run Eq. 8.**")
@@ -64,7 +72,8 @@ def test_06_lists_what_is_assumed_and_what_the_released_code_leaves_out():
 
 
 def test_04_says_that_the_residual_sum_has_a_network():
-    said(markdown(lesson("04")), "each room adds to the stream what a **two-layer ReLU network** makes of its sign")
+    sentence = "each room adds to the stream what a **two-layer ReLU network** makes of its sign"
+    said(markdown(lesson("04")), sentence)
 
 
 def test_05_names_both_blind_spots_of_a_view():
