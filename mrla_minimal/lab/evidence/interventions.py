@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ def intervene(model: nn.Module, data: Inputs, config: TrainConfig, mean_over: in
               `training_batches`. The changes are against learned of these; that of learned itself, the
               control, is against learned as trained. `augmented` says if training cropped and flipped
 
-    The test set is opened eight times, and nothing is chosen by it. `progress` shows a bar of these eight.
+    The test set is opened eight times, and nothing is chosen by it. `progress` shows a bar of the four ways.
     Raises TrainingDiverged, as `right_answers`.
     """
     if not chooses(model):
@@ -130,14 +130,13 @@ def intervene(model: nn.Module, data: Inputs, config: TrainConfig, mean_over: in
     test, train = data.test.to(device), data.train.to(device)
     images = normalise(train.images[:mean_over])                     # (mean_over, channels, height, width)
     right = {False: {}, True: {}}       # by whether norms are refitted, and how: boolean (test images,)
-    passes = [(refit, how) for refit in right for how in ("learned", *INTERVENTIONS)]
-    for refit, how in tqdm(passes, disable=not progress, unit="test", desc="interventions", leave=False):
-        with ExitStack() as changes:
-            if how != "learned":
-                changes.enter_context(freeze_attention(model, how, images, original))
-            if refit:
-                changes.enter_context(refitted_norms(model, training_batches(config, train)))
-            right[refit][how] = right_answers(model, test)
+    ways = ("learned", *INTERVENTIONS)
+    for how in tqdm(ways, disable=not progress, unit="way", desc="interventions", leave=False):
+        frozen = nullcontext() if how == "learned" else freeze_attention(model, how, images, original)
+        with frozen:
+            right[False][how] = right_answers(model, test)
+            with refitted_norms(model, training_batches(config, train)):
+                right[True][how] = right_answers(model, test)
     refitted = _compared(right[True])
     refitted["changed"]["learned"] = _lost_and_gained(right[False]["learned"], right[True]["learned"])
     refitted["augmented"] = is_augmented(config, len(train))

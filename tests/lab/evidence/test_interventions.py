@@ -107,13 +107,12 @@ def test_each_intervention_does_what_it_says(name):
     with torch.no_grad(), record_attention(model) as own_of_whole:
         model(whole)
     own_of_whole = [[weights.clone() for weights in row] for row in own_of_whole]
-    first = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    others = torch.empty_like(first)
-    others[first] = first.roll(1)
-    second = torch.Generator().manual_seed(0)       # the shuffle draws once for the fit, then for the test
-    torch.randperm(60, generator=second)
-    order = torch.randperm(50, generator=second)
-    other[order] = order.roll(1)
+    # the shuffle goes on drawing: after the 50 test images, for the 60 of the fit, and for the 50 again
+    generator, drawn = torch.Generator().manual_seed(0), []
+    for count in (50, 60, 50):
+        order = torch.randperm(count, generator=generator)
+        drawn.append(torch.empty_like(order))
+        drawn[-1][order] = order.roll(1)
     hits = {}
     for how in ("learned", "mean", "shuffle", "uniform"):
         copied = copy.deepcopy(model)
@@ -121,8 +120,8 @@ def test_each_intervention_does_what_it_says(name):
             norm.reset_running_stats()
             norm.momentum = 1.0         # one batch: the last is all
         if how == "shuffle":
-            by_hand(copied.train(), whole, noise[0].labels, lambda s, t, w: own_of_whole[s][t][others])
-            hits[how] = answers(copied.eval(), x, labels, lambda s, t, w: own[s][t][other])
+            by_hand(copied.train(), whole, noise[0].labels, lambda s, t, w: own_of_whole[s][t][drawn[1]])
+            hits[how] = answers(copied.eval(), x, labels, lambda s, t, w: own[s][t][drawn[2]])
         else:
             replace = constant.get(how, lambda s, t, w: w)
             by_hand(copied.train(), whole, noise[0].labels, replace)
@@ -189,7 +188,8 @@ def test_the_amnesia_hosts_streams_are_wiped_while_norms_are_refitted():
     whole = cifar_resnet(14, width=4, layer_attention="mrla-light")
     whole.load_state_dict(model.state_dict())
     means = []
-    for net in (model, model, whole):
+    for seed, net in enumerate((model, model, whole)):
+        torch.manual_seed(seed)         # what a program has drawn before makes no difference
         with refitted_norms(net, images.split(16)):
             # what a stage's second block is given, before any norm of its own
             means.append(norms_of(net.stages[0][1])[0].running_mean.clone())
