@@ -83,6 +83,11 @@ def positive(kind: Callable) -> Callable:
     return convert
 
 
+def jobs(text: str) -> int | None:
+    """A number of processes above 0; None for the word auto."""
+    return None if text == "auto" else positive(whole)(text)
+
+
 def or_none(kind: Callable) -> Callable:
     """A value of that kind, or the word none."""
 

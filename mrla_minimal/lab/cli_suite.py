@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,46 +11,22 @@ from typing import Any
 import torch
 
 from mrla_minimal.lab import evidence
-from mrla_minimal.lab.cli_parser import positive, whole
+from mrla_minimal.lab.cli_suite_options import CHOSEN, OPTIONS, RUN, SHOWN, TIMED, add_options
 from mrla_minimal.lab.cli_summary import add_summary_commands
+from mrla_minimal.lab.device import choose_device
 from mrla_minimal.lab.engine import TrainingInterrupted
 from mrla_minimal.lab.evidence import SUITES, Suite, Summary
 from mrla_minimal.lab.evidence.contrasts import NoRuns
 from mrla_minimal.lab.evidence.jobs import choose_parts
 from mrla_minimal.lab.evidence.records import interventions_path, is_interventions
 from mrla_minimal.lab.evidence.report import summary_as_json
+from mrla_minimal.lab.evidence.timed import Sitting
 from mrla_minimal.lab.files import repository_root
 from mrla_minimal.lab.own_files import first_line
 from mrla_minimal.lab.plugins import load_one
-from mrla_minimal.lab.processes import start_helpers, stop_helpers, threads_each
+from mrla_minimal.lab.processes import fitting_jobs, start_helpers, stop_helpers, threads_each
 
 Outcome = tuple[int, dict[str, Any]]        # exit status, and what --json prints
-
-
-# Their options
-
-OPTIONS = {
-    "--records": {"metavar": "FILE",
-                  "help": "the JSON-lines file of records (default: data/results/SUITE.jsonl; of a suite in "
-                          "FILE.py: runs/SUITE/records.jsonl)"},
-    "--variants": {"nargs": "+", "metavar": "VARIANT", "help": "only these variants"},
-    "--seeds": {"nargs": "+", "type": whole, "metavar": "SEED",
-                "help": "these seeds instead of the suite's; of a report: only these"},
-    "--jobs": {"type": positive(whole),
-               "help": "processes side by side, which share out the cores (default: 1)"},
-    "--steps": {"type": whole, "help": "try the suite with this many steps a run; recorded apart"},
-    "--device": {"help": "where to train"},
-    "--data-root": {"metavar": "FOLDER", "help": "folder of the data files"},
-    "--out": {"metavar": "FIGURE.png", "help": "where to draw the figure (default: runs/SUITE.png)"},
-    "--json": {"action": "store_true",
-               "help": "print one JSON object in place of the table, and draw only to --out"},
-    "--quiet": {"action": "store_true", "help": "print neither progress nor table"},
-}
-UNASKED = {"records": None, "variants": None, "seeds": None, "jobs": 1, "steps": None, "device": None,
-           "data_root": None, "out": None, "json": False, "quiet": False, "files": None}
-RUN = ("--records", "--variants", "--seeds", "--steps", "--device", "--data-root")
-CHOSEN = ("--records", "--variants", "--seeds")
-SHOWN = ("--out", "--json", "--quiet")
 
 
 def add_suite_commands(commands: argparse._SubParsersAction) -> None:
@@ -57,18 +34,18 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
     names = "\n".join(f"  {suite.name:<24} {suite.about}" for suite in SUITES.values())
     more = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     examples = ("mrla suite run smoke", "mrla suite report cifar10-thin56-cpu --out pilot.png",
-                "mrla suite plan my_suite.py", "mrla suite run my_suite.py --jobs 2")
+                "mrla suite plan my_suite.py", "mrla suite run my_suite.py --minutes 60 --jobs auto")
     suite = commands.add_parser("suite", help="run a suite of variants and seeds, report it, ...",
                                 description="Suites of runs, and what may be concluded from them.",
                                 epilog="\n  ".join([f"suites:\n{names}\n\nexamples:", *examples]), **more)
     verbs = suite.add_subparsers(dest="verb", required=True, metavar="VERB")
     listed = verbs.add_parser("list", help="which suites there are")
-    _add_options(listed, "--json")
+    add_options(listed, "--json")
     listed.set_defaults(function=run_list)
     for verb, function, options, text in (
             ("plan", run_plan, (*RUN, "--quiet"),
              "time a few steps of each variant, and say how long the rest would take"),
-            ("run", run_run, (*RUN, "--jobs", *SHOWN), "run what has no record yet, and report"),
+            ("run", run_run, (*RUN, *TIMED, *SHOWN), "run what has no record yet, and report"),
             ("report", run_report, (*CHOSEN, "--steps", *SHOWN),
              "the table and the figure of the records there are"),
             ("export", run_export, (*CHOSEN, "--data-root", "--json"),
@@ -80,7 +57,7 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
         parser.add_argument("suite", metavar="NAME", help="a suite's name, or FILE.py that makes one")
         if verb == "merge":
             parser.add_argument("files", nargs="+", metavar="FILE", help="a file of records")
-        _add_options(parser, *options)
+        add_options(parser, *options)
         parser.set_defaults(function=function)
     add_summary_commands(verbs)
 
@@ -93,14 +70,8 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
         compare.add_argument(f"--{verb}", action="store_true", help=f"run nothing: as mrla suite {verb}")
     compare.add_argument("--merge", nargs="+", dest="files", metavar="FILE",
                          help="run nothing: add these files to --records, as mrla suite merge")
-    _add_options(compare, *OPTIONS)
+    add_options(compare, *OPTIONS)
     compare.set_defaults(function=run_compare)
-
-
-def _add_options(parser: argparse.ArgumentParser, *flags: str) -> None:
-    parser.set_defaults(**UNASKED)
-    for flag in flags:
-        parser.add_argument(flag, **OPTIONS[flag])
 
 
 # What they do
@@ -112,6 +83,8 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
         raise ValueError(f"--{asked[0]} does not go with --{asked[1]}: one thing at a time")
     if asked == ["merge"] and not arguments.records:
         raise ValueError("--merge needs --records FILE, the file to write")
+    if asked and arguments.minutes is not None:
+        raise ValueError(f"--minutes does not go with --{asked[0]}, which runs nothing")
     return (verbs[asked[0]] if asked else run_run)(arguments)
 
 
@@ -136,12 +109,15 @@ def run_run(arguments: argparse.Namespace) -> Outcome:
     choose_parts(suite, arguments.variants, arguments.seeds, **changes)     # told once, not by every process
     steps = "" if arguments.steps is None else f"{suite.name}-{arguments.steps}-steps"
     helpers, threads = [], torch.get_num_threads()
+    jobs = fitting_jobs(choose_device(arguments.device or "auto")) if arguments.jobs is None \
+        else arguments.jobs
+    sitting = _sitting(arguments, jobs)
     try:
-        if arguments.jobs > 1:
-            share = threads_each(arguments.jobs)
+        if jobs > 1 and arguments.until is None:
+            share = threads_each(jobs)
             torch.set_num_threads(share)
-            helpers = start_helpers(_as_options(arguments), arguments.jobs - 1, share)
-        evidence.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds,
+            helpers = start_helpers(_as_options(arguments, sitting), jobs - 1, share)
+        evidence.run_suite(suite, path, variants=arguments.variants, seeds=arguments.seeds, sitting=sitting,
                            runs=Path("runs") / steps, progress=not arguments.quiet, **changes)
         failed = sum(helper.wait() != 0 for helper in helpers)
     except TrainingInterrupted as interrupt:
@@ -151,7 +127,7 @@ def run_run(arguments: argparse.Namespace) -> Outcome:
         stop_helpers(helpers)
         torch.set_num_threads(threads)
     if failed:
-        raise ValueError(f"{failed} of {arguments.jobs} processes failed; what they finished is recorded")
+        raise ValueError(f"{failed} of {jobs} processes failed; what they finished is recorded")
     if arguments.quiet and not (arguments.json or arguments.out):
         return 0, {}        # as every helper does: it may be done before any run is
     return _report(arguments, suite, path, evidence.load_records(path),
@@ -225,13 +201,24 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _as_options(arguments: argparse.Namespace) -> list[str]:
+def _sitting(arguments: argparse.Namespace, jobs: int) -> Sitting | None:
+    """The time that is asked for; a helper is told when it is over, and does not lead."""
+    if arguments.minutes is None:
+        return None
+    until = time.monotonic() + 60 * arguments.minutes if arguments.until is None else arguments.until
+    return Sitting(arguments.minutes, until, jobs, leads=arguments.until is None)
+
+
+def _as_options(arguments: argparse.Namespace, sitting: Sitting | None) -> list[str]:
     """The command line that does a helper's part of what these arguments ask for."""
     options = ["suite", "run", arguments.suite, "--quiet"]
     for flag in RUN:
         value = getattr(arguments, flag.strip("-").replace("-", "_"))
         if value is not None:
             options += [flag, *map(str, value if isinstance(value, list) else [value])]
+    if sitting is not None:
+        options += ["--minutes", repr(sitting.minutes), "--until", repr(sitting.until),
+                    "--jobs", str(sitting.jobs)]
     return options
 
 

@@ -1,6 +1,7 @@
 """Several processes at one task: started beside this one, each with its share of the cores, ended with it."""
 
 import _thread
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 ROOT = str(Path(__file__).resolve().parents[2])     # the folder that holds this package
 # A helper finds the package last: what lies beside it must not hide a module that Python brings along.
@@ -26,6 +29,48 @@ def threads_each(processes: int) -> int:
         return int(asked)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
+
+
+def cores() -> int:
+    """Physical cores that this process may use: of its affinity's, two threads of one core counted once.
+
+    A quota of its control group (a container's) may leave fewer. Where the system does not tell threads from
+    cores, all count.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    mine = os.sched_getaffinity(0)
+    shared = [_text(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") or str(number)
+              for number in mine]
+    return max(1, min(len(set(shared)), math.floor(_quota())))
+
+
+def _quota():
+    """How many cores' time the control group may use, by its version 2 or 1; inf without a limit."""
+    limit = _text("/sys/fs/cgroup/cpu.max").split() or [
+        _text(f"/sys/fs/cgroup/cpu/cpu.cfs_{what}_us") for what in ("quota", "period")]
+    if len(limit) != 2 or not all(number.isdigit() for number in limit):       # "max", or -1, or no such file
+        return sys.maxsize
+    return int(limit[0]) / int(limit[1])
+
+
+def _text(path):
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def fitting_jobs(device: torch.device) -> int:
+    """How many processes side by side suit a device: one a core.
+
+    On a GPU, which small nets leave mostly idle, as many, if each finds 2 GiB of free memory; on an Apple
+    GPU, one.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, min(cores(), free // 2**31))
+    return 1 if device.type == "mps" else cores()
 
 
 def start_helpers(arguments: Sequence[str], count: int, threads: int) -> list[subprocess.Popen]:

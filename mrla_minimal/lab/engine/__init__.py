@@ -7,10 +7,17 @@ from mrla_minimal.lab.engine.graph import GraphRun, open_run
 from mrla_minimal.lab.engine.model import build_model, build_optimizer, learning_rate_at
 from mrla_minimal.lab.engine.precision import choose_precision
 from mrla_minimal.lab.engine.run import Run, TrainingDiverged, evaluate
-from mrla_minimal.lab.engine.training import Result, RunInUse, TrainingInterrupted, train
+from mrla_minimal.lab.engine.training import (
+    Result,
+    RunInUse,
+    TrainingInterrupted,
+    TrainingOutOfTime,
+    train,
+)
 
 __all__ = [
     "PRESETS", "GraphRun", "Result", "Run", "RunInUse", "TrainConfig", "TrainingDiverged",
-    "TrainingInterrupted", "build_model", "build_optimizer", "choose_precision", "evaluate",
-    "learning_rate_at", "load_model", "open_run", "read_checkpoint", "read_config", "train", "usable_root",
+    "TrainingInterrupted", "TrainingOutOfTime", "build_model", "build_optimizer", "choose_precision",
+    "evaluate", "learning_rate_at", "load_model", "open_run", "read_checkpoint", "read_config", "train",
+    "usable_root",
 ]

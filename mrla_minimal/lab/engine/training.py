@@ -61,6 +61,10 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.signal = number
 
 
+class TrainingOutOfTime(TrainingInterrupted):
+    """Its time was over before its steps; the checkpoint was written."""
+
+
 @contextmanager
 def _signals_noted() -> Iterator[list[int]]:
     """Within it, a first Ctrl-C or SIGTERM is only noted in the list that is yielded, by its number.
@@ -88,7 +92,8 @@ def _signals_noted() -> Iterator[list[int]]:
 @plain_defaults()
 def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar | None = None,
           resume: bool = False, trust: bool = False, progress: bool = True, checkpoint_seconds: float = 60.0,
-          on_record: Callable[[dict], None] | None = None, trunk_dir: str | Path | None = None) -> Result:
+          until: float | None = None, on_record: Callable[[dict], None] | None = None,
+          trunk_dir: str | Path | None = None) -> Result:
     """Train one model as `config` says, and return its Result.
 
     Everything is written to `run_dir` (None: a new folder under runs/). `data` holds images of one's own,
@@ -106,7 +111,8 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
     for its folder says which Python file to run.
 
     A checkpoint is written at the start, after every epoch, and whenever `checkpoint_seconds` have passed
-    since the last. Under torchrun, every process calls this. `on_record` is called with each epoch's record
+    since the last. `until` is a time of time.monotonic() at which it stops, if it is not finished, as after
+    SIGTERM. Under torchrun, every process calls this. `on_record` is called with each epoch's record
     once it is on the disk; for TensorBoard, or for a table:
 
         writer = SummaryWriter(folder)
@@ -119,8 +125,8 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
     run_dir/trunk), unless it is there already: several branches may share one (branch.py).
 
     Raises ValueError for a wrong configuration or folder, TrainingDiverged when a number is not finite,
-    TrainingInterrupted after Ctrl-C or SIGTERM (the checkpoint is written), OSError when a file cannot be
-    written (the last good checkpoint stays).
+    TrainingInterrupted after Ctrl-C or SIGTERM, TrainingOutOfTime after `until` (the checkpoint is written),
+    OSError when a file cannot be written (the last good checkpoint stays).
     """
     not_negative("checkpoint_seconds", checkpoint_seconds)
     for name, value in (("resume", resume), ("trust", trust)):      # a text such as "no" would count as True
@@ -148,10 +154,10 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
             trunk = finished_trunk(run, trunk_dir, data)
             if trunk is None:
                 _train_trunk(run, run_dir, trunk_dir, data=data, progress=progress,
-                             checkpoint_seconds=checkpoint_seconds)
+                             checkpoint_seconds=checkpoint_seconds, until=until)
                 trunk = finished_trunk(run, trunk_dir, data)
             branch_off(run, trunk)
-        _train_to_the_end(run, run_dir, progress and world.rank == 0, checkpoint_seconds, on_record)
+        _train_to_the_end(run, run_dir, progress and world.rank == 0, checkpoint_seconds, until, on_record)
         if world.rank == 0:
             _draw(run, run_dir)
     except TrainingDiverged as error:
@@ -183,7 +189,7 @@ def _train_trunk(run, run_dir, trunk_dir, progress, **options):
                               f"{shlex.quote(str(run_dir))}", interrupt.signal) from None
 
 
-def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
+def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, until, on_record):
     config, first = run.config, run.world.rank == 0
     if progress:
         graphs = ", each step one CUDA graph" if isinstance(run, GraphRun) else ""
@@ -217,7 +223,8 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
                     _log(run, run_dir, record)
                 if progress:
                     bar.write(_describe(record, config, run.images_per_second))
-            stop = run.world.from_rank_zero(signals[:1]) if reads else []
+            late = until is not None and time.monotonic() >= until
+            stop = run.world.from_rank_zero(signals[:1] or [None] * late) if reads else []
             due = not run.world.parallel and time.monotonic() - saved >= checkpoint_seconds
             if epoch_ends or stop or due:
                 save(run, run_dir)
@@ -226,8 +233,11 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, on_record):
                 on_record(record)
             if stop and not run.finished:
                 trust = " --trust" if OwnAttention.parse(config.layer_attention) else ""
-                raise TrainingInterrupted(f"interrupted at step {run.step} of {run.total_steps}; to go on: "
-                                          f"mrla train --resume {shlex.quote(str(run_dir))}{trust}", *stop)
+                where = (f"at step {run.step} of {run.total_steps}; to go on: "
+                         f"mrla train --resume {shlex.quote(str(run_dir))}{trust}")
+                if stop == [None]:
+                    raise TrainingOutOfTime(f"out of time {where}", signal.SIGTERM)
+                raise TrainingInterrupted(f"interrupted {where}", *stop)
 
 
 def _log(run, run_dir, record):

@@ -9,19 +9,22 @@ processes at once, or on another machine.
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mrla_minimal.lab.arguments import positive
 from mrla_minimal.lab.cost import count_macs
 from mrla_minimal.lab.data import Cifar, load_cifar
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.engine import (
     Result,
     RunInUse,
+    TrainConfig,
     TrainingDiverged,
+    TrainingOutOfTime,
     build_model,
     read_checkpoint,
     train,
@@ -48,7 +51,9 @@ from mrla_minimal.lab.evidence.records import (
     load_records,
     whole_interventions,
 )
+from mrla_minimal.lab.evidence.sitting import run_sitting
 from mrla_minimal.lab.evidence.suites import Suite
+from mrla_minimal.lab.evidence.timed import Sitting
 from mrla_minimal.lab.files import Busy, exclusive
 from mrla_minimal.lab.own_files import first_line
 from mrla_minimal.lab.plugins import OwnAttention
@@ -57,25 +62,35 @@ from mrla_minimal.lab.plugins import OwnAttention
 def run_suite(suite: Suite, records_path: str | Path, *, variants: Sequence[str] | None = None,
               seeds: Sequence[int] | None = None, runs: str | Path = "runs", data: Cifar | None = None,
               progress: bool = True, checkpoint_seconds: float = 60.0, wait: float = 5.0,
-              **changes: Any) -> list[dict]:
+              minutes: float | None = None, sitting: Sitting | None = None, **changes: Any) -> list[dict]:
     """Run what of a suite has no record yet, and return all its records.
 
     variants, seeds     a part of the suite's; None: all
     data                images of one's own for all runs; None: what their configurations name
     changes             fields of the recipe that are replaced (a shorter run, another device)
+    minutes             for so long, block after block (all variants of a seed): the seeds that are given, or
+                        the suite's and then on, counting. Nothing is begun that cannot end in time
+    sitting             in place of minutes, for one of several processes that share them
 
     Several processes may call this with the same arguments: each takes runs that no other is at. One that
     needs a rate which another is still tuning looks again every `wait` seconds. Raises ValueError for unknown
-    or repeated variants and seeds, and what `train` raises.
+    or repeated variants and seeds, and for minutes that are too few for one block, and what `train` raises.
     """
+    if minutes is not None:
+        sitting = Sitting(positive("minutes", minutes), time.monotonic() + 60 * minutes)
+    given = seeds
     variants, seeds = choose_parts(suite, variants, seeds, **changes)
     records_path = Path(records_path)
     check_definitions(suite, variants, load_records(records_path), changes)
     for variant in variants:
         try_model(suite.config(variant, 0, **changes))      # what cannot be built is told now
     records_path.parent.mkdir(parents=True, exist_ok=True)
-    work = _Work(suite, records_path, Path(runs) / suite.name, data, progress, checkpoint_seconds,
-                 source_commit())
+    until = None if sitting is None else sitting.until
+    work = Work(suite, records_path, Path(runs) / suite.name, data, progress and sitting is None,
+                checkpoint_seconds, source_commit(), until)
+    if sitting is not None:
+        run_sitting(work, sitting, variants, None if given is None else seeds, tells=progress, **changes)
+        return load_records(records_path)
     rates = None
     if suite.rates:
         while work.through(tuning_jobs(suite, variants, **changes)):
@@ -88,7 +103,7 @@ def run_suite(suite: Suite, records_path: str | Path, *, variants: Sequence[str]
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """One process's work on a suite: where it records and keeps its runs, and how it trains."""
 
     suite: Suite
@@ -98,21 +113,33 @@ class _Work:
     progress: bool
     checkpoint_seconds: float
     commit: str | None
+    until: float | None = None  # when to stop, by time.monotonic()
+    loaded: dict = field(default_factory=dict)      # the data set that was read last
+
+    def load(self, config: TrainConfig, source: str) -> Cifar:
+        """The images of one's own, or those that a configuration names: read once, not for every run."""
+        which = config.dataset, config.data_root, source
+        if self.data is None and which not in self.loaded:
+            self.loaded.clear()
+            self.loaded[which] = load_cifar(*which)
+        return self.loaded[which] if self.data is None else self.data
 
     def through(self, jobs: Sequence[Job]) -> int:
         """Run the jobs that have no record; returns how many are left, since another process is at them."""
-        left = 0
-        for job in jobs:
-            record = self.record_of(job)
+        return sum(self.finish(job) is None for job in jobs)
+
+    def finish(self, job: Job) -> dict | None:
+        """Run a job to its record, if it has none, and look into its net; None if it did not get there."""
+        record = self.record_of(job)
+        if record is None:
+            record = self.run(job)
             if record is None:
-                record = self.run(job)
-                if record is None:
-                    left += 1
-                    continue
-                append_once(self.records_path, record, load_records)
-            if job.phase == "final" and "diverged" not in record:
-                self.look_inside(job, record)
-        return left
+                return None
+            append_once(self.records_path, record, load_records)
+        late = self.until is not None and time.monotonic() >= self.until
+        if job.phase == "final" and "diverged" not in record and not late:
+            self.look_inside(job, record)
+        return record
 
     def record_of(self, job: Job) -> dict | None:
         return next((record for record in load_records(self.records_path) if record["id"] == job.id), None)
@@ -122,7 +149,7 @@ class _Work:
             print(f"{self.suite.name}: {text}")
 
     def run(self, job: Job) -> dict | None:
-        """Train, or go on with it; the record, or None if another process is at it.
+        """Train, or go on with it; the record, or None if another process is at it, or the time is over.
 
         A run that diverges is recorded as one, without an accuracy: run again, it would diverge again.
         """
@@ -131,11 +158,11 @@ class _Work:
         rate = f"learning rate {job.config.learning_rate:g}"
         self.say(f"{job.variant}, seed {job.config.seed}, {rate}, {job.phase}")
         try:
-            trunk = trunk_job(self.suite, job)
-            result = train(job.config, run_dir, data=self.data, resume=(run_dir / "config.json").exists(),
+            trunk, data = trunk_job(self.suite, job), self.load(job.config, job.config.source)
+            result = train(job.config, run_dir, data=data, resume=(run_dir / "config.json").exists(),
                            trust=True, progress=self.progress, checkpoint_seconds=self.checkpoint_seconds,
-                           trunk_dir=None if trunk is None else self.folder / trunk.folder)
-        except RunInUse:
+                           until=self.until, trunk_dir=None if trunk is None else self.folder / trunk.folder)
+        except (RunInUse, TrainingOutOfTime):
             return None
         except TrainingDiverged as error:
             print(f"{self.suite.name}: {job.folder} diverged: {error}")
@@ -195,10 +222,7 @@ class _Work:
     def interventions_on(self, model: nn.Module, state: dict, job: Job, record: dict) -> dict | None:
         """The line of interventions on one net; None, and told, if they cannot be made here."""
         self.say(f"{job.variant}, seed {job.config.seed}: its attention frozen, shuffled, made uniform")
-        data = self.data
-        if data is None:
-            source = "synthetic" if state["source"] == "synthetic" else "real"
-            data = load_cifar(job.config.dataset, job.config.data_root, source)
+        data = self.load(job.config, "synthetic" if state["source"] == "synthetic" else "real")
         if data.fingerprint != record["fingerprint"]:
             print(f"note: {job.folder} was trained on other images than are here: it is not looked into")
             return None

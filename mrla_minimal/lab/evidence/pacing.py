@@ -1,0 +1,103 @@
+"""How long runs take on this machine, and when several processes that share them would be done."""
+
+import heapq
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mrla_minimal.lab.data import Cifar
+from mrla_minimal.lab.device import join_world, plain_defaults
+from mrla_minimal.lab.engine import Run, TrainConfig, evaluate, open_run
+from mrla_minimal.lab.evidence.interventions import chooses
+from mrla_minimal.lab.files import append_record, read_records
+from mrla_minimal.lab.timing import seconds_of
+
+MARGIN = 1.1        # what is predicted may take this much longer
+UNTRIED = 1.15      # and this much, while no run has shown how good the estimates are
+LOOKS = 13          # interventions on a net that chooses take about as long as this many tests of it
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a whole run of one kind (variant and phase) takes here, its tests and interventions included.
+
+    sitting    the end of the timed run that it was taken in, which tells them apart
+    measured   whether such a run was made; otherwise it is an estimate from a few steps
+    """
+
+    sitting: float
+    kind: str
+    seconds: float
+    steps: int
+    measured: bool
+
+
+def note_pace(path: Path, pace: Pace) -> None:
+    """Add a pace to a file that the processes of a timed run share."""
+    append_record(path, asdict(pace))
+
+
+def load_paces(path: Path, sitting: float) -> dict[str, Pace]:
+    """kind -> the pace to go by: the slowest of its last three runs in this timed run.
+
+    Of a kind that was not run yet, its estimate, corrected by how far the estimates of the others were off.
+    """
+    lines = read_records(path)[0] if path.exists() else []
+    paces = [Pace(**line) for line in lines if line["sitting"] == sitting]
+    estimated = {pace.kind: pace for pace in paces if not pace.measured}
+    measured = {}
+    for kind in {pace.kind for pace in paces if pace.measured}:
+        latest = [pace for pace in paces if pace.measured and pace.kind == kind][-3:]
+        measured[kind] = max(latest, key=lambda pace: pace.seconds)
+    off = max((pace.seconds / estimated[kind].seconds for kind, pace in measured.items()
+               if kind in estimated), default=UNTRIED)
+    corrected = {kind: Pace(sitting, kind, off * pace.seconds, pace.steps, False)
+                 for kind, pace in estimated.items()}
+    return corrected | measured
+
+
+@plain_defaults()
+def estimate(config: TrainConfig, data: Cifar, sitting: float, kind: str) -> Pace:
+    """What a run would take: a few steps and a part of a test of it, timed now, in about two seconds."""
+    started = time.perf_counter()
+    run = open_run(config, join_world(config.device), data=data)
+    built = time.perf_counter() - started
+    once = seconds_a_step(run, 1, warm_up=2)
+    step = seconds_a_step(run, max(3, min(20, math.ceil(1.0 / once))), warm_up=0)
+    few = type(run.test)(run.test.images[:500], run.test.labels[:500])
+    test = len(run.test) / len(few) * min(_seconds_of_test(run, few) for _ in range(2))
+    tests = math.ceil(run.total_steps / run.steps_per_epoch) + LOOKS * chooses(run.model)
+    seconds = built + run.total_steps * step + tests * test
+    return Pace(sitting, kind, seconds, run.total_steps, False)
+
+
+def _seconds_of_test(run, few):
+    return seconds_of(lambda: evaluate(run.model, few, precision=run.precision,
+                                       channels_last=run.config.channels_last), run.world.device)
+
+
+def seconds_a_step(run: Run, steps: int, warm_up: int = 5) -> float:
+    """Seconds of one training step, over `steps` of them after `warm_up` that do not count."""
+    def train(count):
+        for _ in range(count):
+            run.train_step()
+        run.read_losses()       # waits for the device
+
+    train(warm_up)
+    return seconds_of(lambda: train(steps), run.world.device) / steps
+
+
+def when_done(blocks: Sequence[Iterable[float]], free: Iterable[float]) -> float:
+    """When the last of these runs ends, in seconds from now.
+
+    blocks    the seconds of the runs of each block; a block's are begun before the next one's, longest first
+    free      when each of the processes that share them is free, in seconds from now: at least one
+    """
+    ends = list(free)
+    heapq.heapify(ends)
+    for block in blocks:
+        for seconds in sorted(block, reverse=True):
+            heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)

@@ -1,0 +1,208 @@
+"""A suite run by time: block after block, as long as the next one can still end.
+
+All variants of a seed are a block. The processes share a block's runs, the longest first. One that finds none
+left begins the next block, if by the paces measured here that block can end in time as well. When the time is
+over, what still runs stops with a checkpoint: the same command goes on with it, before anything else.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mrla_minimal.lab.data import Cifar
+from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
+from mrla_minimal.lab.evidence.board import Activity, Board
+from mrla_minimal.lab.evidence.jobs import Job
+from mrla_minimal.lab.evidence.pacing import MARGIN, Pace, estimate, load_paces, note_pace, when_done
+
+JOINING = 30.0      # seconds in which processes that were started with this one may still be about to come
+LOOK_AGAIN = 0.5    # seconds after which a process that has nothing to do looks again
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """The time that a suite is run for, and the processes that share it.
+
+    until   when it is over, by time.monotonic(): a clock that nobody sets
+    leads   whether this process speaks for all: it says how things stand, and records what ended it
+    """
+
+    minutes: float
+    until: float
+    jobs: int = 1
+    leads: bool = True
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+    @property
+    def passed(self) -> float:
+        """Seconds since it began."""
+        return 60 * self.minutes - (self.until - time.monotonic())
+
+
+class Blocks:
+    """One process's part in running blocks by time.
+
+    load        the images of a run
+    finish      runs a job, or goes on with it, to its record; None if it did not get there
+    ended       the runs that have a record, by their ids
+    The board's folder is that of the run folders.
+    """
+
+    def __init__(self, sitting: Sitting, board: Board, load: Callable[[TrainConfig, str], Cifar],
+                 finish: Callable[[Job], dict | None], ended: Callable[[], dict[str, dict]]):
+        self.sitting, self.board = sitting, board
+        self.load, self.finish, self.ended = load, finish, ended
+        self.paces_path = board.folder / "paces.jsonl"
+        self.open: list[list[Job]] = []     # blocks not complete, in order; the last may be untouched
+        self.elsewhere: set[str] = set()    # runs that a process without a time limit is at
+        self.any_begun = False              # whether any run was, by whichever process
+
+    def through(self, blocks: Iterator[list[Job]], what: str) -> bool:
+        """Run blocks as long as they fit; whether none is left. `what` says what one of them is.
+
+        In the process that leads, raises ValueError if nothing could be begun.
+        """
+        self.open = []
+        while True:
+            with self.board.turn():
+                act = self._next_act(blocks)
+            if act is None:
+                break
+            act()
+        if self.open and self.sitting.leads and not self.any_begun:
+            needed, jobs = math.ceil(10 * self._minutes_needed()) / 10, self.sitting.jobs
+            raise ValueError(f"{self.sitting.minutes:g} minutes are too few: {what} takes about {needed:g} "
+                             f"minutes here with {jobs} job{'s' * (jobs > 1)}; nothing was begun")
+        return not self.open
+
+    def _next_act(self, blocks):
+        """What this process does next; None: nothing any more."""
+        paces, now = load_paces(self.paces_path, self.sitting.until), time.monotonic()
+        others = self.board.others()
+        self._take_in(blocks, others)
+        mates = [other for other in others if other.id and other.sitting == self.sitting.until]
+        self.any_begun |= any(not mate.timing for mate in mates)
+        untimed = {kind_of(job): job for block in self.open for job in block if kind_of(job) not in paces}
+        claimed = {mate.id for mate in mates}
+        for kind, job in untimed.items():
+            if kind not in claimed:
+                text = f"a few steps of {kind}, timed"
+                self.board.show(Activity(self.sitting.until, kind, text, now, 2.0, timing=True))
+                return functools.partial(self._time, job)
+        job = None if untimed or self.sitting.over else self._choose(paces, others, now)
+        if job is not None:
+            self.board.show(Activity(self.sitting.until, job.id, text_of(job), now, self._left(job, paces)))
+            self.any_begun = True
+            return functools.partial(self._run, job)
+        self.board.show(Activity(self.sitting.until))
+        return functools.partial(time.sleep, LOOK_AGAIN) if mates else None
+
+    def _take_in(self, blocks, others):
+        """Forget the blocks that are complete, and have an untouched one at hand, if there is one more."""
+        self._ended = self.ended()
+        self._taken = {other.id for other in others} | self.elsewhere
+        self.open = [block for block in self.open if self._of(block)]
+        while not self.open or self._is_begun(self.open[-1]):
+            block = next(blocks, None)
+            if block is None:
+                break
+            if self._of(block):
+                self.open.append(block)
+
+    def _of(self, block, without=frozenset()):
+        """The runs of a block that have no record, and are not among some."""
+        return [job for job in block if job.id not in self._ended and job.id not in without]
+
+    def _is_begun(self, block):
+        known = {*self._ended, *self._taken, self.board.mine.id}
+        return any(job.id in known
+                   or (self.board.folder / job.folder / "checkpoint.pt").exists() for job in block)
+
+    def _choose(self, paces, others, now):
+        """The run that this process is to begin: the longest of a begun block, or of one that can still end.
+
+        None, if there is none that ends in time.
+        """
+        left = functools.partial(self._left, paces=paces)
+        time_left = self.sitting.until - now
+        begun = [block for block in self.open if self._is_begun(block)]
+        for block in begun:
+            fit = [job for job in self._of(block, self._taken) if MARGIN * left(job) <= time_left]
+            if fit:
+                return max(fit, key=left)
+        untouched = [block for block in self.open if block not in begun][:1]
+        blocks = [[left(job) for job in self._of(block, self._taken)] for block in (*begun, *untouched)]
+        if untouched and MARGIN * when_done(blocks, self._free(others, now)) <= time_left:
+            return max(untouched[0], key=left)
+        return None
+
+    def _free(self, others, now):
+        """When each process is free, in seconds from now; this one is. Some may not have come yet."""
+        missing = self.sitting.jobs - 1 - len(others)
+        coming = [2.0] * missing if self.sitting.passed < JOINING else []
+        return [0.0, *(other.left(now) for other in others), *coming]
+
+    def _left(self, job, paces):
+        """Seconds that a run should take from where it is: its checkpoint knows how far it has come."""
+        pace, path = paces[kind_of(job)], self.board.folder / job.folder / "checkpoint.pt"
+        try:
+            return pace.seconds * (1 - min(1.0, read_checkpoint(path)["step"] / pace.steps))
+        except (ValueError, KeyError, TypeError):       # there is none, or the run itself will complain
+            return pace.seconds
+
+    def _minutes_needed(self):
+        paces = load_paces(self.paces_path, self.sitting.until)
+        runs = [self._left(job, paces) for job in self._of(self.open[0])]
+        return (self.sitting.passed + MARGIN * when_done([runs], [0.0] * self.sitting.jobs)) / 60
+
+    def describe(self) -> str:
+        """What runs now, how much time is left, and when what is begun will have ended: for a person."""
+        with self.board.turn():
+            paces, now = load_paces(self.paces_path, self.sitting.until), time.monotonic()
+            others = self.board.others()
+            at_work = [each for each in (self.board.mine, *others) if each.id]
+            busy = {each.id for each in at_work}
+            left = [self._left(job, paces) for block in self.open if self._is_begun(block)
+                    for job in self._of(block, busy) if kind_of(job) in paces]
+            ends = when_done([left], [each.left(now) for each in (self.board.mine, *others)])
+        parts = [f"now {', '.join(each.text for each in at_work)}"] if at_work else []
+        parts.append(f"{max(0.0, (self.sitting.until - now) / 60):.1f} minutes left")
+        if any(not each.timing for each in at_work):
+            parts.append(f"what is begun ends in {ends / 60:.1f}")
+        return "; ".join(parts)
+
+    # What a process does outside of its turn
+
+    def _time(self, job):
+        data = self.load(job.config, job.config.source)
+        pace = estimate(job.config, data, self.sitting.until, kind_of(job))
+        with self.board.turn():
+            note_pace(self.paces_path, pace)
+
+    def _run(self, job):
+        began, whole = time.monotonic(), not (self.board.folder / job.folder / "checkpoint.pt").exists()
+        record = self.finish(job)
+        seconds, steps = time.monotonic() - began, (record or {}).get("metrics", [{}])[-1].get("step")
+        if record is None and not self.sitting.over:
+            if job.config.trunk is None:
+                self.elsewhere.add(job.id)
+            else:       # another process is at its trunk
+                time.sleep(LOOK_AGAIN)
+        elif whole and steps:       # what was gone on with, or has diverged, is no measure
+            with self.board.turn():
+                note_pace(self.paces_path, Pace(self.sitting.until, kind_of(job), seconds, steps, True))
+
+
+def kind_of(job: Job) -> str:
+    """Runs of one kind take equally long."""
+    return job.variant if job.phase == "final" else f"{job.variant} ({job.phase})"
+
+
+def text_of(job: Job) -> str:
+    """What a person would call a run."""
+    return f"{kind_of(job)} seed {job.config.seed}"
