@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+from mrla_minimal.course.checks.coursework import CHECKS, REPORTED
 from mrla_minimal.lab import cli
 
 ROOT = Path(__file__).parents[1]
@@ -41,3 +42,38 @@ def test_the_number_of_the_subjects_modules_is_true():
     words = "zero one two three four five six seven eight nine ten".split()
     modules = [path for path in (ROOT / "mrla_minimal").glob("*.py") if not path.name.startswith("_")]
     assert f"{words[len(modules)]} short modules" in TEXT
+
+
+def shown(first_line):
+    """The lines of the block of output that begins with this line."""
+    blocks = re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)
+    (block,) = [block for block in blocks if block.startswith(first_line)]
+    return block.rstrip().splitlines()
+
+
+def test_the_output_of_mrla_check_that_is_shown_has_every_check():
+    *findings, summary = shown("[OK]   built")
+    names = [re.match(r"\[\w+\] +(.*?): ", finding)[1] for finding in findings]
+    assert names[: len(CHECKS)] == list(CHECKS)
+    assert names[len(CHECKS) : -2] == list(REPORTED)
+    assert names[-2:] == ["corridor quiz, late question", "corridor quiz, early question"]
+    assert summary == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
+
+
+def test_the_report_that_is_shown_is_the_records():
+    """data/results/README.md holds the whole table, and another test holds that to the records."""
+    report = "\n".join(shown("suite cifar10-thin56-cpu"))
+    assert "contrast (points)" in report
+    assert report in (ROOT / "data" / "results" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_sample_suite_has_five_seeds():
+    assert "seeds=(0, 1, 2, 3, 4)," in TEXT
+
+
+def test_its_pictures_and_links_are_there():
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", TEXT)
+    here = [target for target in targets if not target.startswith("http")]
+    assert len(here) > 15
+    for target in here:
+        assert (ROOT / target).exists(), target
