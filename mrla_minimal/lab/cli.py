@@ -30,6 +30,8 @@ from mrla_minimal.lab.cli_train import add_train_command
 from mrla_minimal.lab.engine.config import DATASETS
 from mrla_minimal.lab.plugins import OwnAttention
 
+COST_SIZES = {"depth": whole, "block": str, "width": whole, "dim": whole, "heads": whole, "patch": whole}
+
 
 def run_fetch(arguments: argparse.Namespace) -> int:
     from mrla_minimal.lab.data import fetch_cifar
@@ -58,8 +60,10 @@ def run_cost(arguments: argparse.Namespace) -> int | tuple[int, dict]:
         table, text, options = cost_tables.paper_table, cost_tables.paper_text, {}
     else:
         table, text = cost_tables.cost_rows, cost_tables.cost_text
-        options = {"variants": arguments.layer_attention, "depth": arguments.depth, "block": arguments.block,
-                   "width": arguments.width, "measure": arguments.measure}
+        sizes = {name: getattr(arguments, name) for name in COST_SIZES}
+        sizes = {name: size for name, size in sizes.items() if size is not None}
+        options = {"variants": arguments.layer_attention, "measure": arguments.measure,
+                   "model": arguments.model, **sizes}
     if arguments.json:
         return 0, {"models": [dataclasses.asdict(row) for row in table(**options)]}
     print(text(**options))
@@ -105,13 +109,15 @@ def build_parser() -> Parser:
     add_suite_commands(commands)
 
     cost = add_command(commands, "cost", "parameters, multiply-adds, activations", run_cost,
-                       ("mrla cost --layer-attention mrla-base mrla-light --measure", "mrla cost --paper"))
+                       ("mrla cost --layer-attention mrla-base mrla-light --measure", "mrla cost --paper",
+                        "mrla cost --model vit --dim 64 --heads 2"))
     cost.add_argument("--paper", action="store_true",
-                      help="the ResNet-50 and ResNet-101 rows beside the paper's claim")
+                      help="ResNet-50 and -101, DeiT-tiny and -small beside the paper's claim")
     cost.add_argument("--layer-attention", nargs="*", help="which attentions (default: all)")
-    cost.add_argument("--depth", type=whole, default=20)
-    cost.add_argument("--block", default="basic")
-    cost.add_argument("--width", type=whole, default=16)
+    cost.add_argument("--model", default="resnet", help="resnet (default) or vit")
+    for name, kind in COST_SIZES.items():
+        of = "a vit" if name in ("dim", "heads", "patch") else "either" if name == "depth" else "a resnet"
+        cost.add_argument(f"--{name}", type=kind, help=f"of {of}")
     cost.add_argument("--measure", action="store_true", help="time a step too, as a ratio to the plain net")
     json_option(cost)
 

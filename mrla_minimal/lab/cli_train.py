@@ -33,7 +33,7 @@ def add_train_command(commands: argparse._SubParsersAction) -> None:
     train = add_command(commands, "train", "train one model", run_train, EXAMPLES,
                         "Train one model; the folder runs/NAME keeps it.")
     train.add_argument("--preset", choices=list(PRESETS),
-                       help="where the defaults come from (default: quick)")
+                       help="where the defaults come from (default: quick, or vit with --model vit)")
     train.add_argument("--name", type=folder_name,
                        help="the run's folder under runs/ (default: after the model, the data and the seed)")
     train.add_argument("--out", metavar="FOLDER", help="the run's folder, anywhere, in place of runs/NAME")
@@ -71,10 +71,14 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(arguments: argparse.Namespace, base: TrainConfig | None = None) -> TrainConfig:
-    """`base`, or else the preset, with what was given on the command line in place of its own."""
+    """`base`, or else the preset, with what was given on the command line in place of its own.
+
+    Without a preset it is the model's own short one: the recipe of a ResNet does not train a transformer.
+    """
     names = {entry.name for entry in dataclasses.fields(TrainConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    base = base or TrainConfig(**PRESETS[arguments.preset or "quick"])
+    preset = arguments.preset or ("vit" if given.get("model") == "vit" else "quick")
+    base = base or TrainConfig(**PRESETS[preset])
     return dataclasses.replace(base, **given)
 
 

@@ -1,6 +1,7 @@
 """Tables of what models cost: `mrla cost`, and `mrla cost --paper` beside the paper's claim."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,6 +12,8 @@ from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.cost import count_macs, count_parameters, saved_activation_bytes, step_times
 from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.resnet import cifar_resnet, imagenet_resnet
+from mrla_minimal.shapes import check_choice
+from mrla_minimal.vit import cifar_vit, deit
 
 BATCH = 32      # images behind the saved activations and the step times of a table
 
@@ -69,39 +72,59 @@ def format_table(rows: Sequence[CostRow], unit: str = "M") -> str:
     return "\n".join("  ".join(line) for line in zip(*aligned, strict=True))
 
 
-def cost_rows(variants: Iterable[str] | None = None, depth: int = 20, block: str = "basic", width: int = 16,
-              image_size: int = 32, measure: bool = False) -> list[CostRow]:
-    """CIFAR ResNets with each of `variants`, below the plain net.
+def _host(model: str, sizes: Mapping, image_size: int) -> tuple[Callable[..., nn.Module], str]:
+    """What builds a host with further arguments, and what to call it. ValueError for sizes of another one."""
+    hosts = {"resnet": (cifar_resnet, {"depth": 20, "block": "basic", "width": 16}),
+             "vit": (cifar_vit, {"depth": 12, "dim": 96, "heads": 3, "patch": 4})}
+    check_choice("model", model, hosts)
+    build, defaults = hosts[model]
+    for name in sizes:
+        if name not in defaults:
+            raise ValueError(f"{name} is no size of model {model!r}, which has {', '.join(defaults)}")
+    sizes = defaults | sizes
+    size = f"{sizes['depth']} for {image_size} x {image_size} images"
+    if model == "vit":
+        text = f"ViT-{size}, dim {sizes['dim']}, {sizes['heads']} heads, patches of {sizes['patch']}"
+        return functools.partial(build, image_size=image_size, **sizes), text
+    text = f"ResNet-{size}, {sizes['block']} blocks, width {sizes['width']}"
+    return functools.partial(build, **sizes), text
+
+
+def cost_rows(variants: Iterable[str] | None = None, image_size: int = 32, measure: bool = False,
+              model: str = "resnet", **sizes: object) -> list[CostRow]:
+    """Small nets for square images with each of `variants`, below the plain net.
 
     A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or
-    of a channel attention ("se", "eca"); None stands for all that the library has. With `measure` step times
-    are taken too, which needs some seconds. Raises ValueError for a name that is none.
+    of a channel attention ("se", "eca", in a ResNet); None stands for all that the library has. `sizes` are
+    depth, block and width of a "resnet", or depth, dim, heads and patch of a "vit". With `measure` step times
+    are taken too, which needs some seconds. Raises ValueError for a name or a size that is none.
     """
+    build, _ = _host(model, sizes, image_size)
     places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention")
-    places |= dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
-    models = {"plain": cifar_resnet(depth, block=block, width=width)}
+    if model == "resnet":
+        places |= dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
+    models = {"plain": build()}
     for name in places if variants is None else variants:
         own = OwnAttention.parse(name)
         if own:
             label = own.short_name if own.short_name not in models else name
-            models[label] = cifar_resnet(depth, block=block, width=width, layer_attention=own.load())
+            models[label] = build(layer_attention=own.load())
             continue
         if name not in places:
             allowed = ", ".join(map(repr, places))
             raise ValueError(f"a variant must be one of {allowed}, or FILE.py or FILE.py:CLASS, not {name!r}")
-        models[name] = cifar_resnet(depth, block=block, width=width, **{places[name]: name})
+        models[name] = build(**{places[name]: name})
     like = next(models["plain"].parameters())       # the program may have set another type or device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, image_size, image_size, generator=generator, device="cpu").to(like)
     return cost_table(models, image_size, images, measure)
 
 
-def cost_text(variants: Iterable[str] | None = None, depth: int = 20, block: str = "basic", width: int = 16,
-              image_size: int = 32, measure: bool = False) -> str:
+def cost_text(variants: Iterable[str] | None = None, image_size: int = 32, measure: bool = False,
+              model: str = "resnet", **sizes: object) -> str:
     """What `mrla cost` prints: the rows of `cost_rows` as a table, and what its columns count."""
-    rows = cost_rows(variants, depth, block, width, image_size, measure)
-    lines = [f"ResNet-{depth} for {image_size} x {image_size} images, {block} blocks, width {width}, "
-             "10 classes", "", format_table(rows), "",
+    rows = cost_rows(variants, image_size, measure, model, **sizes)
+    lines = [f"{_host(model, sizes, image_size)[1]}, 10 classes", "", format_table(rows), "",
              "MACs: multiply-adds of one image. Saved: what autograd "
              f"keeps for the backward pass of {BATCH} images.",
              "The paper's claim, for another net: a ResNet-50 and +0.16 M parameters, +0.07 B FLOPs; "
@@ -117,6 +140,8 @@ def cost_text(variants: Iterable[str] | None = None, depth: int = 20, block: str
     return "\n".join(lines)
 
 
+_DEIT = {"": {}, "+ MRLA-light": {"layer_attention": "mrla-light-released"},
+         "+ MRLA-base": {"layer_attention": "mrla-base"}}
 PAPER_MODELS = {
     50: {"ResNet-50": {},
          "+ SE": {"channel_attention": "se"},
@@ -128,15 +153,18 @@ PAPER_MODELS = {
          "+ depthwise control": {"layer_attention": "depthwise"}},
     101: {"ResNet-101": {},
           "+ MRLA-light": {"layer_attention": "mrla-light-released"}},
+    **{size: {name or f"DeiT-{size}": options for name, options in _DEIT.items()}
+       for size in ("tiny", "small")},
 }
 
 
 def paper_table() -> list[CostRow]:
-    """[CostRow] of ResNet-50 and ResNet-101 at 224 x 224, each compared with its plain net."""
+    """[CostRow] of ResNet-50 and -101, DeiT-tiny and -small at 224 x 224, each beside its plain net."""
     rows = []
     with torch.device("meta"):      # nets of shapes alone, without numbers: enough to count, and no memory
-        for depth, variants in PAPER_MODELS.items():
-            models = {name: imagenet_resnet(depth, **options) for name, options in variants.items()}
+        for size, variants in PAPER_MODELS.items():
+            build = deit if isinstance(size, str) else imagenet_resnet
+            models = {name: build(size, **options) for name, options in variants.items()}
             rows += cost_table(models, image_size=224)
     return rows
 
@@ -153,7 +181,7 @@ def paper_text() -> str:
     elements = (every_product - added.macs) // 2        # of all attended maps: light scales each twice
     by_modules = added.extra_macs - channels + 3 * elements
     return "\n".join([
-        "ResNets for 224 x 224 images, 1000 classes. MACs are multiply-adds, which many papers call FLOPs.",
+        "Nets for 224 x 224 images, 1000 classes. MACs are multiply-adds, which many papers call FLOPs.",
         "",
         format_table(rows, "G"), "",
         "The paper's claim for ResNet-50: +0.16 M parameters, +0.07 B FLOPs.",

@@ -36,6 +36,7 @@ def test_every_field_is_an_option_and_the_presets_give_defaults():
     values = {str: "x", int: "3", float: "0.25", int | None: "7", str | None: "x"}
     for field in dataclasses.fields(TrainConfig):
         flag = "--" + field.name.replace("_", "-")
+        host = ["--model", "vit"] if field.metadata["help"].startswith("vit:") else []
         if field.type is bool:
             assert getattr(parse(flag), field.name) is True
             assert getattr(parse("--no-" + flag[2:]), field.name) is False
@@ -46,10 +47,16 @@ def test_every_field_is_an_option_and_the_presets_give_defaults():
         text = str(choices[-1]) if choices else values[field.type]
         kind = next((kind for kind in (float, int) if field.type in (kind, kind | None)), str)
         beside = {"trunk_epochs": ("--epochs", "9"), "trunk": ("--epochs", "9", "--trunk-epochs", "3")}
-        found = parse(*beside.get(field.name, ()), flag, text)
+        found = parse(*host, *beside.get(field.name, ()), flag, text)
         assert getattr(found, field.name) == kind(text), field.name
     assert parse("--layer-attention", "none").layer_attention is None
     assert parse("--head-dim", "none").head_dim is None
+
+
+def test_a_vision_transformer_has_a_preset_of_its_own():
+    assert parse("--model", "vit") == parse("--preset", "vit") == TrainConfig(**PRESETS["vit"])
+    assert parse("--model", "vit", "--preset", "vit-gpu") == TrainConfig(**PRESETS["vit-gpu"])
+    assert all(PRESETS[name]["optimizer"] == "adamw" for name in ("vit", "vit-gpu"))
 
 
 def test_the_standard_preset_is_the_usual_recipe():
@@ -198,6 +205,9 @@ def test_a_plan_on_the_command_line(tiny_data, capsys, monkeypatch):
 def test_cost_prints_its_tables(capsys, monkeypatch):
     assert cli.main(["cost", "--layer-attention", "mrla-light", "--depth", "8", "--width", "4"]) == 0
     assert "ResNet-8" in (text := capsys.readouterr().out) and "mrla-light" in text
+    vit = ["--model", "vit", "--depth", "2", "--dim", "16", "--heads", "2", "--patch", "8"]
+    assert cli.main(["cost", "--layer-attention", "mrla-base", *vit]) == 0
+    assert "ViT-2 for 32 x 32 images, dim 16" in capsys.readouterr().out
     monkeypatch.setattr(cost_tables, "paper_text", lambda: "the paper's rows")
     assert cli.main(["cost", "--paper"]) == 0
     assert capsys.readouterr().out == "the paper's rows\n"

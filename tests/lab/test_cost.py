@@ -14,6 +14,7 @@ from mrla_minimal import (
     MRLALight,
     SqueezeExcitation,
     cifar_resnet,
+    cifar_vit,
     imagenet_resnet,
 )
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
@@ -23,10 +24,8 @@ from mrla_minimal.shapes import eca_kernel_size
 
 @pytest.fixture(scope="module")
 def paper_rows():
-    return {
-        (depth, row.name): row
-        for depth, row in zip([50] * 8 + [101] * 2, cost_tables.paper_table(), strict=True)
-    }
+    sizes = [50] * 8 + [101] * 2 + ["tiny"] * 3 + ["small"] * 3
+    return {(size, row.name): row for size, row in zip(sizes, cost_tables.paper_table(), strict=True)}
 
 
 # Parameters and multiply-adds
@@ -47,9 +46,16 @@ def test_a_shared_parameter_counts_once():
     ((101, "+ MRLA-light"), 44_939_646, "7.8822"),
     ((50, "+ SE"), 28_071_976, None),
     ((50, "+ ECA"), 25_557_118, None),
+    (("tiny", "DeiT-tiny"), 5_717_416, "1.2537"),
+    (("tiny", "+ MRLA-light"), 5_749_792, "1.2578"),
+    (("tiny", "+ MRLA-base"), 5_742_880, "1.2588"),
+    (("small", "DeiT-small"), 22_050_664, None),
+    (("small", "+ MRLA-light"), 22_115_296, None),
+    (("small", "+ MRLA-base"), 22_101_472, None),
 ])
 def test_the_published_nets_cost_what_they_should(paper_rows, model, parameters, macs):
-    row, plain = paper_rows[model], paper_rows[model[0], f"ResNet-{model[0]}"]
+    kind = "DeiT" if isinstance(model[0], str) else "ResNet"
+    row, plain = paper_rows[model], paper_rows[model[0], f"{kind}-{model[0]}"]
     assert row.parameters == parameters and row.extra_parameters == parameters - plain.parameters
     assert macs is None or f"{row.macs / 1e9:.4f}" == macs
     assert row.extra_macs == row.macs - plain.macs
@@ -374,6 +380,28 @@ def test_the_printed_table_holds_what_the_functions_count():
     ]
     # columns stand below each other
     assert len({len(line) for line in text.splitlines()[2:6]}) == 1
+
+
+def test_a_vision_transformer_has_its_table_too():
+    sizes = {"depth": 2, "dim": 16, "heads": 2, "patch": 4}
+    lines = cost_tables.cost_text(image_size=8, model="vit", **sizes).splitlines()
+    assert lines[0] == "ViT-2 for 8 x 8 images, dim 16, 2 heads, patches of 4, 10 classes"
+    rows = {row.split()[0]: row.split()[1:] for row in lines[3 : 4 + len(LAYER_ATTENTIONS)]}
+    assert list(rows) == ["plain", *LAYER_ATTENTIONS]
+    base = cifar_vit(**sizes, image_size=8, layer_attention="mrla-base")
+    assert rows["mrla-base"][0] == f"{cost.count_parameters(base):,}"
+    assert rows["mrla-base"][2] == f"{cost.count_macs(base, 8) / 1e6:.2f}"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"model": "vit", "width": 8}, "width is no size of model 'vit', which has depth, dim, heads, patch"),
+    ({"dim": 8}, "dim is no size of model 'resnet', which has depth, block, width"),
+    ({"model": "mlp"}, "model must be one of 'resnet', 'vit', not 'mlp'"),
+    ({"model": "vit", "variants": ["eca"]}, "a variant must be one of 'layer', .*'uniform', .*not 'eca'"),
+])
+def test_sizes_and_variants_of_another_host_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cost_tables.cost_text(**arguments)
 
 
 def test_all_variants_are_printed_and_step_times_as_ratios():

@@ -1,7 +1,7 @@
 """Whether a layer attention stands what training does with it: what passes here, trains.
 
 Each check takes a callable channels -> module, and returns what it found, or raises Wrong. The network is a
-small cifar_resnet, on images drawn from a fixed seed.
+small cifar_resnet, in one check a small cifar_vit, on images drawn from a fixed seed.
 """
 
 import copy
@@ -18,8 +18,10 @@ from mrla_minimal.course.checks.signature import Attention, build, features, nea
 from mrla_minimal.lab.cost import count_macs
 from mrla_minimal.lab.own_files import where
 from mrla_minimal.resnet import cifar_resnet
+from mrla_minimal.vit import cifar_vit
 
 IN_A_NETWORK = "cifar_resnet(20, width=8, layer_attention=...)"
+IN_A_TRANSFORMER = "cifar_vit(3, dim=16, heads=2, patch=8, layer_attention=...)"
 
 
 @contextmanager
@@ -40,24 +42,30 @@ def _images() -> tuple[torch.Tensor, torch.Tensor]:
     return numbers(4, 3, 32, 32).float(), torch.arange(4)
 
 
-def _train(model: nn.Module, steps: int) -> None:
+def _train(model: nn.Module, steps: int, where_it_is: str = IN_A_NETWORK) -> None:
     images, labels = _images()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(steps):
         loss = F.cross_entropy(model(images), labels)
         if not loss.isfinite():
-            raise Wrong(f"the loss is not finite in {IN_A_NETWORK}")
+            raise Wrong(f"the loss is not finite in {where_it_is}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise Wrong(f"after {steps} training steps of {where_it_is} some parameters are not finite")
 
 
 def check_training_step(attention: Attention) -> str:
-    model = _network(attention)
-    _train(model, steps=2)
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise Wrong(f"after two training steps of {IN_A_NETWORK} some parameters are not finite")
+    _train(_network(attention), steps=2)
     return f"{IN_A_NETWORK} takes two steps"
+
+
+def check_transformer(attention: Attention) -> str:
+    """In a vision transformer a map is 4 x 4 patches, and the layers are all of the net's blocks."""
+    model = cifar_vit(3, dim=16, heads=2, patch=8, layer_attention=attention)
+    _train(model, 2, IN_A_TRANSFORMER)
+    return f"{IN_A_TRANSFORMER} takes two steps"
 
 
 def check_channels_last(attention: Attention) -> str:

@@ -44,6 +44,7 @@ CHECKS: dict[str, Check] = NEEDED | {
     "memory is a value": signature.check_memory_is_a_value,
     "gradients": signature.check_gradients,
     "network": as_trained.check_training_step,
+    "transformer": as_trained.check_transformer,
     "channels last": as_trained.check_channels_last,
     "half precision": as_trained.check_half_precision,
     "evaluation": as_trained.check_evaluation,

@@ -25,12 +25,13 @@ from mrla_minimal.lab.device import DEVICES, device_text
 from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.layer_attention import MRLABase, MRLALight
 from mrla_minimal.resnet import BLOCKS, SHORTCUTS
+from mrla_minimal.vit import READS
 
 DATASETS = ("cifar10", "cifar100")
 SOURCES = ("auto", "real", "synthetic")
 SCHEDULES = ("cosine", "steps")
 OPTIMIZERS = ("sgd", "adamw")
-MODELS = ("resnet", "corridor")
+MODELS = ("resnet", "vit", "corridor")
 RESOLUTIONS = (32, 24, 20, 16)
 AUGMENT = ("auto", "on", "off")
 # Where a run finds its images and how it is computed: it may go on, and be compared, with others of these.
@@ -125,9 +126,17 @@ class TrainConfig:
     wipe: float = _option(
         0.0, "probability that a sample's stream is wiped before a block, not before a stage's first",
         below_one)
-    depth: int = _option(20, "layers: 6n + 2 with basic blocks, 9n + 2 with bottlenecks", integer)
+    depth: int = _option(
+        20, "layers: 6n + 2 with basic blocks, 9n + 2 with bottlenecks; blocks of a vit", integer)
     block: str = _option("basic", "residual block", choices=BLOCKS)
     width: int = _option(16, "channels of the first stage", integer)
+    dim: int = _option(96, "vit: numbers a token", integer)
+    heads: int = _option(3, "vit: heads of the attention between tokens", integer)
+    patch: int = _option(4, "vit: pixels a side of a patch", integer)
+    read: str = _option("mean", "vit: what the classifier reads, the mean of the patches or a class token",
+                        choices=READS)
+    reset_every: int | None = _option(
+        None, "vit: empty the memory every so many blocks (none: never)", or_none(integer))
     layer_attention: str | None = _option(
         "mrla-light", "attention across layers; FILE.py or FILE.py:CLASS for one of your own",
         _layer_attention, (*LAYER_ATTENTIONS, None))
@@ -192,9 +201,13 @@ class TrainConfig:
                               "channel_attention")
             if self.augment == "on":
                 raise ValueError("augment must be 'off' or 'auto' with model 'corridor', not 'on'")
-            if self.layer_attention == "depthwise-relu":
-                raise ValueError("layer_attention must be another with model 'corridor', which has no norm "
-                                 "for the ReLU of 'depthwise-relu' to follow")
+        if self.model == "vit":
+            self._leave_alone("wipe", "block", "width", "shortcut", "channel_attention")
+        else:
+            self._leave_alone("dim", "heads", "patch", "read", "reset_every")
+        if self.model != "resnet" and self.layer_attention == "depthwise-relu":
+            raise ValueError(f"layer_attention must be another with model {self.model!r}, which has no norm "
+                             "for the ReLU of 'depthwise-relu' to follow")
 
     @property
     def host_text(self) -> str:
@@ -202,6 +215,9 @@ class TrainConfig:
         if self.model == "corridor":
             return f"corridor of {self.width} channels"
         pixels = "" if self.resolution == 32 else f" at {self.resolution} pixels"
+        if self.model == "vit":
+            emptied = f", emptied every {self.reset_every} blocks" if self.reset_every else ""
+            return f"ViT-{self.depth} of dim {self.dim}, patches of {self.patch}{pixels}{emptied}"
         return f"ResNet-{self.depth}{pixels}" + (f", {100 * self.wipe:g} % wiped" if self.wipe else "")
 
     def _leave_alone(self, *names):
@@ -212,10 +228,14 @@ class TrainConfig:
                                  f"not {shown(getattr(self, entry.name))}")
 
 
+_ADAMW = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_epochs": 0.3}
 PRESETS = {
     "quick": {},
     "standard": {"epochs": 200, "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4,
                  "warmup_epochs": 5.0, "schedule": "cosine"},
+    "vit": {"model": "vit", "depth": 12, "dim": 64, "heads": 2, "resolution": 16, "epochs": 3, **_ADAMW},
+    "vit-gpu": {"model": "vit", "depth": 12, "dim": 192, "drop_path": 0.1, "epochs": 200, **_ADAMW,
+                "batch_size": 128, "warmup_epochs": 10.0, "label_smoothing": 0.1},
 }
 
 

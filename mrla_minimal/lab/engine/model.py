@@ -12,6 +12,7 @@ from mrla_minimal.lab.own_files import where
 from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.lab.positive_controls import Corridor, wipe_streams
 from mrla_minimal.resnet import cifar_resnet
+from mrla_minimal.vit import cifar_vit
 
 MOMENTUM = 0.9
 
@@ -30,6 +31,11 @@ def build_model(config: TrainConfig, num_classes: int, run_dir: Path | None = No
     torch.manual_seed(config.seed)
     if config.model == "corridor":
         return Corridor(config.width, attention, num_classes, config.head_dim)
+    if config.model == "vit":
+        return cifar_vit(config.depth, dim=config.dim, heads=config.heads, patch=config.patch,
+                         image_size=config.resolution, num_classes=num_classes, layer_attention=attention,
+                         head_dim=config.head_dim, reset_every=config.reset_every, read=config.read,
+                         drop_path=config.drop_path, in_channels=in_channels)
     model = cifar_resnet(config.depth, block=config.block, in_channels=in_channels, num_classes=num_classes,
                          layer_attention=attention, channel_attention=config.channel_attention,
                          head_dim=config.head_dim, shortcut=config.shortcut, width=config.width,
@@ -65,11 +71,14 @@ def build_optimizer(config: TrainConfig, model: nn.Module,
                     fused: bool | None = None) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW.
 
-    Biases, norms and lambda_o (everything with one dimension) decay only with `decay_all`. A fused one
-    takes a gradient scaler's verdict on the device.
+    Biases, norms and lambda_o (everything with one dimension), and a transformer's class token and
+    positions, decay only with `decay_all`. A fused one takes a gradient scaler's verdict on the device.
     """
-    decayed = [p for p in model.parameters() if config.decay_all or p.dim() > 1]
-    spared = [p for p in model.parameters() if not config.decay_all and p.dim() <= 1]
+    named = getattr(model, "spared_from_decay", ())
+    decayed, spared = [], []
+    for name, parameter in model.named_parameters():
+        decays = config.decay_all or (parameter.dim() > 1 and name not in named)
+        (decayed if decays else spared).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay},
               {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]

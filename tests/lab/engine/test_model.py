@@ -28,3 +28,18 @@ def test_weight_decay_spares_biases_norms_and_lambda_unless_asked(decay_all):
         spared = name.endswith(("bias", "lambda_o")) or "norm" in name
         assert decay[id(parameter)] == (0.3 if decay_all or not spared else 0.0), name
     assert len(decay) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_weight_decay_spares_a_class_token_and_positions_too(decay_all):
+    config = TrainConfig(model="vit", depth=2, dim=8, heads=2, read="cls", optimizer="adamw",
+                         layer_attention="mrla-light-released", decay_all=decay_all, weight_decay=0.3)
+    model = build_model(config, 10)
+    groups = build_optimizer(config, model).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    decayed = {name for name, p in model.named_parameters() if decay[id(p)] == 0.3}
+    assert decay_all == ({"class_token", "position"} <= decayed)
+    if not decay_all:
+        assert not any(name.endswith(("bias", "lambda_o")) or "norm" in name for name in decayed)
+        assert {"patches.weight", "classifier.weight"} <= decayed
+    assert len(decay) == len(list(model.parameters()))

@@ -29,6 +29,7 @@ PILOT = SUITES["cifar10-thin56-cpu"]
 # field that is new is added here, and no value is ever altered.
 DEFAULTS = {
     "dataset": "cifar10", "resolution": 32, "model": "resnet", "wipe": 0.0, "optimizer": "sgd", "depth": 20,
+    "dim": 96, "heads": 3, "patch": 4, "read": "mean", "reset_every": None,
     "block": "basic", "width": 16, "layer_attention": "mrla-light", "channel_attention": None,
     "head_dim": None, "shortcut": None, "drop_path": 0.0, "epochs": 1, "steps": None, "batch_size": 64,
     "learning_rate": 0.1, "schedule": "cosine", "warmup_epochs": 0.2, "augment": "auto",
