@@ -5,9 +5,6 @@ import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
-
-from mrla_minimal.controls import DepthwiseCarry, DepthwiseValue
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.arguments import (
     below_one,
@@ -22,8 +19,8 @@ from mrla_minimal.lab.arguments import (
     text,
 )
 from mrla_minimal.lab.device import DEVICES, device_text
+from mrla_minimal.lab.engine.variants import FURTHER_ATTENTIONS
 from mrla_minimal.lab.plugins import OwnAttention
-from mrla_minimal.layer_attention import MRLABase, MRLALight
 from mrla_minimal.resnet import BLOCKS, SHORTCUTS
 from mrla_minimal.vit import READS
 
@@ -36,52 +33,6 @@ RESOLUTIONS = (32, 24, 20, 16)
 AUGMENT = ("auto", "on", "off")
 # Where a run finds its images and how it is computed: it may go on, and be compared, with others of these.
 CIRCUMSTANCES = ("device", "data_root", "source", "cuda_graph")
-
-
-def _light_with_lambda(channels: int, start: float) -> MRLALight:
-    """MRLALight whose lambda_o starts at one number in place of N(0, 1)."""
-    attention = MRLALight(channels)
-    nn.init.constant_(attention.lambda_o, start)
-    return attention
-
-
-def _base_with_zero_query(channels: int) -> MRLABase:
-    """MRLABase that starts as the uniform mean: its queries start at 0, so all of its weights at 1 / t."""
-    attention = MRLABase(channels)
-    nn.init.zeros_(attention.query.weight)
-    return attention
-
-
-def _light_with_zero_query(channels: int) -> MRLALight:
-    """MRLALight that starts as half of v alone: queries at 0, so all gates at 1/2, and lambda_o at 0."""
-    attention = _light_with_lambda(channels, 0.0)
-    nn.init.zeros_(attention.query.weight)
-    return attention
-
-
-def _carry_with_zero_lambda(channels: int) -> DepthwiseCarry:
-    """DepthwiseCarry that starts as v alone."""
-    control = DepthwiseCarry(channels)
-    nn.init.zeros_(control.lambda_o)
-    return control
-
-
-def _depthwise_with_relu(channels: int) -> DepthwiseValue:
-    """v alone, and after the norm the ReLU that MRLABase and UniformMean have: their control."""
-    control = DepthwiseValue(channels)
-    control.relu_after_norm = True
-    return control
-
-
-# Names beside those of hosting.py, each a callable channels -> module: a configuration holds names only.
-FURTHER_ATTENTIONS = {
-    "mrla-light-lambda0": functools.partial(_light_with_lambda, start=0.0),
-    "mrla-light-lambda1": functools.partial(_light_with_lambda, start=1.0),
-    "light-zero-query": _light_with_zero_query,
-    "depthwise-carry-lambda0": _carry_with_zero_lambda,
-    "depthwise-relu": _depthwise_with_relu,
-    "base-zero-query": _base_with_zero_query,
-}
 
 
 def _layer_attention(name, value):
