@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mrla_minimal.lab.files import replace_file
@@ -143,87 +144,90 @@ def plot_curves(
 
 
 def plot_suite(summary: "Summary", path: str | Path | None = None) -> Figure | None:
-    """Every run a point; every variant's mean and 95 % interval; the baseline's mean a line.
+    """Every run a point, on the suite's measure; every variant's mean and 95 % interval.
 
-    The intervals are Student's t over a variant's seeds. The axis reaches one percentage point beyond the
-    runs, and cuts off an interval that is wider (from two seeds it is).
-    Returns the figure, or writes it to `path`.
+    A dotted line is the baseline's mean. The intervals are Student's t over a variant's seeds. The axis
+    reaches one percentage point (of a loss, 0.1 nat) beyond the runs, and cuts off an interval that is wider
+    (from two seeds it is). Returns the figure, or writes it to `path`.
     """
     from mrla_minimal.lab.evidence.intervals import paired_interval
+    from mrla_minimal.lab.evidence.measures import MEASURES
 
-    variants = list(summary.accuracies)
-    figure, axis = plt.subplots(figsize=(8, 0.5 * len(variants) + 1.6), layout="constrained")
-    for row, variant in enumerate(variants):
-        values = [100 * value for value in summary.accuracies[variant].values()]
+    measure, runs = MEASURES[summary.measure], summary.values[summary.measure]
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(runs) + 1.6), layout="constrained")
+    for row, (variant, of_variant) in enumerate(runs.items()):
+        values = [measure.scale * value for value in of_variant.values()]
         colour, marker = COLOURS.get(variant, "#444444"), MARKERS.get(variant, "o")
         axis.scatter(values, [row] * len(values), color=colour, marker=marker, s=36, zorder=3)
         mean, interval, _ = paired_interval(values)
         if interval is not None:
             axis.plot(interval, [row + 0.25] * 2, color=colour, linewidth=2)
         axis.plot([mean], [row + 0.25], color=colour, marker="|", markersize=10)
-    if summary.baseline in summary.accuracies:
-        runs = summary.accuracies[summary.baseline].values()
-        mean = 100 * sum(runs) / len(runs)
+    if summary.baseline in runs:
+        of_baseline = runs[summary.baseline].values()
+        mean = measure.scale * sum(of_baseline) / len(of_baseline)
         axis.axvline(mean, color="#888888", linestyle=":", label=f"mean of {summary.baseline}")
         figure.legend(loc="outside upper right")
-    everything = [100 * value for runs in summary.accuracies.values() for value in runs.values()]
-    axis.set_xlim(min(everything) - 1, max(everything) + 1)
-    axis.set_yticks(range(len(variants)), [LABELS.get(variant, variant) for variant in variants])
+    everything = [measure.scale * value for of_variant in runs.values() for value in of_variant.values()]
+    axis.set_xlim(min(everything) - measure.reach, max(everything) + measure.reach)
+    axis.set_yticks(range(len(runs)), [LABELS.get(variant, variant) for variant in runs])
     axis.invert_yaxis()
-    axis.set_xlabel(f"{summary.source} test accuracy (%), last epoch")
-    axis.set_title(" · ".join(part for part in (summary.suite, summary.note) if part))
-    axis.grid(axis="x", alpha=0.3)
-    if path is None:
-        return figure
-    save_figure(figure, path)
-    return None
+    axis.set_xlabel(f"{summary.source} {measure.label} ({'%' if measure.scale == 100 else measure.unit})")
+    return _finish(figure, axis, summary, path)
 
 
 def plot_contrasts(
     summary: "Summary", path: str | Path | None = None, margin: float | None = None,
 ) -> Figure | None:
-    """Every declared contrast a - b: each seed's difference a symbol, and their mean a stroke.
+    """Every declared contrast, on the suite's measure: each seed's difference a symbol, their mean a stroke.
 
     The thick line is the 95 % paired interval, the thin one the pooled one. The grey band is the margin (a
-    fraction of 1; None: intervals.MARGIN). A contrast of one seed is one symbol. The axis reaches one
-    percentage point beyond the symbols, and an interval that is wider ends in an arrow.
+    fraction of 1, or nat; None: the suite's). A contrast of one seed is one symbol. The axis reaches one
+    percentage point (of a loss, 0.1 nat) beyond the symbols, and an interval that is wider ends in an arrow.
     Returns the figure, or writes it to `path`.
     """
-    from mrla_minimal.lab.evidence.intervals import MARGIN
+    from mrla_minimal.lab.evidence.measures import MEASURES
 
-    margin = 100 * (MARGIN if margin is None else margin)
-    rows = summary.contrasts
+    measure, rows = MEASURES[summary.measure], summary.contrasts
+    margin = summary.margin if margin is None else margin
+    band = measure.scale * (margin or 0)
     figure, axis = plt.subplots(figsize=(8.5, 0.5 * len(rows) + 2), layout="constrained")
-    differences = []
-    for row in rows:
-        a, b = summary.accuracies[row.a], summary.accuracies[row.b]
-        differences.append([100 * (a[seed] - b[seed]) for seed in sorted(set(a) & set(b))])
-    low = min([-margin, *(min(points) for points in differences)]) - 1
-    high = max([margin, *(max(points) for points in differences)]) + 1
-    axis.axvspan(-margin, margin, color="#DDDDDD", zorder=0)
+    differences = [[measure.scale * value for value in row.differences.values()] for row in rows]
+    low = min([-band, *(min(points) for points in differences)]) - measure.reach
+    high = max([band, *(max(points) for points in differences)]) + measure.reach
+    axis.axvspan(-band, band, color="#DDDDDD", zorder=0)
     axis.axvline(0, color="black", linewidth=1, zorder=1)
     for place, (row, points) in enumerate(zip(rows, differences, strict=True)):
         colour, marker = COLOURS.get(row.a, "#444444"), MARKERS.get(row.a, "o")
         for interval, width, below in ((row.interval, 3.5, 0.18), (row.pooled, 1, 0.32)):
             if interval is not None:
-                ends = [min(max(100 * end, low), high) for end in interval]
+                ends = [min(max(measure.scale * end, low), high) for end in interval]
                 axis.plot(ends, [place + below] * 2, color=colour, linewidth=width, solid_capstyle="butt",
                           zorder=2)
                 for end, shown, arrow in zip(interval, ends, "<>", strict=True):
-                    if 100 * end != shown:
+                    if measure.scale * end != shown:
                         axis.plot([shown], [place + below], color=colour, marker=arrow, markersize=7,
                                   clip_on=False, zorder=3)
         axis.scatter(points, [place - 0.15] * len(points), color=colour, marker=marker, s=30, zorder=3)
         if row.n > 1:
             stroke = [place - 0.02, place + 0.38]
-            axis.plot([100 * row.mean] * 2, stroke, color="black", linewidth=1.5, zorder=4)
-    names = [f"{LABELS.get(row.a, row.a)} \u2212 {LABELS.get(row.b, row.b)}"
-             f"{' (primary)' if row.primary else ''}" for row in rows]
-    axis.set_yticks(range(len(rows)), names)
+            axis.plot([measure.scale * row.mean] * 2, stroke, color="black", linewidth=1.5, zorder=4)
+    axis.set_yticks(range(len(rows)), [label_of(row.a, row.b) + " (primary)" * row.primary for row in rows])
     axis.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
-    unit = f"points; grey: \u00b1 {margin:g}"
-    axis.set_xlabel(f"difference in {summary.source} test accuracy, last epoch ({unit})")
-    axis.set_title(" \u00b7 ".join(part for part in (summary.suite, summary.note) if part))
+    grey = f"; grey: \u00b1 {band:g}" if band else ""
+    axis.set_xlabel(f"difference in {summary.source} {measure.label} ({measure.unit}{grey})")
+    return _finish(figure, axis, summary, path)
+
+
+def label_of(a: str, b: str | None) -> str:
+    """What a contrast is called in figures: "MRLA-base \u2212 uniform mean", or an effect's name."""
+    return " \u2212 ".join(LABELS.get(part, part) for part in (a, b) if part)
+
+
+def _finish(figure: Figure, axis: Axes, summary: "Summary", path: str | Path | None) -> Figure | None:
+    """Title and grid; the figure itself, or None once it is written to `path`."""
+    parts = (summary.suite, summary.host, summary.note)
+    axis.set_title(" \u00b7 ".join(part for part in parts if part))
     axis.grid(axis="x", alpha=0.3)
     if path is None:
         return figure

@@ -95,7 +95,7 @@ def test_contrasts_show_each_seeds_difference_and_the_interval():
     np.testing.assert_allclose(drawn[3.5], [-0.9, 1.1])             # paired, thick
     np.testing.assert_allclose(drawn[1], [0.1, 0.9])                # pooled, thin, after the zero line
     np.testing.assert_allclose(drawn[1.5], [100 * row.mean] * 2)
-    assert axis.get_title() == "smoke \u00b7 made up"
+    assert axis.get_title() == "smoke \u00b7 ResNet-8 \u00b7 made up"
     assert [label.get_text() for label in axis.get_yticklabels()] == ["MRLA-light \u2212 plain"]
     assert axis.patches[0].get_x() == -0.3 and axis.patches[0].get_width() == pytest.approx(0.6)
 

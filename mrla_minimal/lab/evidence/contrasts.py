@@ -205,7 +205,8 @@ def margin_of(suite: Suite) -> float | None:
 
 def host_of(suite: Suite) -> str:
     """What the suite's nets are without their attentions: "ResNet-26 at 16 pixels, 15 % wiped"."""
-    return suite.config(suite.baseline, 0).host_text
+    config = suite.config(suite.baseline, 0)
+    return config.host_text + (", branches" if config.trunk else "")
 
 
 def _one_of_each(records: list[dict], what: str, of: Callable[[dict], Any]) -> Any:

@@ -12,6 +12,7 @@ class Measure:
     label       what it is; `short` heads a column
     unit        of differences: "points" or "nat"; a value times `scale` has it, printed to `decimals` places
     better      "higher" or "lower"
+    reach       how far beyond the runs a figure's axis goes, in `unit`
     read        takes the number from a record; None where the record does not have it
     """
 
@@ -22,6 +23,7 @@ class Measure:
     scale: float
     decimals: int
     better: str
+    reach: float
     read: Callable[[dict], float | None]
 
     def of(self, record: dict) -> float | None:
@@ -47,17 +49,20 @@ def _test_loss(record: dict) -> float | None:
 
 
 def _first_epoch_loss(record: dict) -> float | None:
-    """None too where the first epoch may have been cut short: a run of a number of steps that ended in it."""
-    metrics = record.get("metrics") or [{}]
-    cut = record["config"].get("steps") is not None and len(metrics) < 2
-    return None if cut or metrics[0].get("epoch") != 1 else metrics[0].get("train_loss")
+    """None too where the first epoch may have been cut short, and for a branch: it is its trunk's."""
+    metrics, config = record.get("metrics") or [{}], record["config"]
+    cut = config.get("steps") is not None and len(metrics) < 2
+    if cut or config.get("trunk") is not None:
+        return None
+    return None if metrics[0].get("epoch") != 1 else metrics[0].get("train_loss")
 
 
 MEASURES = {measure.name: measure for measure in (
     Measure("test_accuracy", "test accuracy of the last epoch", "accuracy", "points", 100.0, 2, "higher",
-            _test_accuracy),
-    Measure("test_loss", "test loss of the last epoch", "test loss", "nat", 1.0, 3, "lower", _test_loss),
+            1.0, _test_accuracy),
+    Measure("test_loss", "test loss of the last epoch", "test loss", "nat", 1.0, 3, "lower", 0.1,
+            _test_loss),
     # While every image is seen for the first time, the training loss is one of predicting what is new.
     Measure("first_epoch_loss", "mean training loss of the first epoch", "epoch-1 loss", "nat", 1.0, 3,
-            "lower", _first_epoch_loss),
+            "lower", 0.1, _first_epoch_loss),
 )}

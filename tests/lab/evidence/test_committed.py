@@ -13,7 +13,7 @@ from mrla_minimal.lab import cli, data
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint, read_config, train
 from mrla_minimal.lab.evidence import committed
 from mrla_minimal.lab.evidence.jobs import run_folder
-from mrla_minimal.lab.evidence.tables import suite_tables, with_tables
+from mrla_minimal.lab.evidence.tables import summaries, tables, with_tables
 from mrla_minimal.lab.files import append_record, read_records, replace_file
 
 ROOT = Path(__file__).parents[3]
@@ -171,9 +171,9 @@ def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
     """data/results/README.md holds each suite's tables as the records give them now: `mrla suite tables`."""
     folder = ROOT / "data" / "results"
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert with_tables(text, folder) == text, "to make them anew: mrla suite tables"
-    for marker, table in suite_tables(folder):
-        assert f"{marker}\n```\n{table}\n```\n" in text
+    found = list(tables(summaries(folder), folder))
+    assert with_tables(text, found) == text, "to make them anew: mrla suite tables"
+    assert all(f"{table.marker}\n```\n{table.text}\n```\n" in text for table in found)
     quiz_records = read_records(folder / "quiz.jsonl")[0]
     assert len(quiz_records) == 350 and quiz_table(quiz_records) in text
 

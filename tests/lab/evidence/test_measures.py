@@ -29,6 +29,7 @@ def test_the_first_epoch_counts_only_if_it_is_whole():
     assert read("first_epoch_loss", [one], steps=None) == 2.0 == read("first_epoch_loss", [one])
     assert read("first_epoch_loss", [one, two], steps=500) == 2.0
     assert read("first_epoch_loss", [one], steps=300) is None              # nobody knows
+    assert read("first_epoch_loss", [one, two], trunk="uniform") is None   # all branches of a trunk share it
     assert read("first_epoch_loss", [two]) is None and read("first_epoch_loss", []) is None
 
 

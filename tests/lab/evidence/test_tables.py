@@ -1,5 +1,7 @@
 """The tables of committed suites inside a Markdown file."""
 
+import json
+
 import pytest
 from tiny_suites import four_variants
 
@@ -12,10 +14,11 @@ from mrla_minimal.lab.evidence import (
     summarise,
 )
 from mrla_minimal.lab.evidence.declared import SUITES
-from mrla_minimal.lab.evidence.tables import update_tables, with_tables
+from mrla_minimal.lab.evidence.overview import overview, report_overview
+from mrla_minimal.lab.evidence.tables import summaries, tables, update_tables, with_tables
 from mrla_minimal.lab.files import append_record
 
-MARKER = "<!-- mrla suite report s -->"
+MARKER, TOGETHER = "<!-- mrla suite report s -->", "<!-- mrla suite summary -->"
 OLD = f"# Ours\n\n{MARKER}\n```\nan old\n\ntable\n```\n\nText with a table of its own:\n\n```\n1 2\n```\n"
 
 
@@ -36,23 +39,36 @@ def readme(repository, monkeypatch):
     return path
 
 
+def anew(text, folder):
+    return with_tables(text, tables(summaries(folder), folder))
+
+
 def test_tables_are_made_anew_where_they_stand(readme):
     assert update_tables(readme)
     text = readme.read_text(encoding="utf-8")
-    table = report(summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"]))
-    assert text.startswith(f"# Ours\n\n{MARKER}\n```\n{table}\n```\n\nText with a table of")
+    summary = summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"])
+    assert text.startswith(f"# Ours\n\n{MARKER}\n```\n{report(summary)}\n```\n\nText with a table of")
+    assert f"{TOGETHER}\n```\n{report_overview(overview([summary]), primary_only=True)}\n```\n" in text
     assert "```\n1 2\n```" in text and "an old" not in text
     assert not update_tables(readme) and readme.read_text(encoding="utf-8") == text
 
 
 def test_a_table_without_a_place_is_added_at_the_end(readme):
     interventions = load_interventions(readme.with_name("s-interventions.jsonl"))
-    text = with_tables(OLD, readme.parent)
+    text = anew(OLD, readme.parent)
     block = f"<!-- interventions s -->\n```\n{report_interventions(interventions)}\n```\n"
-    assert interventions and text.endswith(f"```\n1 2\n```\n\n## s\n\n{SUITES['s'].about}\n\n{block}")
-    assert with_tables(text, readme.parent) == text
-    both = with_tables("", readme.parent)
-    assert both.count("## s\n") == 1 and both.endswith(block) and MARKER in both
+    assert interventions and text.endswith(f"\n\n## s\n\nfour variants\n\n{block}")
+    assert anew(text, readme.parent) == text
+    both = anew("", readme.parent)
+    assert both.count("## s\n") == 1 and both.endswith(block) and MARKER in both and TOGETHER in both
+
+
+def test_the_figure_is_drawn_where_the_text_shows_it(readme):
+    update_tables(readme)
+    assert not readme.with_name("summary.png").exists()
+    readme.write_text(OLD + "![all suites](summary.png)\n", encoding="utf-8")
+    update_tables(readme)
+    assert readme.with_name("summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_table_that_has_two_places_is_refused_and_nothing_is_written(readme):
@@ -74,3 +90,21 @@ def test_the_command(readme, capsys, monkeypatch):
     assert '"changed": false' in out.out and "up to date" in out.err
     assert cli.main(["suite", "tables", "nowhere.md"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_that_sums_up(readme, capsys):
+    assert cli.main(["suite", "summary", "--out", "all.png"]) == 0
+    everything = overview(summaries(readme.parent))
+    assert capsys.readouterr().out == f"{report_overview(everything)}\n\nfigure all.png\n"
+    assert cli.main(["suite", "summary", "--json", "--records", str(readme.parent)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["contrast"] for row in shown["accuracies"] if row["primary"]] == ["mrla-light - depthwise"]
+    assert shown["together"]["mrla-light - depthwise"]["cells"][0]["n"] == 8
+
+
+def test_wrong_arguments_of_the_command_that_sums_up(readme, capsys):
+    for arguments, words in ((["--out", "all.pdf"], "must be a file *.png"),
+                             (["--records", "nowhere"], "nowhere holds no records of any suite")):
+        assert cli.main(["suite", "summary", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1

@@ -1,0 +1,111 @@
+"""The one figure of all suites: every declared primary contrast, and what the suites say together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from mrla_minimal.lab.evidence.across import RELEVANT, MeanEffect
+from mrla_minimal.lab.evidence.intervals import Interval
+from mrla_minimal.lab.evidence.measures import MEASURES
+from mrla_minimal.lab.evidence.overview import Finding, Overview
+from mrla_minimal.lab.evidence.readings import TEST_FROM
+from mrla_minimal.lab.figures import COLOURS, MARKERS, label_of, save_figure
+
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+TITLES = {"planted": "Planted: can the measurement see?", "losses": "Losses",
+          "accuracies": "Test accuracy", "together": "All suites of test accuracy together"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a panel, in the panel's unit; `note` stands at its right."""
+
+    a: str
+    b: str | None
+    mean: float
+    interval: Interval | None
+    margin: float | None
+    note: str
+    tested: bool
+
+
+def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | None:
+    """A panel a section, each with its own scale: estimate and 95 % interval of every primary contrast.
+
+    Planted effects on top, then losses, accuracies, and the mean effects over two suites or more. Grey behind
+    a row is its margin. A hollow marker is an estimate from fewer than eight seeds. At the right stand the
+    net and n.
+    Panels without a row are left out. Returns the figure, or writes it to `path`. Raises ValueError if no
+    suite has a primary contrast.
+    """
+    panels = {name: [_of_finding(finding) for finding in getattr(found, name) if finding.contrast.primary]
+              for name in ("planted", "losses", "accuracies")}
+    panels["together"] = [_of_effect(key, effect) for key, effect in found.together.items()
+                          if len(effect.cells) > 1]
+    panels = {name: rows for name, rows in panels.items() if rows}
+    if not panels:
+        raise ValueError("no suite with records has a primary contrast: there is nothing to draw")
+    with plt.rc_context({"font.size": 12, "axes.titlesize": 12}):
+        height = 0.4 + sum(1.3 + 0.42 * len(rows) for rows in panels.values())
+        figure, axes = plt.subplots(
+            len(panels), figsize=(11, height), squeeze=False,
+            height_ratios=[1 + 0.42 * len(rows) for rows in panels.values()], layout="constrained")
+        for axis, (name, rows) in zip(axes[:, 0], panels.items(), strict=True):
+            _draw(axis, rows)
+            axis.set_title(TITLES[name], loc="left", fontweight="bold")
+            axis.set_xlabel(_unit(getattr(found, name) if name != "together" else found.accuracies))
+        figure.suptitle("estimates with 95 % intervals; hollow: fewer than "
+                        f"{TEST_FROM} seeds; grey: the margin", fontsize=12)
+        if "together" in panels and "accuracies" in panels:
+            axes[-1, 0].set_xlim(axes[-2, 0].get_xlim())
+    if path is None:
+        return figure
+    save_figure(figure, path)
+    return None
+
+
+def _of_finding(finding: Finding) -> _Row:
+    row, scale = finding.contrast, MEASURES[finding.contrast.measure].scale
+    interval = None if row.interval is None else tuple(scale * end for end in row.interval)
+    margin = None if row.margin is None else scale * row.margin
+    return _Row(row.a, row.b, scale * row.mean, interval, margin, f"{finding.summary.host}, n = {row.n}",
+                row.n >= TEST_FROM)
+
+
+def _of_effect(key: tuple[str, str | None], effect: MeanEffect) -> _Row:
+    return _Row(*key, effect.mean, effect.interval, RELEVANT, f"{len(effect.cells)} suites", True)
+
+
+def _unit(findings: Sequence[Finding]) -> str:
+    """What the axis of these findings shows: which data, which measure, which side is better."""
+    images = " and ".join(dict.fromkeys(DATASETS[finding.summary.source] for finding in findings))
+    measures = dict.fromkeys(finding.contrast.measure for finding in findings)
+    labels = " or ".join(MEASURES[name].label for name in measures)
+    measure = MEASURES[next(iter(measures))]
+    side = "right" if measure.better == "higher" else "left"
+    return f"{images}: difference in {labels} ({measure.unit}; {side} is better)"
+
+
+def _draw(axis: Axes, rows: Sequence[_Row]) -> None:
+    axis.axvline(0, color="black", linewidth=1, zorder=1)
+    for place, row in enumerate(rows):
+        colour, marker = COLOURS.get(row.a, "#444444"), MARKERS.get(row.a, "o")
+        if row.margin is not None:
+            band = Rectangle((-row.margin, place - 0.5), 2 * row.margin, 1, color="#DDDDDD", linewidth=0,
+                             zorder=0)
+            axis.add_patch(band)
+        if row.interval is not None:
+            axis.plot(row.interval, [place, place], color=colour, linewidth=3, zorder=2)
+        axis.plot([row.mean], [place], color=colour, marker=marker, markersize=9, zorder=3,
+                  markerfacecolor=colour if row.tested else "white", markeredgewidth=1.5, linestyle="none")
+        axis.text(1.02, place, row.note, transform=axis.get_yaxis_transform(), va="center")
+    axis.set_yticks(range(len(rows)), [label_of(row.a, row.b) for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.margins(x=0.08)
+    axis.grid(axis="x", alpha=0.3)
+

@@ -1,0 +1,112 @@
+"""All suites at once, as text, as JSON and as a figure."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny_suites import diverged, four_variants, measured_records
+
+from mrla_minimal.lab.evidence import Effect, report, summarise
+from mrla_minimal.lab.evidence.overview import overview, overview_as_json, report_overview
+from mrla_minimal.lab.summary_figure import plot_overview
+
+MEANS = {"plain": (2.0, 0.5), "mrla-light": (1.5, 0.6), "depthwise": (1.9, 0.5), "uniform": (1.9, 0.5)}
+EFFECT = Effect("memory", ("mrla-light", "depthwise"), ("uniform", "plain"))
+
+
+def one(name, means=MEANS, seeds=8, source="cifar10", more=(), **changes):
+    """The Summary of a suite of this name, of four variants."""
+    suite, _, _ = four_variants(name=name, **changes)
+    records = measured_records(means, seeds, source) + list(more)
+    return summarise([{**record, "suite": name} for record in records], suite)
+
+
+@pytest.fixture
+def found():
+    return overview([
+        one("first"), one("planted", note="positive control", recipe={"depth": 26}, margin=0.5),
+        one("fast", measure="first_epoch_loss", margin=0.03, effects=(EFFECT,)),
+        one("second", {**MEANS, "mrla-light": (1.5, 0.52)}, seeds=4,
+            primary=(("depthwise", "mrla-light"),)),
+        one("made up", source="synthetic"), one("short", seeds=2)])
+
+
+def test_every_suite_stands_in_its_section_with_its_primary_contrasts_first(found):
+    assert {finding.summary.suite for finding in found.planted} == {"planted"}
+    assert {finding.summary.suite for finding in found.losses} == {"fast"}
+    names = [(finding.summary.suite, finding.contrast.name) for finding in found.accuracies]
+    assert names[:3] == [("first", "mrla-light - depthwise"), ("second", "depthwise - mrla-light"),
+                         ("short", "mrla-light - depthwise")]
+    assert not any(finding.contrast.primary for finding in found.accuracies[3:])
+
+
+def test_only_accuracies_that_were_not_planted_are_taken_together(found):
+    effect = found.together["mrla-light", "depthwise"]
+    assert [(cell.suite, cell.n) for cell in effect.cells] == [("first", 8), ("second", 4)]
+    # The second has it the other way round. Points, and the error of a mean of n differences:
+    row, turned = (finding.contrast for finding in found.accuracies[:2])
+    assert [cell.mean for cell in effect.cells] == pytest.approx([100 * row.mean, -100 * turned.mean])
+    half = (row.interval[1] - row.interval[0]) / 2
+    assert effect.cells[0].error == pytest.approx(100 * half / 2.3646, rel=1e-3)      # t, 7 degrees, 0.975
+    # plain is in no primary contrast: it needs two suites, and has them.
+    assert ("uniform", "plain") in found.together
+    assert ("uniform", "plain") not in overview([one("first")]).together
+
+
+def test_a_contrast_with_a_diverged_run_is_no_cell():
+    gone = {**diverged("depthwise", 9), "suite": "first"}
+    together = overview([one("first", more=[gone]), one("second")]).together
+    assert [cell.suite for cell in together["mrla-light", "depthwise"].cells] == ["second"]
+
+
+def test_the_text_has_every_contrast_and_the_chances(found):
+    text = report_overview(found)
+    assert text.count("mrla-light - depthwise *  ") == 4 and "memory *" in text
+    assert "made up" not in text and " nat     a's loss is lower by more than 0.03 nat" in text
+    short = report_overview(found, primary_only=True)
+    assert "depthwise - plain  " in text and "depthwise - plain  " not in short.split("together")[0]
+    assert short.count("mrla-light - depthwise *  ") == 4
+    effect = found.together["mrla-light", "depthwise"]
+    line = next(line for line in text.splitlines() if line.startswith("mrla-light - depthwise       ")
+                and "suite" not in line and " points" not in line)
+    assert line.split()[3:] == ["2", f"{effect.mean:+.2f}", f"{effect.interval[0]:+.2f}", "to",
+                                f"{effect.interval[1]:+.2f}",
+                                *(f"{chance:.2f}" for chance in (*effect.chances, *effect.new, effect.tau))]
+    # What a suite's own table says, and what this one says of it, is one reading.
+    assert all(finding.contrast.reading in report(finding.summary) for finding in found.losses)
+
+
+def test_as_json_it_holds_what_the_text_does(found):
+    plain = json.loads(json.dumps(overview_as_json(found)))
+    assert plain["losses"][0]["measure"] == "first_epoch_loss" and plain["losses"][0]["primary"]
+    assert plain["together"]["mrla-light - depthwise"]["cells"][1]["suite"] == "second"
+
+
+def test_the_figure_has_a_panel_a_section_and_a_row_a_primary_contrast(found, tmp_path):
+    figure = plot_overview(found)
+    planted, losses, accuracies, together = figure.axes
+    rows = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes]
+    light, turned = "MRLA-light \u2212 depthwise", "depthwise \u2212 MRLA-light"
+    assert rows[:3] == [[light], [light, "memory"], [light, turned, light]] and light in rows[3]
+    notes = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert notes[0] == ["ResNet-26, n = 8"] and notes[2] == [f"ResNet-20, n = {n}" for n in (8, 4, 2)]
+    assert notes[3][0] == "2 suites"
+    assert "CIFAR-10: difference in mean training loss" in losses.get_xlabel()
+    assert "nat; left is better" in losses.get_xlabel() and "points; right" in planted.get_xlabel()
+    # Each suite's own margin; estimates from few seeds are hollow; together has the scale of accuracies.
+    assert planted.patches[0].get_width() == pytest.approx(1.0)
+    assert losses.patches[0].get_width() == pytest.approx(0.06)
+    faces = [line.get_markerfacecolor() for line in accuracies.lines if line.get_marker() not in ("", "None")]
+    assert [face == "white" for face in faces] == [False, True, True]
+    assert together.get_xlim() == accuracies.get_xlim()
+    bar = accuracies.lines[1].get_xdata()
+    assert list(bar) == pytest.approx([100 * end for end in found.accuracies[0].contrast.interval])
+    assert plot_overview(found, tmp_path / "all.png") is None
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_primary_contrasts_there_is_nothing_to_draw():
+    bare = one("bare", primary=())
+    with pytest.raises(ValueError, match="no suite with records has a primary contrast"):
+        plot_overview(overview([bare]))
+    assert "mrla-light - plain" in report_overview(overview([dataclasses.replace(bare)]))
