@@ -12,7 +12,9 @@ the first batch gives is then the same
     from depthwise to depthwise-carry-lambda0     bit for bit: 0 times the carried map is added
     from uniform to base-zero-query               up to rounding: all weights are 1 / t
     from depthwise to light-zero-query            up to the eps of the batch norm after the attention: all
-                                                  gates are 1/2, a factor that this norm takes away
+                                                  gates are 1/2, a factor that this norm takes away. In the
+                                                  pilot's depthwise net eps shifts most channels by 1e-5 of
+                                                  their scale, the quietest by 1e-2
 
 and of other pairs nothing is promised. In *evaluation* the third differs at first: the norm's running
 statistics are those of the ungated map, until some dozens of steps have brought them to half of it.

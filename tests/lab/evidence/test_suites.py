@@ -1,5 +1,7 @@
 """Suites: what may be written down, and what is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny_suites import RECIPE, tiny_suite
@@ -111,6 +113,27 @@ def test_every_suite_is_sound_and_no_cifar_suite_may_use_the_built_in_set():
             assert build_model(config, 10) is not None
             assert not suite.committed or config.source == "real"
     assert SUITES["cifar10-thin56"].primary == (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
+
+
+def test_the_reader_is_told_what_was_declared():
+    """The table of data/results/README.md has the suites that declare a margin, as the code has them."""
+    text = (Path(__file__).parents[3] / "data" / "results" / "README.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines()
+            if line.startswith("| `") and "counts as nothing" not in line and line.count("|") == 7}
+    declared = {name: suite for name, suite in SUITES.items() if suite.margin is not None}
+    assert set(rows) == set(declared)
+    for name, suite in declared.items():
+        _, _, what, asked, measure, margin, seeds, _ = rows[name].split("|")
+        assert f"ResNet-{suite.recipe['depth']} of width" in what or "the same" in what
+        unit = "points" if suite.measure == "test_accuracy" else "nat"
+        assert margin.strip() == f"below {suite.margin:g} {unit}" and int(seeds) == len(suite.seeds)
+        assert measure.strip() == {"test_accuracy": "test accuracy",
+                                   "first_epoch_loss": "mean training loss of the first epoch"}[suite.measure]
+        for a, b in suite.primary:
+            assert f"`{a}` - `{b}`" in asked
+        assert asked.count("` - `") == len(suite.primary)
+        for effect in suite.effects:
+            assert (effect.name in asked) == effect.primary
 
 
 def test_lambda_variants_start_where_their_names_say():
