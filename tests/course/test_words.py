@@ -5,11 +5,14 @@ NOT_YET names the notebooks that a rule does not hold for so far: whoever mends 
 
 import ast
 import re
+import shlex
 
 import pytest
-from test_notebooks import LESSONS, code_cells, has_figure, markdown, number, parsed, read
+from test_notebooks import LESSONS, ROOT, code_cells, has_figure, markdown, number, parsed, read
 
 import mrla_minimal
+from mrla_minimal.hosting import LAYER_ATTENTIONS
+from mrla_minimal.lab import cli
 
 # The notebook in which a name of the library is built, or (the hosts and tools) first explained.
 TAUGHT = {
@@ -131,3 +134,26 @@ def test_it_keeps_to_the_courses_words(path):
     # a base of natural logarithms beside a width e; a transpose that looks like the number of layers
     assert not re.search(r"\be\^\{?[-\\a-z0-9(]", text), "write \\exp(...)"
     assert not re.search(r"[)\]W]\^\{?T\b", text), "write ^\\top"
+
+
+# The cheat sheet
+
+CHEAT_SHEET = (ROOT / "notebooks" / "cheat_sheet.md").read_text(encoding="utf-8")
+
+
+def test_the_cheat_sheet_names_what_there_is():
+    names = re.search(r"`layer_attention=` takes (.*?), or a class of your own", CHEAT_SHEET, re.DOTALL)[1]
+    assert set(re.findall(r'`"(.*?)"`', names)) == set(LAYER_ATTENTIONS)
+    memories = CHEAT_SHEET[CHEAT_SHEET.index("## The memories") : CHEAT_SHEET.index("## On feature maps")]
+    classes = re.findall(r"^\| .*? \| `(\w+)` \| ", memories, re.MULTILINE)
+    assert classes == ["LayerAttention", "MRLABase", "MRLALight", "MRLALightReleased"]
+    assert set(classes) <= set(mrla_minimal.__all__)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", CHEAT_SHEET):
+        assert (ROOT / "notebooks" / target).exists(), target
+
+
+def test_the_cheat_sheets_commands_are_commands():
+    commands = re.findall(r"`mrla (.*?)`", CHEAT_SHEET[CHEAT_SHEET.index("## Commands") :])
+    assert len(commands) > 5
+    for command in commands:
+        cli.build_parser().parse_args(shlex.split(command.replace("FILE.py", "mine.py")))
