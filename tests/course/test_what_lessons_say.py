@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from statistics import mean
 
-from test_notebooks import LESSONS, markdown, number, read
+from test_notebooks import LESSONS, markdown, number, printed, read
 
-from mrla_minimal.lab.evidence import load_records
+from mrla_minimal import cifar_resnet
+from mrla_minimal.lab.cost import count_macs
+from mrla_minimal.lab.evidence import SUITES, load_records, summarise
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +22,27 @@ def lesson(name):
 def said(text, sentence):
     """Asserts that `text` holds `sentence`, however its lines are broken."""
     assert " ".join(sentence.split()) in " ".join(text.split()), sentence
+
+
+def table(notebook, cell_id):
+    """The rows of numbers that a cell has printed, by what stands before each: {words: [number, ...]}."""
+    (cell,) = [cell for cell in notebook.cells if cell.id == cell_id]
+    rows = {}
+    for line in printed(cell).splitlines():
+        words, *_ = re.split(r"(?<![\w.-])[-+]?\d", line, maxsplit=1)
+        number = r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?"
+        found = re.findall(number, line[len(words):])
+        if found:
+            rows.setdefault(words.strip(" :+"), []).extend(float(part.replace(",", "")) for part in found)
+    return rows
+
+
+def shown_below(notebook, cell_id):
+    """The next words of "What it shows" (or "What these records show") below a cell."""
+    place = [cell.id for cell in notebook.cells].index(cell_id)
+    text = "\n\n".join(cell.source for cell in notebook.cells[place + 1 :] if cell.cell_type == "markdown")
+    words = r"\*\*What (?:it shows|these records show)\.\*\* (.*?)(?:\n\n|\Z)"
+    return re.search(words, text, re.DOTALL)[1]
 
 
 def finals(suite):
@@ -80,3 +103,130 @@ def test_05_names_both_blind_spots_of_a_view():
     text = markdown(lesson("05"))
     said(text, "a view where a transpose is needed, has *two* blind spots: one head, and $t = 1$")
     said(text, "right at $t = 1$ and right with one head: two blind spots")
+
+
+def test_07_says_what_its_first_gradients_show():
+    notebook = lesson("07")
+    rows = table(notebook, "07-34")
+    words = shown_below(notebook, "07-34")
+    said(words, "With zeros everywhere, plain and base lose the 16 padded channels without a sound.")
+    assert {name: rows[name][2] for name in ("plain", "mrla-base")} == {"plain": 0, "mrla-base": 0}
+    said(words, "The released light explodes. MRLA-light is spared")
+    assert rows["mrla-light-released"][3] > 1e9 and rows["mrla-light"][3] < 100
+    said(words, "With the library's start every channel is awake.")
+    assert all(rows[name][0] == 16 for name in ("plain", "mrla-base", "mrla-light", "mrla-light-released"))
+
+
+def test_07_says_what_its_three_knobs_show():
+    notebook = lesson("07")
+    rows, words = table(notebook, "07-60"), shown_below(notebook, "07-60")
+    losses = {name: [rows[name][2], rows[name][6]] for name in ("cosine", "constant")}      # of two seeds
+    said(words, "The cosine has the lower validation loss for both seeds.")
+    gains = [other - own for own, other in zip(losses["cosine"], losses["constant"], strict=True)]
+    assert min(gains) > 0
+    said(words, "seeds of the constant rate lie further apart than the smaller of the two differences")
+    assert abs(losses["constant"][0] - losses["constant"][1]) > min(gains)
+
+    rows = table(notebook, "07-64")[""]             # three rows of seed, with warm-up, without
+    said(shown_below(notebook, "07-64"), "Without warm-up the worst loss is higher for all three seeds.")
+    assert len(rows) == 9 and all(rows[n + 2] > rows[n + 1] for n in (0, 3, 6))
+
+    rows, words = table(notebook, "07-67")[""], shown_below(notebook, "07-67")
+    said(words, "shrinks the weights to less than a quarter of their length")
+    said(words, "The loss is higher with it for both seeds, by less than 0.1.")
+    runs = [rows[n : n + 5] for n in range(0, len(rows), 5)]        # seed, decay, start, end, loss
+    assert [(seed, decay) for seed, decay, *_ in runs] == [(0, 5e-4), (0, 0.05), (1, 5e-4), (1, 0.05)]
+    for usual, strong in ((runs[0], runs[1]), (runs[2], runs[3])):
+        assert strong[3] < strong[2] / 4 and usual[3] > usual[2] / 4
+        assert 0 < strong[4] - usual[4] < 0.1
+
+
+def test_07_says_what_its_runs_show():
+    notebook = lesson("07")
+    rows, words = table(notebook, "07-80"), shown_below(notebook, "07-80")
+    tests = {name.split()[0]: row[-1] for name, row in rows.items()}
+    said(words, "the test accuracy is more than three times chance")
+    assert min(tests.values()) > 30 and set(tests) == {"plain", "mrla-light"}
+    said(words, "Light lies one to three points below plain.")
+    assert 1 <= tests["plain"] - tests["mrla-light"] <= 3
+
+    rows, words = table(notebook, "07-89"), shown_below(notebook, "07-89")
+    assert rows["evaluation mode, images mixed"] == rows["evaluation mode, images sorted by class"]
+    said(words, "In training mode mixed batches hide the bug.")
+    (mixed,), (by_class,) = (rows[f"training   mode, images {how}"] for how in ("mixed", "sorted by class"))
+    assert abs(mixed - rows["evaluation mode, images mixed"][0]) < 3
+    said(words, "bring the accuracy down to less than half")
+    assert by_class < mixed / 2
+
+
+def test_11_says_what_its_counts_show():
+    notebook = lesson("11")
+    words = shown_below(notebook, "11-10")
+    said(words, "About 1.4 % more (light 1.5 %)")
+    shares = {name: round(100 * more / whole, 1) for name, (more, whole) in
+              ((name, row) for name, row in table(notebook, "11-10").items() if len(row) == 2)}
+    assert shares == {"layer": 1.4, "mrla-base": 1.4, "mrla-light": 1.5, "uniform": 1.4, "depthwise": 1.4}
+
+    rows, words = table(notebook, "11-15"), shown_below(notebook, "11-15")
+    said(words, "within 4.5 % of plain's 40.6 million, and for base and light the value alone is most of it")
+    plain = count_macs(cifar_resnet(20), 32)
+    assert f"{plain / 1e6:.1f}" == "40.6" and max(max(row) for row in rows.values()) < 0.045 * plain
+    assert all(rows["depthwise"][0] > max(rows[name]) / 2 for name in ("mrla-base", "mrla-light"))
+
+    rows, words = table(notebook, "11-35"), shown_below(notebook, "11-35")
+    said(words, "In a network light keeps three maps a layer and base four")
+    said(words, "Without it base keeps three as well.")
+    depths = rows["T"]
+    for name, maps in (("mrla-light", 3), ("mrla-base", 4), ("base, no ReLU", 3)):
+        assert rows[name] == [maps * depth for depth in depths]
+
+    rows, words = table(notebook, "11-42"), shown_below(notebook, "11-42")
+    said(words, "adds two thirds (light) to nine tenths (base) to the memory of training at $T = 3$")
+    said(words, "depthwise, a convolution and a BN in the same place, already adds 44 %")
+    assert {name: rows[name][2] for name in ("mrla-light", "mrla-base", "depthwise")} == {
+        "mrla-light": 67, "mrla-base": 90, "depthwise": 44}
+
+
+def test_11_takes_the_papers_figures_apart_with_a_double_rounding():
+    notebook = lesson("11")
+    rows = table(notebook, "11-52")
+    plain, light = rows["plain"], rows["mrla-light-released"]       # parameters, G, more M, more G
+    assert light[2] == 0.166 and f"{light[2]:.2f}" == "0.17"
+    totals = [round(row[0] / 1e6, 2) for row in (plain, light)]
+    assert totals == [25.56, 25.72] and f"{totals[1] - totals[0]:.2f}" == "0.16"
+    assert f"{round(light[1], 2) - round(plain[1], 2):.2f}" == "0.07"
+    text = markdown(notebook)
+    said(text, "**A double rounding** gives it: round both totals first, $25.723 \\to 25.72$ and "
+               "$25.557 \\to 25.56$, then subtract: $25.72 - 25.56 = 0.16$.")
+    said(shown_below(notebook, "11-56"), "0.050, 0.061 and 0.066 G are all 1.2 to 1.6 % of 4.1")
+    added = [table(notebook, "11-54")[name][0] for name in
+             ("light, our convention", "light, every product", "either, module by module")]
+    assert [round(more, 3) for more in added] == [0.050, 0.061, 0.066]
+    assert all(1.15 < 100 * more / plain[1] < 1.65 for more in added)
+
+
+def test_11_says_what_its_times_show():
+    notebook = lesson("11")
+    rows, words = table(notebook, "11-64"), shown_below(notebook, "11-64")       # median, range, MACs
+    said(words, "For 2 % more multiply-adds light took one and a half to two times as long as plain")
+    assert rows["mrla-light"][3] == 1.02 and 1.45 <= rows["mrla-light"][0] < 2.05
+    said(words, "base and Eq. 4 took longer still")
+    assert min(rows["mrla-base"][0], rows["layer"][0]) > rows["mrla-light"][0]
+    said(words, "Depthwise alone took more than a tenth longer.")
+    assert rows["depthwise"][0] > 1.1
+
+
+def test_11_says_what_the_pilots_records_show():
+    words = shown_below(lesson("11"), "11-72")
+    results = ROOT / "data" / "results"
+    assert not (results / "cifar10-thin56.jsonl").exists(), "the suite itself has records: show those"
+    said(words, "The CPU pilot, four epochs and three seeds: every interval contains 0")
+    name = "cifar10-thin56-cpu"
+    records = load_records(results / f"{name}.jsonl")
+    rows = [row for row in summarise(records, SUITES[name]).contrasts if row.b == "plain"]
+    assert {record["recipe"]["epochs"] for record in records} == {4} and {row.n for row in rows} == {3}
+    assert all(row.interval[0] < 0 < row.interval[1] for row in rows)
+    said(words, "Light's mean lies one point above depthwise's; both lie above plain.")
+    accuracies = finals(name)
+    assert round(points(accuracies, "mrla-light", "depthwise")) == 1
+    assert min(points(accuracies, other, "plain") for other in ("mrla-light", "depthwise")) > 0

@@ -38,14 +38,11 @@ WORDS_LINE = (
 AVOIDED = ["learned map", "linear map", "attention map", "layer attention, Eq. 4", "layer attention (Eq. 4)",
            "depthwise value", "depthwise control"]
 NOT_YET = {
-    "07": "glossary captions style width",
     "08": "glossary captions style width words",
     "09": "glossary captions style width words",
     "10": "glossary captions style width words",
-    "11": "glossary captions style width words",
 }
-NOT_YET_TAUGHT = {
-}
+NOT_YET_TAUGHT = {}
 
 
 def lessons(rule):
