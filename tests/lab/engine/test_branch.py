@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import signal
+import time
 import types
 
 import pytest
@@ -17,6 +18,7 @@ from mrla_minimal.lab.engine import (
     RunInUse,
     TrainingDiverged,
     TrainingInterrupted,
+    TrainingOutOfTime,
     read_checkpoint,
     training,
 )
@@ -230,6 +232,13 @@ def test_a_branch_that_was_stopped_in_its_trunk_or_after_it_ends_the_same(tmp_pa
     assert same(tmp_path / "whole", tmp_path / "parts")
     again = tiny_train(config, tmp_path / "parts", resume=True)
     assert again.trunk == result.trunk and again.metrics == result.metrics
+
+
+def test_a_trunk_stops_when_its_time_is_over_and_is_gone_on_with(tmp_path):
+    with pytest.raises(TrainingOutOfTime, match="in its trunk; to go on: mrla train --resume .*branch$"):
+        tiny_train(branch_config(), tmp_path / "branch", until=time.monotonic())
+    assert read_checkpoint(tmp_path / "branch" / "trunk")["step"] == 1
+    assert len(tiny_train(branch_config(), tmp_path / "branch", resume=True).metrics) == 3
 
 
 def test_a_trunk_that_another_process_trains_is_left_to_it(tmp_path):
