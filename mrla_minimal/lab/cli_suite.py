@@ -16,6 +16,7 @@ from mrla_minimal.lab.cli_summary import add_summary_commands
 from mrla_minimal.lab.device import choose_device
 from mrla_minimal.lab.engine import TrainingInterrupted
 from mrla_minimal.lab.evidence import SUITES, Suite, Summary
+from mrla_minimal.lab.evidence.blocks import load_stops
 from mrla_minimal.lab.evidence.contrasts import NoRuns
 from mrla_minimal.lab.evidence.jobs import choose_parts
 from mrla_minimal.lab.evidence.records import interventions_path, is_interventions
@@ -238,7 +239,8 @@ def _report(arguments: argparse.Namespace, suite: Suite, path: Path, records: li
             interventions: list[dict]) -> Outcome:
     """Print what the records say, and draw the suite's figure; with --json, only to --out."""
     try:
-        summary = evidence.summarise(records, suite)
+        part = arguments.variants is not None or arguments.seeds is not None
+        summary = evidence.summarise(records, suite, None if part else load_stops(path, suite.name))
     except NoRuns as error:
         more = f" --records {arguments.records}" if arguments.records else ""
         raise ValueError(f"{error}; to make them: mrla suite run {arguments.suite}{more}") from None

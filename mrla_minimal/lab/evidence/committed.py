@@ -19,6 +19,7 @@ from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint
 from mrla_minimal.lab.engine.checkpoint import model_of_state
 from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.engine.inputs import prepared
+from mrla_minimal.lab.evidence.blocks import load_stops
 from mrla_minimal.lab.evidence.contrasts import Summary, summarise
 from mrla_minimal.lab.evidence.declared import SUITES
 from mrla_minimal.lab.evidence.jobs import run_folder
@@ -64,7 +65,10 @@ def suite_records(name: str, pilot: str | None = None) -> tuple[str, list[dict]]
 def read_suite(name: str, pilot: str | None = None) -> Summary | None:
     """The Summary of `suite_records(name, pilot)`, or None where there are no records."""
     suite, records = suite_records(name, pilot)
-    return summarise(committed_records(suite), SUITES[suite]) if records else None     # diverged runs too
+    if not records:
+        return None
+    stops = load_stops(data_folder() / "results" / f"{suite}.jsonl", suite)
+    return summarise(committed_records(suite), SUITES[suite], stops)        # diverged runs too
 
 
 def read_interventions(name: str, pilot: str | None = None) -> list[dict]:

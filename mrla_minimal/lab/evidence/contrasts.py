@@ -7,10 +7,11 @@ losses are in nat.
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrla_minimal.lab.evidence.blocks import how_it_stopped
 from mrla_minimal.lab.evidence.intervals import (
     LEVEL,
     MARGIN,
@@ -106,6 +107,7 @@ class Summary:
     further     measure -> the same on each other measure, none of them tested
     rates       variant -> learning rate, unless each seed drew its own
     diverged    variant -> seeds without a result; `unknown`, variants that are gone -> seeds
+    stopped     how many blocks are complete, and what ended the suite, in words; or nothing
     """
 
     suite: str
@@ -122,6 +124,7 @@ class Summary:
     further: dict[str, list[Contrast]] = field(default_factory=dict)
     diverged: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, list[int]] = field(default_factory=dict)
+    stopped: str = ""
 
     @property
     def accuracies(self) -> Values:
@@ -140,13 +143,14 @@ def check_definition(suite: Suite, record: dict, fields: Iterable[str], config: 
                 "now: give the variant or the suite another name, or put the records away")
 
 
-def summarise(records: Iterable[dict], suite: Suite) -> Summary:
+def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | None = None) -> Summary:
     """The Summary of a suite's final records: what it asked, and every variant against the baseline.
 
+    stops: what `blocks.load_stops` gives, if `records` are all that the suite has; None says nothing of it.
     Raises NoRuns (a ValueError) if there are none. Raises ValueError if they differ in recipe, data, or the
     learning rate within one variant, or if a variant is not what it was when they were made.
     """
-    finished, diverged, unknown = [], {}, {}
+    records, finished, diverged, unknown = list(records), [], {}, {}
     for record in records:
         if record["suite"] != suite.name or record["phase"] != "final":
             continue
@@ -181,7 +185,8 @@ def summarise(records: Iterable[dict], suite: Suite) -> Summary:
     rows = {name: _contrasts(suite, name, values[name], diverged) for name in values}
     return Summary(suite.name, suite.note, finished[0]["source"], host_of(suite), suite.baseline,
                    suite.measure, margin_of(suite), values, rates, omnibus(values[suite.measure]),
-                   rows.pop(suite.measure), rows, diverged, unknown)
+                   rows.pop(suite.measure), rows, diverged, unknown,
+                   "" if stops is None else how_it_stopped(suite, records, stops))
 
 
 def measured(records: Iterable[dict], suite: Suite) -> dict[str, Values]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ def report(summary: Summary) -> str:
     measure = MEASURES[summary.measure]
     note = f" [{summary.note}]" if summary.note else ""
     tables = [[f"suite {summary.suite}, {summary.source}, {summary.host}{note}",
-               f"asked of the {measure.label}: {measure.better} is better"],
+               f"asked of the {measure.label}: {measure.better} is better",
+               *(part for line in summary.stopped.splitlines() for part in textwrap.wrap(line, 100))],
               _variants(summary), _omnibus(summary), _contrasts(summary, measure), _further(summary),
               _legend(summary, measure)]
     return "\n\n".join("\n".join(lines) for lines in tables if lines)

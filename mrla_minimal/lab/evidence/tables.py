@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrla_minimal.lab.evidence.blocks import load_stops
 from mrla_minimal.lab.evidence.contrasts import Summary, summarise
 from mrla_minimal.lab.evidence.declared import SUITES
 from mrla_minimal.lab.evidence.intervention_table import report_interventions
@@ -39,7 +40,8 @@ class Table:
 def summaries(folder: str | Path) -> list[Summary]:
     """The Summary of every declared suite that has records in `folder`, in the order of declaration."""
     paths = {name: Path(folder) / f"{name}.jsonl" for name in SUITES}
-    return [summarise(load_records(path), SUITES[name]) for name, path in paths.items() if path.exists()]
+    return [summarise(load_records(path), SUITES[name], load_stops(path, name))
+            for name, path in paths.items() if path.exists()]
 
 
 def tables(found: Sequence[Summary], folder: str | Path) -> Iterator[Table]:

@@ -56,6 +56,17 @@ def test_every_contrast_stands_beside_itself_on_every_measure():
     assert "contrast (nat)" in text and "a's loss is lower" in text and "Margin" not in text
 
 
+def test_how_a_suite_stopped_is_told_where_all_of_its_records_are_there():
+    suite, _, records = four_variants(seeds=range(10))
+    stop = {"suite": "s", "variants": list(suite.variants), "how": "time", "minutes": 30, "jobs": 2,
+            "complete": list(range(8)), "commit": ""}
+    summary = summarise(records, suite, [stop])
+    assert "8 complete blocks" in summary.stopped and "Stopped by time, after 30 minutes" in summary.stopped
+    head = report(summary).splitlines()[2:4]
+    assert " ".join(head).startswith(summary.stopped) and max(map(len, head)) <= 100
+    assert summarise(records, suite).stopped == "" and "complete" not in report(summarise(records, suite))
+
+
 def test_seeds_are_shown_in_short():
     assert ranges([]) == "" and ranges([3]) == "3" and ranges([5, 0, 1, 2, 7, 8]) == "0-2 5 7-8"
 

@@ -46,7 +46,8 @@ def anew(text, folder):
 def test_tables_are_made_anew_where_they_stand(readme):
     assert update_tables(readme)
     text = readme.read_text(encoding="utf-8")
-    summary = summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"])
+    summary = summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"], [])
+    assert summary.stopped.startswith("8 complete blocks")
     assert text.startswith(f"# Ours\n\n{MARKER}\n```\n{report(summary)}\n```\n\nText with a table of")
     assert f"{TOGETHER}\n```\n{report_overview(overview([summary]), primary_only=True)}\n```\n" in text
     assert "```\n1 2\n```" in text and "an old" not in text
