@@ -184,7 +184,7 @@ PRESETS = {
     "quick": {},
     "standard": {"epochs": 200, "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4,
                  "warmup_epochs": 5.0, "schedule": "cosine"},
-    "vit": {"model": "vit", "depth": 12, "dim": 64, "heads": 2, "resolution": 16, "epochs": 3, **_ADAMW},
+    "vit": {"model": "vit", "depth": 12, "dim": 64, "heads": 2, "resolution": 16, "epochs": 4, **_ADAMW},
     "vit-gpu": {"model": "vit", "depth": 12, "dim": 192, "drop_path": 0.1, "epochs": 200, **_ADAMW,
                 "batch_size": 128, "warmup_epochs": 10.0, "label_smoothing": 0.1},
 }

@@ -148,6 +148,19 @@ SUITES = by_name((
         baseline="depthwise", margin=0.5,
         draws={"learning_rate": LogUniform(0.1, 0.4), "weight_decay": LogUniform(1e-4, 1e-3)},
         about="the same on a GPU: ResNet-56 at 32 pixels, ten epochs, stopped by the clock"),
+    # A transformer's blocks are one stage of twelve layers. Sixteen tokens: 16 pixels in patches of 4. One
+    # epoch, so the question is that of first-epoch-thin56, and its margin.
+    Suite(
+        "cifar10-vit-cpu",
+        _attentions("plain", "depthwise", "mrla-light", "uniform", "mrla-base",
+                    **{"mrla-base-emptied": {"layer_attention": "mrla-base", "reset_every": 4}}),
+        {"model": "vit", "depth": 12, "dim": 64, "heads": 2, "resolution": 16, "epochs": 1,
+         "warmup_epochs": 0.1, "batch_size": 64, "optimizer": "adamw", "source": "real"},
+        seeds=tuple(range(12)), primary=(("mrla-base", "uniform"), ("mrla-light", "depthwise")),
+        contrasts=(("mrla-base-emptied", "mrla-base"), ("mrla-base-emptied", "uniform")),
+        measure="first_epoch_loss", margin=0.03,
+        draws={"learning_rate": LogUniform(5e-4, 2e-3), "weight_decay": LogUniform(0.01, 0.1)},
+        about="does it help where all layers are one stage: a transformer's first epoch, over many recipes"),
     Suite(
         "smoke", _attentions("plain", "mrla-light"),
         {"depth": 8, "width": 8, "batch_size": 32, "steps": 4, "source": "synthetic"}, seeds=(0, 1),

@@ -124,7 +124,8 @@ def test_the_reader_is_told_what_was_declared():
     assert set(rows) == set(declared)
     for name, suite in declared.items():
         _, _, what, asked, measure, margin, seeds, _ = rows[name].split("|")
-        assert f"ResNet-{suite.recipe['depth']} of width" in what or "the same" in what
+        net = "ViT-{} of dim" if suite.recipe.get("model") == "vit" else "ResNet-{} of width"
+        assert net.format(suite.recipe["depth"]) in what or "the same" in what
         unit = "points" if suite.measure == "test_accuracy" else "nat"
         assert margin.strip() == f"below {suite.margin:g} {unit}" and int(seeds) == len(suite.seeds)
         assert measure.strip() == {"test_accuracy": "test accuracy",
