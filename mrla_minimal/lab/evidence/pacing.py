@@ -3,9 +3,10 @@
 import heapq
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import join_world, plain_defaults
@@ -23,14 +24,16 @@ LOOKS = 13          # interventions on a net that chooses take about as long as 
 class Pace:
     """What a whole run of one kind (variant and phase) takes here, its tests and interventions included.
 
-    sitting    the end of the timed run that it was taken in, which tells them apart
-    measured   whether such a run was made; otherwise it is an estimate from a few steps
+    sitting       the end of the timed run that it was taken in, which tells them apart
+    first, last   the steps that it begins and ends with
+    measured      whether such a run was made; otherwise it is an estimate from a few steps
     """
 
     sitting: float
     kind: str
     seconds: float
-    steps: int
+    first: int
+    last: int
     measured: bool
 
 
@@ -53,8 +56,7 @@ def load_paces(path: Path, sitting: float) -> dict[str, Pace]:
         measured[kind] = max(latest, key=lambda pace: pace.seconds)
     off = max((pace.seconds / estimated[kind].seconds for kind, pace in measured.items()
                if kind in estimated), default=UNTRIED)
-    corrected = {kind: Pace(sitting, kind, off * pace.seconds, pace.steps, False)
-                 for kind, pace in estimated.items()}
+    corrected = {kind: replace(pace, seconds=off * pace.seconds) for kind, pace in estimated.items()}
     return corrected | measured
 
 
@@ -68,9 +70,10 @@ def estimate(config: TrainConfig, data: Cifar, sitting: float, kind: str) -> Pac
     step = seconds_a_step(run, max(3, min(20, math.ceil(1.0 / once))), warm_up=0)
     few = type(run.test)(run.test.images[:500], run.test.labels[:500])
     test = len(run.test) / len(few) * min(_seconds_of_test(run, few) for _ in range(2))
-    tests = math.ceil(run.total_steps / run.steps_per_epoch) + LOOKS * chooses(run.model)
-    seconds = built + run.total_steps * step + tests * test
-    return Pace(sitting, kind, seconds, run.total_steps, False)
+    steps, looks = run.last_step - run.first_step, run.last_step == run.total_steps and chooses(run.model)
+    tests = math.ceil(steps / run.steps_per_epoch) + LOOKS * looks
+    seconds = built + steps * step + tests * test
+    return Pace(sitting, kind, seconds, run.first_step, run.last_step, False)
 
 
 def _seconds_of_test(run, few):
@@ -89,15 +92,36 @@ def seconds_a_step(run: Run, steps: int, warm_up: int = 5) -> float:
     return seconds_of(lambda: train(steps), run.world.device) / steps
 
 
-def when_done(blocks: Sequence[Iterable[float]], free: Iterable[float]) -> float:
+@dataclass(frozen=True)
+class Task:
+    """A run that is to be made: how long it takes, and the id of the trunk that it waits for, if it does."""
+
+    id: str
+    seconds: float
+    after: str | None = None
+
+
+def when_done(blocks: Iterable[Iterable[Task]], free: Iterable[float],
+              trunks: Mapping[str, float] = MappingProxyType({})) -> float:
     """When the last of these runs ends, in seconds from now.
 
-    blocks    the seconds of the runs of each block; a block's are begun before the next one's, longest first
+    blocks    a process that is free takes the longest run of the first block that has one it can begin
     free      when each of the processes that share them is free, in seconds from now: at least one
+    trunks    when those that are being trained will be done
     """
-    ends = list(free)
+    waiting = [sorted(block, key=lambda task: -task.seconds) for block in blocks]
+    ready, ends, last = dict(trunks), list(free), 0.0
     heapq.heapify(ends)
-    for block in blocks:
-        for seconds in sorted(block, reverse=True):
-            heapq.heapreplace(ends, ends[0] + seconds)
-    return max(ends)
+    while any(waiting):
+        now = heapq.heappop(ends)
+        possible = ((block, task) for block in waiting for task in block
+                    if task.after is None or ready.get(task.after, math.inf) <= now)
+        block, task = next(possible, (None, None))
+        if task is None:        # it waits for a trunk
+            heapq.heappush(ends, min(end for end in ready.values() if end > now))
+            continue
+        block.remove(task)
+        ready[task.id] = now + task.seconds
+        last = max(last, ready[task.id])
+        heapq.heappush(ends, ready[task.id])
+    return max(last, *ends, *trunks.values())

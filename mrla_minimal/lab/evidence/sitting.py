@@ -1,5 +1,6 @@
 """One sitting of a suite that is run by time: its phases, a line a minute on how it stands, and its end."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrla_minimal.lab.evidence.blocks import append_stop, complete_seeds, finished_runs, seeds_in_order
 from mrla_minimal.lab.evidence.board import Board
-from mrla_minimal.lab.evidence.jobs import best_rates, final_jobs, tuning_jobs
+from mrla_minimal.lab.evidence.jobs import Job, best_rates, final_jobs, trunk_job, tuning_jobs
 from mrla_minimal.lab.evidence.records import load_records
 from mrla_minimal.lab.evidence.timed import Blocks, Sitting
 
@@ -26,12 +27,16 @@ def run_sitting(work: "Work", sitting: Sitting, variants: Sequence[str], seeds: 
     """
     suite, path = work.suite, work.records_path
 
-    def ended() -> dict[str, dict]:
-        return {record["id"]: record for record in load_records(path)}
+    def ended() -> set[str]:
+        return {record["id"] for record in load_records(path)}
+
+    def finish(job: Job) -> dict | None:
+        is_trunk = job.config.trunk_epochs and job.config.trunk is None
+        return work.run(job) if is_trunk else work.finish(job)      # a trunk has no record of its own
 
     before, how = len(ended()), "interrupted"
     with Board(work.folder, sitting.until) as board:
-        blocks = Blocks(sitting, board, work.load, work.finish, ended)
+        blocks = Blocks(sitting, board, work.load, finish, ended, functools.partial(trunk_job, suite))
 
         def standing() -> str:
             records = load_records(path)
@@ -68,7 +73,7 @@ def run_sitting(work: "Work", sitting: Sitting, variants: Sequence[str], seeds: 
 
 def _look_into(work, sitting, blocks):
     """Nets of earlier runs may lack their interventions: a run that ends too late is not looked into."""
-    ended = {record["id"]: record for record in load_records(work.records_path)}
+    ended = {record["id"] for record in load_records(work.records_path)}
     for job in (job for block in blocks for job in block if job.id in ended):
         if not sitting.over:
             work.finish(job)

@@ -9,13 +9,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
 from mrla_minimal.lab.evidence.board import Activity, Board
 from mrla_minimal.lab.evidence.jobs import Job
-from mrla_minimal.lab.evidence.pacing import MARGIN, Pace, estimate, load_paces, note_pace, when_done
+from mrla_minimal.lab.evidence.pacing import MARGIN, Task, estimate, load_paces, note_pace, when_done
 
 JOINING = 30.0      # seconds in which processes that were started with this one may still be about to come
 LOOK_AGAIN = 0.5    # seconds after which a process that has nothing to do looks again
@@ -49,17 +49,20 @@ class Blocks:
 
     load        the images of a run
     finish      runs a job, or goes on with it, to its record; None if it did not get there
-    ended       the runs that have a record, by their ids
+    ended       the ids of the runs that have a record
+    trunk_of    the trunk that a run goes on from, or None
     The board's folder is that of the run folders.
     """
 
     def __init__(self, sitting: Sitting, board: Board, load: Callable[[TrainConfig, str], Cifar],
-                 finish: Callable[[Job], dict | None], ended: Callable[[], dict[str, dict]]):
-        self.sitting, self.board = sitting, board
+                 finish: Callable[[Job], dict | None], ended: Callable[[], set[str]],
+                 trunk_of: Callable[[Job], Job | None]):
+        self.sitting, self.board, self.trunk_of = sitting, board, trunk_of
         self.load, self.finish, self.ended = load, finish, ended
         self.paces_path = board.folder / "paces.jsonl"
         self.open: list[list[Job]] = []     # blocks not complete, in order; the last may be untouched
         self.elsewhere: set[str] = set()    # runs that a process without a time limit is at
+        self.hopeless: set[str] = set()     # trunks that diverge: what goes on from them will say so
         self.any_begun = False              # whether any run was, by whichever process
 
     def through(self, blocks: Iterator[list[Job]], what: str) -> bool:
@@ -87,7 +90,8 @@ class Blocks:
         self._take_in(blocks, others)
         mates = [other for other in others if other.id and other.sitting == self.sitting.until]
         self.any_begun |= any(not mate.timing for mate in mates)
-        untimed = {kind_of(job): job for block in self.open for job in block if kind_of(job) not in paces}
+        untimed = {kind_of(job): job for block in self.open for job in self._of(block)
+                   if kind_of(job) not in paces}
         claimed = {mate.id for mate in mates}
         for kind, job in untimed.items():
             if kind not in claimed:
@@ -115,13 +119,33 @@ class Blocks:
                 self.open.append(block)
 
     def _of(self, block, without=frozenset()):
-        """The runs of a block that have no record, and are not among some."""
-        return [job for job in block if job.id not in self._ended and job.id not in without]
+        """The runs of a block that have not ended, and the trunks that they need; but not some."""
+        jobs = [job for job in block if job.id not in self._ended]
+        needed = [trunk for trunk in map(self.trunk_of, jobs) if trunk and not self._is_trained(trunk)]
+        trunks = {trunk.id: trunk for trunk in needed}
+        return [job for job in (*trunks.values(), *jobs) if job.id not in without]
+
+    def _is_trained(self, trunk):
+        """Whether a trunk is there; it has no record."""
+        if trunk.id not in self._ended | self.hopeless:
+            try:
+                metrics = read_checkpoint(self.board.folder / trunk.folder)["metrics"]
+                if metrics[-1]["epoch"] >= trunk.config.trunk_epochs:
+                    self._ended = {*self._ended, trunk.id}
+            except (ValueError, LookupError, TypeError):    # none yet, or its training will say what is wrong
+                pass
+        return trunk.id in self._ended | self.hopeless
+
+    def _waits_for(self, job):
+        """The id of the trunk that a run waits for, or None."""
+        trunk = self.trunk_of(job)
+        return None if trunk is None or self._is_trained(trunk) else trunk.id
 
     def _is_begun(self, block):
         known = {*self._ended, *self._taken, self.board.mine.id}
-        return any(job.id in known
-                   or (self.board.folder / job.folder / "checkpoint.pt").exists() for job in block)
+        trunks = filter(None, map(self.trunk_of, block))
+        return any(job.id in known or (self.board.folder / job.folder / "checkpoint.pt").exists()
+                   for job in (*block, *trunks))
 
     def _choose(self, paces, others, now):
         """The run that this process is to begin: the longest of a begun block, or of one that can still end.
@@ -132,33 +156,38 @@ class Blocks:
         time_left = self.sitting.until - now
         begun = [block for block in self.open if self._is_begun(block)]
         for block in begun:
-            fit = [job for job in self._of(block, self._taken) if MARGIN * left(job) <= time_left]
+            fit = [job for job in self._of(block, self._taken)
+                   if MARGIN * left(job) <= time_left and self._waits_for(job) is None]
             if fit:
                 return max(fit, key=left)
         untouched = [block for block in self.open if block not in begun][:1]
-        blocks = [[left(job) for job in self._of(block, self._taken)] for block in (*begun, *untouched)]
-        if untouched and MARGIN * when_done(blocks, self._free(others, now)) <= time_left:
-            return max(untouched[0], key=left)
+        if untouched and MARGIN * self._ends([*begun, *untouched], [Activity(0.0), *others], now,
+                                              paces) <= time_left:
+            return max((job for job in self._of(untouched[0]) if self._waits_for(job) is None), key=left)
         return None
 
-    def _free(self, others, now):
-        """When each process is free, in seconds from now; this one is. Some may not have come yet."""
-        missing = self.sitting.jobs - 1 - len(others)
-        coming = [2.0] * missing if self.sitting.passed < JOINING else []
-        return [0.0, *(other.left(now) for other in others), *coming]
+    def _ends(self, blocks, processes, now, paces):
+        """When these blocks will have ended, in seconds from now, by what the processes are at."""
+        tasks = [[Task(job.id, self._left(job, paces), self._waits_for(job))
+                  for job in self._of(block, self._taken)] for block in blocks]
+        missing = self.sitting.jobs - len(processes)
+        coming = [2.0] * missing if self.sitting.passed < JOINING else []      # some may not be here yet
+        free = [*(each.left(now) for each in processes), *coming]
+        return when_done(tasks, free, {each.id: each.left(now) for each in processes if each.id})
 
     def _left(self, job, paces):
         """Seconds that a run should take from where it is: its checkpoint knows how far it has come."""
         pace, path = paces[kind_of(job)], self.board.folder / job.folder / "checkpoint.pt"
         try:
-            return pace.seconds * (1 - min(1.0, read_checkpoint(path)["step"] / pace.steps))
+            done = (read_checkpoint(path)["step"] - pace.first) / (pace.last - pace.first)
+            return pace.seconds * (1 - min(1.0, max(0.0, done)))
         except (ValueError, KeyError, TypeError):       # there is none, or the run itself will complain
             return pace.seconds
 
     def _minutes_needed(self):
         paces = load_paces(self.paces_path, self.sitting.until)
-        runs = [self._left(job, paces) for job in self._of(self.open[0])]
-        return (self.sitting.passed + MARGIN * when_done([runs], [0.0] * self.sitting.jobs)) / 60
+        tasks = [Task(job.id, self._left(job, paces), self._waits_for(job)) for job in self._of(self.open[0])]
+        return (self.sitting.passed + MARGIN * when_done([tasks], [0.0] * self.sitting.jobs)) / 60
 
     def describe(self) -> str:
         """What runs now, how much time is left, and when what is begun will have ended: for a person."""
@@ -166,10 +195,9 @@ class Blocks:
             paces, now = load_paces(self.paces_path, self.sitting.until), time.monotonic()
             others = self.board.others()
             at_work = [each for each in (self.board.mine, *others) if each.id]
-            busy = {each.id for each in at_work}
-            left = [self._left(job, paces) for block in self.open if self._is_begun(block)
-                    for job in self._of(block, busy) if kind_of(job) in paces]
-            ends = when_done([left], [each.left(now) for each in (self.board.mine, *others)])
+            self._taken = {each.id for each in at_work} | self.elsewhere
+            begun = [block for block in self.open if self._is_begun(block)]
+            ends = self._ends(begun, [self.board.mine, *others], now, paces) if at_work and paces else 0.0
         parts = [f"now {', '.join(each.text for each in at_work)}"] if at_work else []
         parts.append(f"{max(0.0, (self.sitting.until - now) / 60):.1f} minutes left")
         if any(not each.timing for each in at_work):
@@ -187,15 +215,15 @@ class Blocks:
     def _run(self, job):
         began, whole = time.monotonic(), not (self.board.folder / job.folder / "checkpoint.pt").exists()
         record = self.finish(job)
-        seconds, steps = time.monotonic() - began, (record or {}).get("metrics", [{}])[-1].get("step")
+        seconds = time.monotonic() - began
         if record is None and not self.sitting.over:
-            if job.config.trunk is None:
-                self.elsewhere.add(job.id)
-            else:       # another process is at its trunk
-                time.sleep(LOOK_AGAIN)
-        elif whole and steps:       # what was gone on with, or has diverged, is no measure
+            self.elsewhere.add(job.id)
+        elif record is not None and "diverged" in record:
+            self.hopeless.add(job.id)
+        elif record is not None and whole:      # what was gone on with is no measure
             with self.board.turn():
-                note_pace(self.paces_path, Pace(self.sitting.until, kind_of(job), seconds, steps, True))
+                pace = load_paces(self.paces_path, self.sitting.until)[kind_of(job)]
+                note_pace(self.paces_path, replace(pace, seconds=seconds, measured=True))
 
 
 def kind_of(job: Job) -> str:

@@ -1,11 +1,13 @@
 """Suites run by time: which blocks are begun, what is left behind, and that the same command goes on."""
 
+import dataclasses
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
+from test_branches import SUITE as BRANCHES
 from tiny import tiny_cifar
 from tiny_suites import run_tiny, tiny_suite
 
@@ -31,12 +33,13 @@ class Clock:
 
         def step(run):
             original(run)
-            self.now += takes.get(run.config.layer_attention or "plain", 10.0) / run.total_steps
+            whole = takes.get(run.config.layer_attention or "plain", 10.0)
+            self.now += whole / (run.last_step - run.first_step)
 
         monkeypatch.setattr(training, "_draw", lambda *_: None)     # of all that a run does, the slowest
         monkeypatch.setattr(Run, "train_step", step)
         monkeypatch.setattr(timed, "estimate", lambda config, data, sitting, kind:
-                            Pace(sitting, kind, 8.0, config.steps, False))
+                            Pace(sitting, kind, 8.0, 0, 3, False))
 
 
 @pytest.fixture
@@ -175,3 +178,27 @@ def test_a_line_a_minute_says_how_it_stands(tmp_path, monkeypatch, capsys):
         "what is begun ends in 0.3" in lines
     assert last_but_one.startswith("tiny: 1 complete block, 2 runs in ")
     assert last == "tiny: no other block would end in time; the same command goes on"
+
+
+def test_branches_wait_for_their_trunk_which_is_trained_once(tmp_path, clock):
+    """A trunk of 10 s and three branches of 10 s each make a block: 40 s."""
+    steps, original = [], Run.train_step
+
+    def counted(run):
+        steps.append(run.config.trunk)
+        original(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "train_step", counted)
+        records = run_tiny(tmp_path, BRANCHES, minutes=0.8)
+    assert order(records) == [(0, variant) for variant in BRANCHES.variants]
+    assert steps == [None] * 6 + ["uniform"] * 18
+    assert len({record["trunk"]["weights"] for record in records}) == 1
+    with pytest.raises(ValueError, match="one block of suite tiny takes about"):
+        run_tiny(tmp_path, BRANCHES, minutes=0.5)
+
+
+def test_a_trunk_that_diverges_ends_its_block(tmp_path, clock):
+    suite = dataclasses.replace(BRANCHES, recipe={**BRANCHES.recipe, "learning_rate": 1e20})
+    records = run_tiny(tmp_path, suite, minutes=20.0, seeds=(0,))
+    assert len(records) == 3 and all("diverged" in record for record in records)

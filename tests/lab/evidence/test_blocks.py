@@ -1,0 +1,69 @@
+"""Blocks: which are complete, in which order they come, and what a report says of how they ended."""
+
+import itertools
+
+import pytest
+from tiny_suites import diverged, record, tiny_suite
+
+from mrla_minimal.lab.evidence.blocks import (
+    append_stop,
+    complete_seeds,
+    how_it_stopped,
+    load_stops,
+    seeds_in_order,
+)
+
+SUITE = tiny_suite(name="s", seeds=(0, 1, 2))
+BOTH = ("plain", "mrla-light")
+
+
+def runs(*seeds, variants=BOTH):
+    return [record(variant, seed, 0.5) for seed in seeds for variant in variants]
+
+
+def stop(how, complete, minutes=60.0):
+    return {"suite": "s", "variants": list(BOTH), "how": how, "minutes": minutes, "jobs": 2,
+            "complete": complete}
+
+
+def test_a_block_is_complete_when_every_variant_has_ended_with_an_accuracy_or_not():
+    records = [*runs(2, 0), record("plain", 1, 0.5), *runs(3, variants=("plain",)), diverged("mrla-light", 3)]
+    assert complete_seeds("s", BOTH, records) == [0, 2, 3]
+    assert complete_seeds("s", ("plain",), records) == [0, 1, 2, 3]
+    tuning = {**record("mrla-light", 1, 0.5), "phase": "tuning"}
+    assert complete_seeds("s", BOTH, [*records, tuning]) == [0, 2, 3]
+
+
+def test_seeds_come_incomplete_first_then_declared_then_counting():
+    records = [*runs(0), record("plain", 7, 0.5), record("plain", 1, 0.5)]
+    order = seeds_in_order(SUITE, BOTH, None, records)
+    assert list(itertools.islice(order, 7)) == [1, 7, 0, 2, 3, 4, 5]
+    assert list(seeds_in_order(SUITE, BOTH, (5, 1), records)) == [1, 5]
+    assert list(itertools.islice(seeds_in_order(SUITE, ("mrla-light",), None, records), 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("records, stops, text", [
+    (runs(0, 1, 2), [], "3 complete blocks (all variants of a seed): all 3 declared seeds."),
+    (runs(0), [], "1 complete block (all variants of a seed); 3 seeds were declared."),
+    (runs(0, 1), [stop("time", [0, 1])], "2 complete blocks (all variants of a seed); 3 seeds were declared. "
+     "Stopped by time, after 60 minutes."),
+    (runs(0, 1, 2, 3), [stop("time", [0, 1], 30.0), stop("time", [0, 1, 2, 3], 45.5)],
+     "4 complete blocks (all variants of a seed): all 3 declared seeds, and 1 more. Stopped by time, after "
+     "30 and 45.5 minutes."),
+    (runs(0, 1), [stop("interrupted", [0, 1])], "2 complete blocks (all variants of a seed); 3 seeds were "
+     "declared. Stopped by hand (interrupted), after 60 minutes."),
+    ([*runs(0, 1), record("plain", 2, 0.5)], [stop("count", [0])],
+     "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by count, all seeds that "
+     "were asked for being done, after 60 minutes; runs were added since without a time limit, or by a "
+     "command that was cut off.\nnot complete: seed 2 (1 of 2 variants)."),
+])
+def test_a_report_says_how_many_blocks_and_what_ended_them(records, stops, text):
+    assert how_it_stopped(SUITE, records, stops) == text
+
+
+def test_stops_are_kept_beside_the_records_a_suites_own(tmp_path):
+    path = tmp_path / "s.jsonl"
+    assert load_stops(path, "s") == []
+    append_stop(path, stop("time", [0]))
+    append_stop(path, {**stop("time", [0]), "suite": "other"})
+    assert load_stops(path, "s") == [stop("time", [0])] and (tmp_path / "s-stops.jsonl").exists()
