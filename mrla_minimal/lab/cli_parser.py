@@ -88,6 +88,9 @@ def jobs(text: str) -> int | None:
     return None if text == "auto" else positive(whole)(text)
 
 
+jobs.__name__ = "number of jobs, or auto"
+
+
 def or_none(kind: Callable) -> Callable:
     """A value of that kind, or the word none."""
 

@@ -16,7 +16,7 @@ from mrla_minimal.lab.cli_summary import add_summary_commands
 from mrla_minimal.lab.device import choose_device
 from mrla_minimal.lab.engine import TrainingInterrupted
 from mrla_minimal.lab.evidence import SUITES, Suite, Summary
-from mrla_minimal.lab.evidence.blocks import load_stops
+from mrla_minimal.lab.evidence.blocks import is_stops, load_stops, merge_stops, stops_path
 from mrla_minimal.lab.evidence.contrasts import NoRuns
 from mrla_minimal.lab.evidence.jobs import choose_parts
 from mrla_minimal.lab.evidence.records import interventions_path, is_interventions
@@ -52,7 +52,8 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
             ("export", run_export, (*CHOSEN, "--data-root", "--json"),
              "write a small checkpoint of each variant to data/checkpoints/"),
             ("merge", run_merge, ("--records", "--json"),
-             "add what other files hold to the suite's records; *-interventions.jsonl to its interventions")):
+             "add what other files hold to the suite's records; *-interventions.jsonl to its interventions, "
+             "*-stops.jsonl to what ended its runs by time")):
         parser = verbs.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.",
                                   epilog=f"suites:\n{names}", **more)
         parser.add_argument("suite", metavar="NAME", help="a suite's name, or FILE.py that makes one")
@@ -164,13 +165,16 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
 def run_merge(arguments: argparse.Namespace) -> Outcome:
     target = Path(arguments.records) if arguments.records else _suite_and_records(arguments)[1]
     beside = target if is_interventions(target) else interventions_path(target)
-    counts = {}
+    counts, stops = {}, [file for file in arguments.files if is_stops(file)]
+    if stops:
+        counts[str(stops_path(target))] = len(merge_stops(stops, target))
     for path, wanted in ((target, False), (beside, True)):
-        files = [file for file in arguments.files if is_interventions(file) == wanted]
+        files = [file for file in arguments.files if file not in stops and is_interventions(file) == wanted]
         if files:
             path.parent.mkdir(parents=True, exist_ok=True)
             counts[str(path)] = len(evidence.merge_records(files, path))
-            print(f"{path}: {counts[str(path)]} records")
+    for path, count in counts.items():
+        print(f"{path}: {count} records")
     return 0, {"records": counts}
 
 

@@ -1,5 +1,6 @@
 """`mrla suite` and `mrla compare`."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -151,6 +152,41 @@ def test_one_thing_at_a_time(capsys):
     assert capsys.readouterr().err == "mrla: --plan does not go with --report: one thing at a time\n"
 
 
+@pytest.mark.parametrize("arguments, words", [
+    (["--minutes", "0"], "argument --minutes: invalid positive float value: '0'"),
+    (["--minutes", "-2"], "argument --minutes: invalid positive float value: '-2'"),
+    (["--minutes", "nan"], "argument --minutes: invalid positive float value: 'nan'"),
+    (["--minutes", "inf"], "argument --minutes: invalid positive float value: 'inf'"),
+    (["--minutes", "soon"], "argument --minutes: invalid positive float value: 'soon'"),
+    (["--minutes"], "argument --minutes: expected one argument"),
+    (["--jobs", "some"], "argument --jobs: invalid number of jobs, or auto value: 'some'"),
+    (["--jobs", "0"], "argument --jobs: invalid number of jobs, or auto value: '0'"),
+    (["--minutes", "2", "--plan"], "--minutes does not go with --plan, which runs nothing"),
+    (["--minutes", "2", "--report"], "--minutes does not go with --report, which runs nothing"),
+    (["--minutes", "2", "--export"], "--minutes does not go with --export, which runs nothing"),
+    (["--minutes", "2", "--merge", "a", "--records", "b"],
+     "--minutes does not go with --merge, which runs nothing"),
+])
+def test_wrong_minutes_and_jobs_are_one_line(arguments, words, capsys):
+    assert cli.main(["compare", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
+def test_what_ended_a_suite_is_merged_and_reported(pilot, capsys):
+    variants = list(SUITES["cifar10-thin56-cpu"].variants)
+    line = {"suite": "cifar10-thin56-cpu", "variants": variants, "how": "time", "minutes": 90.0, "jobs": 2,
+            "complete": [0, 1, 2]}
+    append_record("a-stops.jsonl", line)
+    command = ["suite", "merge", REPORT[2], "a-stops.jsonl", "a-stops.jsonl", *REPORT[3:]]
+    for _ in range(2):
+        assert cli.main(command) == 0
+        assert capsys.readouterr().out == "cifar10-thin56-cpu-stops.jsonl: 1 records\n"
+    assert cli.main([*REPORT, "--json"]) == 0
+    stopped = json.loads(capsys.readouterr().out)["stopped"]
+    assert stopped.endswith("all 3 declared seeds. Stopped by time, after 90 minutes.")
+
+
 # Processes
 
 @pytest.fixture
@@ -205,6 +241,22 @@ def test_each_job_has_its_share_of_the_threads_and_the_host_has_its_own_back(hel
 
 TERMINATED = TrainingInterrupted("interrupted at step 3 of 9; to go on: mrla train --resume runs/x")
 TERMINATED.signal = signal.SIGTERM
+
+
+def test_helpers_share_the_minutes_and_leave_the_telling_to_their_parent(helpers, monkeypatch):
+    started, _ = helpers
+    sittings = []
+    monkeypatch.setattr(cli_suite.evidence, "run_suite",
+                        lambda *_, sitting, **__: sittings.append(sitting))
+    monkeypatch.setattr(cli_suite, "fitting_jobs", lambda device: 3)
+    before = time.monotonic()
+    assert cli.main(["suite", "run", "smoke", "--minutes", "2.5", "--jobs", "auto", "--quiet"]) == 0
+    ((arguments, count, _),) = started
+    assert cli.main(arguments) == 0
+    assert len(started) == 1 and count == 2         # a helper starts none
+    mine, theirs = sittings
+    assert (mine.minutes, mine.jobs, mine.leads) == (2.5, 3, True) and mine.until >= before + 150
+    assert theirs == dataclasses.replace(mine, leads=False)
 
 
 @pytest.mark.parametrize("error, status, words", [

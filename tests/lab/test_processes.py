@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from mrla_minimal.lab import processes
 
@@ -88,3 +89,27 @@ def test_a_second_ctrl_c_while_helpers_are_stopped_kills_them():
     with pytest.raises(KeyboardInterrupt):
         processes.stop_helpers(helpers)
     assert all(helper.killed for helper in helpers)
+
+
+@pytest.mark.parametrize("limits, expected", [
+    ({}, 3),                                                        # 0 and 4 are threads of one core
+    ({"cpu.max": "200000 100000"}, 2), ({"cpu.max": "50000 100000"}, 1), ({"cpu.max": "max 100000"}, 3),
+    ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 3),
+])
+def test_cores_are_those_that_this_process_may_use(monkeypatch, limits, expected):
+    siblings = {0: "0,4", 4: "0,4", 1: "1,5", 2: ""}        # of 2 the system says nothing
+    files = {f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list": text
+             for number, text in siblings.items()}
+    files |= {f"/sys/fs/cgroup/{name}": text for name, text in limits.items()}
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1, 2, 4}, raising=False)
+    monkeypatch.setattr(processes, "_text", lambda path: files.get(path, ""))
+    assert processes.cores() == expected
+
+
+@pytest.mark.parametrize("device, free, expected", [
+    ("cpu", None, 6), ("cuda", 80 * 2**30, 6), ("cuda", 9 * 2**30, 4), ("cuda", 2**20, 1), ("mps", None, 1)])
+def test_jobs_that_suit_a_device(monkeypatch, device, free, expected):
+    monkeypatch.setattr(processes, "cores", lambda: 6)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    assert processes.fitting_jobs(torch.device(device)) == expected

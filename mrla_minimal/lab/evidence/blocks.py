@@ -33,6 +33,30 @@ def append_stop(records_path: str | Path, line: dict) -> None:
         append_record(path, line)
 
 
+def is_stops(path: str | Path) -> bool:
+    """Whether a file's name says that it holds what ended timed commands."""
+    return Path(path).stem.endswith(STOPS)
+
+
+def merge_stops(paths: Iterable[str | Path], records_path: str | Path) -> list[dict]:
+    """Add the lines of several files to the one beside a suite's records, each once; all that it then holds.
+
+    Raises ValueError if a file is not there.
+    """
+    target = stops_path(records_path)
+    missing = [str(path) for path in paths if not Path(path).exists()]
+    if missing:
+        raise ValueError(f"{missing[0]}: no such file of stops")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(f"{target}.lock"):
+        known = read_records(target)[0] if target.exists() else []
+        for line in (line for path in paths for line in read_records(path)[0]):
+            if line not in known:
+                append_record(target, line)
+                known.append(line)
+    return known
+
+
 def finished_runs(suite: str, records: Iterable[dict]) -> dict[int, set[str]]:
     """seed -> the variants whose final run has ended; one that diverged has ended, too."""
     found: dict[int, set[str]] = {}
