@@ -348,3 +348,13 @@ def test_a_suite_on_the_command_line_goes_on(tmp_path):
     done = subprocess.run(command, **options)
     assert len(load_records(records)) == 4 and done.stdout.count("contrast (points)") == 1
     assert (tmp_path / "runs" / "own.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs SIGKILL, and /proc to find the helper")
+def test_a_suite_run_by_time_that_is_killed_at_five_moments_goes_on(tmp_path):
+    """All of its processes, or its helper alone: each run once, as in a suite that was left alone."""
+    script = Path(__file__).parents[1] / "tools" / "kill_timed.py"
+    done = subprocess.run([sys.executable, str(script), "5"], env=environment(), capture_output=True, text=True,
+                          timeout=3600)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -36,19 +36,20 @@ def plan_suite(suite: Suite, records: Iterable[dict], *, variants: Sequence[str]
         of = f"{', '.join(variants)} with seeds {', '.join(map(str, seeds))}"
         return f"suite {suite.name}: no runs left of {of}"
     lines, total = [f"{'variant':<20} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
+    each = 0.0
     for variant in tqdm(left, disable=not progress, unit="variant", leave=False):
         config = suite.config(variant, 0, **changes)
         run = open_run(config, join_world(config.device), data=data)
         seconds = _seconds_a_step(run, timed_steps)
         minutes = run.total_steps * seconds / 60
-        total += left[variant] * minutes
+        total, each = total + left[variant] * minutes, each + minutes
         speed = config.batch_size / seconds
         lines.append(f"{variant:<20} {speed:>9.0f} {minutes:>14.1f} {left[variant]:>10}")
     return "\n".join([
         f"suite {suite.name}, {run.source}, on {device_name(run.world.device)}: "
         f"{timed_steps} training steps of each variant, timed now", "", *lines, "",
-        f"{sum(left.values())} runs left: {total / 60:.1f} hours one after another, "
-        "tests and interventions not counted.",
+        f"{sum(left.values())} runs left: {total / 60:.1f} hours one after another; one of each, {each:.1f} "
+        "minutes. Tests and interventions are not counted.",
         "With --jobs N, N runs share the device: a small net leaves a GPU mostly idle; "
         "the cores of a CPU are shared out."])
 

@@ -44,6 +44,10 @@ def run_sitting(work: "Work", sitting: Sitting, variants: Sequence[str], seeds: 
             return (f"{suite.name}: {complete} complete block{'s' * (complete != 1)}, "
                     f"{len(records) - before} runs in {sitting.passed / 60:.1f} minutes; {blocks.describe()}")
 
+        if tells and sitting.leads:
+            jobs = f"{sitting.jobs} job{'s' * (sitting.jobs > 1)}"
+            print(f"{suite.name}: {sitting.minutes:g} minutes with {jobs}; first, a few steps of each "
+                  "variant are timed", flush=True)
         try:
             with _every_minute(standing if tells and sitting.leads else None):
                 rates, whole = None, True

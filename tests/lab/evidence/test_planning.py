@@ -36,7 +36,7 @@ def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):
     text = plan_suite(tiny_suite(recipe={**RECIPE, "steps": 1200}), [], data=tiny_cifar(), progress=False)
     # 16 images in 0.5 s; 1200 steps of 0.5 s are 10 minutes.
     assert re.search(r"^plain +32 +10.0 +2$", text, re.M)
-    assert "4 runs left: 0.7 hours" in text
+    assert "4 runs left: 0.7 hours one after another; one of each, 20.0 minutes." in text
 
 
 def test_the_time_of_a_step_is_one_steps_and_waits_for_all_of_them(monkeypatch):

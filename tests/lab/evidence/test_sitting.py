@@ -173,7 +173,8 @@ def test_a_line_a_minute_says_how_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timed.Blocks, "describe", described)
     run_suite(tiny_suite(), tmp_path / "records.jsonl", runs=tmp_path / "runs", data=tiny_cifar(),
               minutes=0.5)
-    *lines, last_but_one, last = capsys.readouterr().out.splitlines()
+    first, *lines, last_but_one, last = capsys.readouterr().out.splitlines()
+    assert first == "tiny: 0.5 minutes with 1 job; first, a few steps of each variant are timed"
     assert "tiny: 0 complete blocks, 0 runs in 0.0 minutes; now plain seed 0; 0.5 minutes left; " \
         "what is begun ends in 0.3" in lines
     assert last_but_one.startswith("tiny: 1 complete block, 2 runs in ")
