@@ -202,7 +202,7 @@ def _suite_and_records(arguments: argparse.Namespace) -> tuple[Suite, Path]:
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = {name: getattr(arguments, name) for name in ("steps", "device", "data_root")}
+    given = {name: getattr(arguments, name) for name in ("steps", "device", "data_root", "cuda_graph")}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -219,7 +219,9 @@ def _as_options(arguments: argparse.Namespace, sitting: Sitting | None) -> list[
     options = ["suite", "run", arguments.suite, "--quiet"]
     for flag in RUN:
         value = getattr(arguments, flag.strip("-").replace("-", "_"))
-        if value is not None:
+        if value is True:
+            options += [flag]
+        elif value is not None:
             options += [flag, *map(str, value if isinstance(value, list) else [value])]
     if sitting is not None:
         options += ["--minutes", repr(sitting.minutes), "--until", repr(sitting.until),

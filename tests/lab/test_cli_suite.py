@@ -215,13 +215,14 @@ def test_jobs_are_started_with_what_was_parsed_not_with_the_host_programs_argume
     monkeypatch.setattr(cli_suite.evidence, "run_suite", lambda *_, **__: [])
     assert cli.main(["compare", "--suite", "smoke", "--jobs", "3", "--quiet", "--seeds", "0", "1",
                      "--variants", "plain", "--steps", "2",
-                     "--records", "r.jsonl", "--device", "cpu", "--data-root", "here"]) == 0
+                     "--records", "r.jsonl", "--device", "cpu", "--data-root", "here",
+                     "--cuda-graph"]) == 0
     ((arguments, count, threads),) = started
     assert (count, threads) == (2, 1)
     mine, theirs = (vars(cli.build_parser().parse_args(given))
                     for given in (arguments, ["suite", "run", "smoke"]))
     assert mine == {**theirs, "quiet": True, "seeds": [0, 1], "variants": ["plain"], "steps": 2,
-                    "records": "r.jsonl", "device": "cpu", "data_root": "here"}
+                    "records": "r.jsonl", "device": "cpu", "data_root": "here", "cuda_graph": True}
     assert cli.main(["compare", "--suite", "smoke", "--quiet"]) == 0
     assert len(started) == 1        # one job needs nobody
     assert cli.main(["suite", "run", "smoke", "--jobs", "2", "--variants", "nope"]) == 2 and len(started) == 1

@@ -66,7 +66,7 @@ def estimate(config: TrainConfig, data: Cifar, sitting: float, kind: str) -> Pac
     started = time.perf_counter()
     run = open_run(config, join_world(config.device), data=data)
     built = time.perf_counter() - started
-    once = seconds_a_step(run, 1, warm_up=2)
+    once = seconds_a_step(run, 1, warm_up=4)        # the fourth step captures a CUDA graph, if there is one
     step = seconds_a_step(run, max(3, min(20, math.ceil(1.0 / once))), warm_up=0)
     few = type(run.test)(run.test.images[:500], run.test.labels[:500])
     test = len(run.test) / len(few) * min(_seconds_of_test(run, few) for _ in range(2))
