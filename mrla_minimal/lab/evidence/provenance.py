@@ -1,5 +1,6 @@
 """Where a record comes from: the versions of what computed it, and the commit of this project."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -25,9 +26,36 @@ def source_commit(package: Path = PACKAGE) -> str | None:
 
     It belongs to a repository that tracks its files beside this project's pyproject.toml. A package that was
     installed, or copied into another project, has None: a repository that only surrounds it says nothing.
+
+    A copy that was sent without its repository has what $MRLA_COMMIT says, the text that `commit_to_tell`
+    gave where the repository is: that commit, and "+changes" if the files here are not those.
     """
     if not is_repository(package.parent):
         return None
+    return _commit_by_git(package) or _told_commit(package)
+
+
+def commit_to_tell(package: Path = PACKAGE) -> str | None:
+    """COMMIT:SUM, for $MRLA_COMMIT where a copy of this package goes without its repository."""
+    commit = _commit_by_git(package)
+    return f"{commit}:{_sum_of(package)}" if commit else None
+
+
+def _told_commit(package: Path) -> str | None:
+    commit, _, sum_there = os.environ.get("MRLA_COMMIT", "").partition(":")
+    changed = sum_there != _sum_of(package) and not commit.endswith("+changes")
+    return commit + "+changes" * changed if commit else None
+
+
+def _sum_of(package: Path) -> str:
+    """The first 16 hex digits of a SHA-256 of all of the package's Python files, names included."""
+    whole = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        whole.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
+
+
+def _commit_by_git(package: Path) -> str | None:
     files = "pyproject.toml", f"{package.name}/__init__.py"
     tracked = _git(package.parent, "ls-files", "--error-unmatch", "--", *files)
     commit = _git(package.parent, "rev-parse", "HEAD")

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from mrla_minimal.lab.evidence.provenance import source_commit, versions
+from mrla_minimal.lab.evidence.provenance import commit_to_tell, source_commit, versions
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 OURS = '[project]\nname = "mrla-minimal"\n'
@@ -76,6 +76,23 @@ def test_what_git_is_told_of_another_repository_does_not_count(make_repository, 
     theirs, _ = make_repository("theirs", {"README": ""})
     monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))
     assert source_commit(ours / "mrla_minimal") == commit
+
+
+def test_a_copy_without_its_repository_has_the_commit_that_it_is_told(make_repository, tmp_path, monkeypatch):
+    folder, commit = make_repository("ours", {"pyproject.toml": OURS, "mrla_minimal/__init__.py": "a = 1"})
+    told = commit_to_tell(folder / "mrla_minimal")
+    assert told.startswith(f"{commit}:")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".git"))
+    monkeypatch.setenv("MRLA_COMMIT", told)
+    assert source_commit(copy / "mrla_minimal") == commit
+    (copy / "mrla_minimal" / "__init__.py").write_text("a = 2")
+    assert source_commit(copy / "mrla_minimal") == f"{commit}+changes"
+    (folder / "mrla_minimal" / "__init__.py").write_text("a = 2")
+    assert source_commit(folder / "mrla_minimal") == f"{commit}+changes"        # a repository knows better
+    monkeypatch.setenv("MRLA_COMMIT", commit_to_tell(folder / "mrla_minimal"))
+    assert source_commit(copy / "mrla_minimal") == f"{commit}+changes"
+    assert commit_to_tell(copy / "mrla_minimal") is None
 
 
 def test_without_git_there_is_no_commit(make_repository, monkeypatch):
