@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -170,11 +170,15 @@ def profile_light(batch: int = 128, rows: int = 8) -> None:
         print(f"    {key:<44} {100 * value / plain_total:5.1f} %")
 
 
-def bench_cuda(progress: bool = True) -> None:
-    """The same ratios for ResNet-50 at 224 x 224 on a GPU, as it trains there, with peak memory."""
-    device = choose_device("cuda")
-    precision, batch = choose_precision(device), 128
-    images = torch.randn(batch, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+def bench_resnet50(device: torch.device, modes: Sequence[str] = ("eager", "compiled"), batch: int = 128,
+                   size: int = 224, rounds: int = 7, progress: bool = True) -> Iterator[dict]:
+    """The same ratios for ResNet-50 as it trains on a device, a GPU as a rule: with peak memory there.
+
+    Prints each of base and light, and yields it: what was measured, "seconds" of each variant's rounds, and
+    on a GPU the "peak_bytes" of one more. size: pixels a side; modes: "eager", "compiled".
+    """
+    precision = choose_precision(device)
+    images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device=device)
     pairs = {"mrla-base": (MRLABase, NaiveMRLABase), "mrla-light": (MRLALight, NaiveMRLALight)}
     for mode in ("eager", "compiled"):
@@ -188,13 +192,19 @@ def bench_cuda(progress: bool = True) -> None:
                 model = torch.compile(model) if mode == "compiled" else model
                 candidates[name] = step_of(model, images, labels, precision)
                 candidates[name]()
-                torch.cuda.reset_peak_memory_stats()
-                candidates[name]()
-                peaks[name] = torch.cuda.max_memory_allocated() / 2**30
-            print(f"{family}: ResNet-50, 224 x 224, batch {batch}, {precision}, channels last, {mode}, "
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                    candidates[name]()
+                    peaks[name] = torch.cuda.max_memory_allocated(device)
+            print(f"{family}: ResNet-50, {size} x {size}, batch {batch}, {precision}, channels last, {mode}, "
                   f"{device_name(device)}")
-            print_overheads(take_turns(candidates, device=device, progress=progress))
-            print("  peak memory: " + ", ".join(f"{name} {peak:.2f} GiB" for name, peak in peaks.items()))
+            seconds = take_turns(candidates, rounds, device=device, progress=progress)
+            print_overheads(seconds)
+            if peaks:
+                print("  peak memory: " + ", ".join(f"{name} {peak / 2**30:.2f} GiB"
+                                                    for name, peak in peaks.items()), flush=True)
+            yield {"attention": family, "mode": mode, "batch_size": batch, "pixels": size,
+                   "precision": precision, "seconds": seconds, "peak_bytes": peaks}
 
 
 def without_page_faults(benchmark: Callable) -> None:
@@ -222,6 +232,7 @@ def bench_attention() -> None:
     profile_light()
     bench_light("compiled")
     if torch.cuda.is_available():
-        bench_cuda()
+        for _ in bench_resnet50(choose_device("cuda")):
+            pass        # each is printed as it is measured
     else:
         print("no CUDA device here: the ResNet-50 ratios in half precision are left out")

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from mrla_minimal import MRLABase, MRLALight
+from mrla_minimal import MRLABase, MRLALight, cifar_resnet
 from mrla_minimal.lab import bench_attention
 from mrla_minimal.lab.cost import saved_activation_bytes
 
@@ -53,6 +53,21 @@ def test_overheads_are_printed_as_ratios_to_plain(capsys):
     output = capsys.readouterr().out
     assert "ours / naive: 0.40 (of medians); round by round 0.50 (0.20 to 0.60)" in output
     assert "naive over plain        50.0 % of the plain step (40.0 to 50.0)" in output
+
+
+def test_resnet_50_is_measured_as_it_is_printed(capsys, monkeypatch):
+    """With a smaller net in its place, on the CPU: without peaks, which the GPU's allocator tells."""
+    monkeypatch.setattr(bench_attention, "imagenet_resnet", lambda depth, layer_attention: cifar_resnet(
+        8, width=32, num_classes=1000, layer_attention=layer_attention))
+    measured = list(bench_attention.bench_resnet50(torch.device("cpu"), ("eager",), batch=2, size=16,
+                                                   rounds=2, progress=False))
+    output = capsys.readouterr().out
+    assert [line["attention"] for line in measured] == ["mrla-base", "mrla-light"]
+    for line in measured:
+        assert {name: len(rounds) for name, rounds in line["seconds"].items()} == dict.fromkeys(
+            ("plain", "depthwise", "ours", "naive"), 2)
+        assert line["precision"] == "float32" and line["peak_bytes"] == {}
+        assert f"{line['attention']}: ResNet-50, 16 x 16, batch 2" in output
 
 
 def test_each_benchmark_prints_its_ratios(capsys):
