@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from gpu_ways import choose_way
 
 from mrla_minimal.lab.data import find_cifar
 from mrla_minimal.lab.device import choose_device, device_name
@@ -86,8 +87,6 @@ def command_of(part, arguments, minutes, out, notes):
     if part != "c":
         program = {"b": "gpu_ways.py", "d": "gpu_resnets.py"}[part]
         return [sys.executable, str(tools / program), device, arguments.suite, str(minutes), str(out)]
-    from gpu_ways import choose_way     # which imports this module
-
     suite = SUITES[arguments.suite]
     if suite.recipe.get("source") == "real" and find_cifar(suite.recipe.get("dataset", "cifar10")) is None:
         raise ValueError("there is no CIFAR here: set MRLA_DATA to the folder of its files")
