@@ -16,7 +16,8 @@ ROOT = str(Path(__file__).resolve().parents[2])     # the folder that holds this
 # A helper finds the package last: what lies beside it must not hide a module that Python brings along.
 HELPER = ("import sys; sys.path.append(sys.argv.pop(1)); "
           "from mrla_minimal.lab import processes; processes.end_with_parent(); "
-          "from mrla_minimal.lab.cli import main; sys.exit(main(sys.argv[1:]))")
+          "from mrla_minimal.lab.cli import main; status = main(sys.argv[1:]); processes.is_ending(); "
+          "sys.exit(status)")
 
 
 def threads_each(processes: int) -> int:
@@ -120,3 +121,8 @@ def end_with_parent() -> None:
             _thread.interrupt_main()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def is_ending() -> None:
+    """Its work done, this process ends by itself: an interruption now would only tear its last moments."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

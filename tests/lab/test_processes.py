@@ -44,7 +44,8 @@ def test_helpers_run_the_command_whatever_lies_in_the_working_directory(tmp_path
     monkeypatch.chdir(tmp_path)
     for name in ("random.py", "queue.py", "mrla_minimal.py"):
         (tmp_path / name).write_text("raise SystemExit(3)")
-    end = "from mrla_minimal.lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    end = ("from mrla_minimal.lab.cli import main; status = main(sys.argv[1:]); processes.is_ending(); "
+           "sys.exit(status)")
     tell = "import os; sys.exit(50 + len(sys.argv[1:]) + int(os.environ['OMP_NUM_THREADS']))"
     assert end in processes.HELPER
     instead = processes.HELPER.replace(end, f"import torch, random, queue; {tell}")
@@ -113,3 +114,12 @@ def test_jobs_that_suit_a_device(monkeypatch, device, free, expected):
     monkeypatch.setattr(processes, "cores", lambda: 6)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     assert processes.fitting_jobs(torch.device(device)) == expected
+
+
+def test_a_helper_whose_work_is_done_is_not_interrupted_any_more():
+    code = ("import os, time; from mrla_minimal.lab import processes; processes.end_with_parent(); "
+            "processes.is_ending(); print('ready', flush=True); time.sleep(1.0)")
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    assert child.communicate(timeout=60) == ("", "") and child.returncode == 0      # its input is closed
