@@ -48,7 +48,10 @@ def time_resnet20(kind, device, seconds, data):
     measured()
     one_test = seconds_of(measured, run.world.device)
     total = run.config.epochs * (50_000 // run.config.batch_size * a_step + 10_000 / len(run.test) * one_test)
-    return {"net": "plain ResNet-20", "cuda_graph": kind is GraphRun, "precision": run.precision,
+    launches = "launch by launch" if kind is Run else "each step one CUDA graph"
+    if kind is GraphRun and run.world.device.type != "cuda":
+        launches = "the steps of a graph, none captured on a CPU"
+    return {"net": "plain ResNet-20", "launches": launches, "precision": run.precision,
             "batch_size": run.config.batch_size, "images": "noise, as many as CIFAR-10 has",
             "images_per_second": run.config.batch_size / a_step, "seconds_of_one_test": one_test,
             "epochs": run.config.epochs, "seconds_a_run": total,
@@ -67,7 +70,7 @@ def main(device, minutes, out):
             notes.add("d", what="failure", problem=f"{kind.__name__}: {error}")
             print(f"{kind.__name__} failed: {error}")
             continue
-        print(f"plain ResNet-20, {'each step a CUDA graph' if line['cuda_graph'] else 'launch by launch'}, "
+        print(f"plain ResNet-20, {line['launches']}, "
               f"{line['precision']}: {line['images_per_second']:.0f} images/s, "
               f"{line['seconds_a_run']:.0f} s for {line['epochs']} epochs and their tests "
               f"(extrapolated from {line['extrapolated_from_steps']} steps)")
