@@ -218,7 +218,8 @@ def plot_contrasts(
     axis.set_yticks(range(len(rows)), [label_of(row.a, row.b) + " (primary)" * row.primary for row in rows])
     axis.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
     grey = f"; grey: \u00b1 {band:g}" if band else ""
-    axis.set_xlabel(f"difference in {summary.source} {measure.label} ({measure.unit}{grey})")
+    axis.set_xlabel(f"difference in {summary.source} {measure.label}\n"
+                    f"({measure.unit}; {measure.better} is better{grey})")
     return _finish(figure, axis, summary, path)
 
 
