@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 PYTEST = MRLA_OFFLINE=1 $(BIN)/python -m pytest -n 2
-# Every output of 00 to 06 is compared (strict); 07 to 11 train and time, and only their tagged cells are (lax).
+# Every output of 00 to 06 is compared (strict); 07 to 12 train and time, and only their tagged cells are (lax).
 NBVAL = --dist loadfile --nbval-cell-timeout 120
 
 .PHONY: train lab test test-slow notebooks

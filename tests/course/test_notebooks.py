@@ -21,6 +21,7 @@ COURSE = [
     "00_start_here", "01_self_attention", "02_attention_that_runs_forward", "03_attention_across_layers",
     "04_recurrent_layer_attention", "05_mrla_on_feature_maps", "06_mrla_light", "07_training_a_small_resnet",
     "08_does_layer_attention_help", "09_which_part_matters", "10_looking_inside", "11_what_it_costs",
+    "12_vision_transformer",
 ]
 TAUGHT_IN = {
     "attention": ("01",),
@@ -119,7 +120,8 @@ def library(module):
 SHIPPED = {}
 for module in ("shapes", *TAUGHT_IN, "course/quiz", "course/quiz_methods"):
     SHIPPED |= library(module)
-SHIPPED["ResidualBlock"] = library("resnet")["ResidualBlock"]
+BLOCKS = {"ResidualBlock": ("resnet", "05"), "TransformerBlock": ("vit", "12")}      # of the hosts
+SHIPPED |= {name: library(module)[name] for name, (module, _) in BLOCKS.items()}
 
 
 # What a notebook must be
@@ -300,13 +302,12 @@ def test_each_shipped_class_is_defined_once_where_it_is_taught():
             for name in definitions(parsed(cell)):
                 defined.setdefault(name, []).append(number(path))
     written = {number(path) for path in LESSONS}
-    for module, where in [*TAUGHT_IN.items(), ("resnet", ("05",))]:
-        names = ["ResidualBlock"] if module == "resnet" else library(module)
-        for name in names:
-            places = defined.get(name, [])
-            assert len(places) <= 1, f"{name} is defined in {places}"
-            if written >= set(where):
-                assert set(places) & set(where), f"{name} is defined in {places}, not in one of {where}"
+    taught = [(name, where) for module, where in TAUGHT_IN.items() for name in library(module)]
+    for name, where in [*taught, *((name, (where,)) for name, (_, where) in BLOCKS.items())]:
+        places = defined.get(name, [])
+        assert len(places) <= 1, f"{name} is defined in {places}"
+        if written >= set(where):
+            assert set(places) & set(where), f"{name} is defined in {places}, not in one of {where}"
 
 
 @lessons

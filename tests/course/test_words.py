@@ -22,7 +22,7 @@ TAUGHT = {
     "DepthwiseValue": "08", "DepthwiseGated": "08", "DepthwiseCarry": "08", "UniformMean": "08",
     "DepthwiseCarryReleased": "08", "MRLALightReleased": "06",
     "record_attention": "10", "freeze_attention": "10", "imagenet_resnet": "11", "rename_weights": "11",
-    "cifar_vit": "11", "deit": "11",
+    "cifar_vit": "12", "deit": "12",
 }
 # The same by the names under which a host takes them.
 BY_NAME = {
