@@ -1,4 +1,4 @@
-"""Checkers of notebook 08: the paired interval and Holm's adjustment. The third is in sharp_base.py."""
+"""Checkers of notebook 08: the paired interval and Holm's adjustment."""
 
 import math
 
@@ -14,9 +14,8 @@ from mrla_minimal.course.checks.common import (
     tensor,
     three_numbers,
 )
-from mrla_minimal.course.checks.sharp_base import check_sharp_base
 
-__all__ = ["check_holm", "check_paired_interval", "check_sharp_base"]
+__all__ = ["check_holm", "check_paired_interval"]
 
 
 @checker("exercise 1")
