@@ -243,8 +243,7 @@ def test_wrong_blends_are_named(answer, words):
     assert_wrong(check_blend, answer, words)
 
 
-# The cells that read records: with none, a pilot's, one seed, two and five, and with runs that are missing
-
+# The cells that read records: with none, one seed, two and three, and with runs that are missing
 
 def runs_of(suite, seeds, leave_out=()):
     """Made-up records of a suite, a line each as `mrla compare` writes them."""
@@ -253,6 +252,7 @@ def runs_of(suite, seeds, leave_out=()):
     for number, job in enumerate(final_jobs(suite, suite.variants, seeds, rates)):
         if job.variant not in leave_out:
             config = dataclasses.asdict(job.config)
+            loss = 2 + 0.01 * ((5 * number) % 13)
             yield {
                 "id": job.id,
                 "suite": suite.name,
@@ -264,52 +264,24 @@ def runs_of(suite, seeds, leave_out=()):
                 "recipe": suite.recipe_of(config),
                 "config": config,
                 "test_accuracy": 0.9 + 0.001 * ((7 * number) % 11),
+                "metrics": [{"epoch": 1, "train_loss": loss, "test_loss": loss}],
                 "source": "cifar10",
                 "fingerprint": "made up",
             }
 
 
-def quiz_runs():
-    for width, steps in ((4, 400), (32, 400), (32, 1500)):
-        yield {
-            "method": "residual",
-            "question": "late",
-            "width": width,
-            "steps": steps,
-            "key_dim": 8,
-            "seed": 0,
-            "accuracy": width / 33,
-        }
+def all_runs(seeds, leave_out=()):
+    return [run for suite in ("amnesia-15", "first-epoch-thin56", "corridor-width4", "corridor-width8")
+            for run in runs_of(suite, seeds, leave_out)]
 
 
-ALL = (
-    "cifar10-thin56",
-    "cifar10-resnet20",
-    "cifar10-depth20-width8",
-    "cifar10-depth56-width16",
-    "cifar10-lambda",
-)
 STATES = {
     "no records": ([], 0, "no records yet"),
-    "the pilot": (
-        list(runs_of("cifar10-thin56-cpu", (0, 1))),
-        0,
-        "corners with records: depthwise, mrla-light",
-    ),
-    **{
-        f"{len(seeds)} seeds": ([run for suite in ALL for run in runs_of(suite, seeds)], 3, words)
-        for seeds, words in (
-            ((0,), "no interval from this"),
-            ((0, 1), "95 % "),
-            ((0, 1, 2, 3, 4), "effect of depth on that gain"),
-        )
-    },
-    "a corner is missing": (
-        list(runs_of("cifar10-thin56", (0, 1, 2), ("depthwise-carry",))),
-        1,
-        "corners with records",
-    ),
-    "two sizes": ([run for suite in ALL[:2] for run in runs_of(suite, (0, 1))], 2, "effects need all four"),
+    "one seed": (all_runs((0,)), 3, "no interval from one seed"),
+    "two seeds": (all_runs((0, 1)), 3, "width 8: base - uniform, n = 2"),
+    "three seeds": (all_runs((0, 1, 2)), 3, "peak rate   mrla-base   base-zero-query"),
+    "a corner is missing": (all_runs((0, 1), ("depthwise-carry",)), 2, "95 % "),
+    "without base": (all_runs((0, 1), ("mrla-base",)), 3, "memory x gate"),
 }
 
 
@@ -329,8 +301,6 @@ def test_cells_that_read_records_run(state, tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "mrla-minimal"\n')
     for record in records:
         append_record(tmp_path / "data" / "results" / f"{record['suite']}.jsonl", record)
-    for record in quiz_runs() if records else ():
-        append_record(tmp_path / "data" / "results" / "quiz.jsonl", record)
     monkeypatch.chdir(tmp_path / "notebooks")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

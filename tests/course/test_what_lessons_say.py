@@ -8,7 +8,14 @@ from test_notebooks import LESSONS, markdown, number, printed, read
 
 from mrla_minimal import cifar_resnet
 from mrla_minimal.lab.cost import count_macs
-from mrla_minimal.lab.evidence import SUITES, detectable_difference, load_records, pooled_error, summarise
+from mrla_minimal.lab.evidence import (
+    SUITES,
+    detectable_difference,
+    load_records,
+    paired_interval,
+    pooled_error,
+    summarise,
+)
 from mrla_minimal.lab.evidence.measures import MEASURES
 from mrla_minimal.lab.evidence.overview import overview
 from mrla_minimal.lab.evidence.readings import ESTIMATE
@@ -262,6 +269,86 @@ def test_08_shows_the_records_that_are_committed():
             start = f"{row.name} n {row.n} {MEASURES[row.measure].difference(row.mean)} "
             assert any(line.startswith(start) for line in lines), (
                 f"{start}({each.summary.suite}): run notebooks/run_all.py on notebook 08 again")
+
+
+def contrasts(suite):
+    """{name: Contrast} of a committed suite, on its own measure."""
+    return {row.name: row for row in read_summary(suite).contrasts}
+
+
+def holds_nothing(row):
+    return row.interval[0] < 0 < row.interval[1]
+
+
+def test_09_says_what_the_amnesia_records_show():
+    words = shown_below(lesson("09"), "09-31")
+    rows = contrasts("amnesia-15")
+    said(words, "A memory is worth some 30 points here, whichever it is")
+    for name in ("mrla-light", "depthwise-carry", "uniform", "mrla-base"):
+        assert 0.25 < rows[f"{name} - depthwise"].mean < 0.35, name
+    said(words, "**The released light gets none of it**: it lies where `depthwise` lies.")
+    assert abs(rows["mrla-light-released - depthwise"].mean) < 0.01
+    said(words, "The gate adds nothing to the carry, and base's choice adds nothing to the mean")
+    said(words, "both intervals contain 0")
+    assert holds_nothing(rows["mrla-light - depthwise-carry"]) and holds_nothing(rows["mrla-base - uniform"])
+
+
+def test_09_says_what_the_first_epochs_records_show():
+    notebook = lesson("09")
+    words, rows = shown_below(notebook, "09-35"), contrasts("first-epoch-thin56")
+    said(words, "**The largest effect is the ReLU after the norm**: with it `depthwise` has a loss about "
+                "half a nat higher.")
+    relu = rows["depthwise-relu - depthwise"]
+    assert 0.4 < relu.mean < 0.65 and relu.interval[0] > 0
+    clean = ("mrla-base - uniform", "uniform - depthwise-relu", "base-zero-query - uniform", "memory",
+             "gate")
+    assert all(abs(rows[name].mean) < relu.mean for name in clean)
+    said(words, "all four variants that have it lie above all four that have not")
+    losses = read_summary("first-epoch-thin56").values["first_epoch_loss"]
+    means = {name: mean(by_seed.values()) for name, by_seed in losses.items()}
+    with_it = {"depthwise-relu", "uniform", "mrla-base", "base-zero-query"}
+    assert min(means[name] for name in with_it) > max(means[name] for name in means.keys() - with_it)
+    said(words, "Against `depthwise-relu`, which shares the ReLU, most of it is gone.")
+    assert rows["uniform - depthwise-relu"].mean < rows["uniform - depthwise"].mean / 2
+    whole = markdown(notebook)
+    said(whole, "Of memory and gate nothing is decided so far. The memory's mean is on the good side of 0, "
+                "the gate's is on the bad side, and both intervals contain 0.")
+    assert rows["memory"].mean < 0 < rows["gate"].mean
+    assert holds_nothing(rows["memory"]) and holds_nothing(rows["gate"])
+    said(shown_below(notebook, "09-38"), "Both lines fall from left to right, nearly in parallel")
+    assert means["depthwise-carry"] < means["depthwise"] and means["mrla-light"] < means["depthwise-gated"]
+    assert holds_nothing(rows["memory x gate"])
+    assert abs(rows["memory x gate"].mean) < abs(rows["memory"].mean)
+
+
+def test_09_says_what_the_corridors_width_does():
+    words = shown_below(lesson("09"), "09-42")
+    said(words, "Base is ahead at both widths, at 4 more than twice as far as at 8, and the two intervals "
+                "lie apart.")
+    gains, ends = {}, {}
+    for width in (4, 8):
+        accuracies = finals(f"corridor-width{width}")
+        base, other = accuracies["mrla-base"], accuracies["uniform"]
+        gains[width], ends[width], _ = paired_interval([base[seed] - other[seed]
+                                                        for seed in base.keys() & other.keys()])
+    assert gains[4] > 2 * gains[8] > 0 and ends[4][0] > ends[8][1] and ends[8][0] > 0
+
+
+def test_09_says_what_the_start_of_the_queries_does():
+    words = shown_below(lesson("09"), "09-46")
+    losses = read_summary("first-epoch-thin56").values["first_epoch_loss"]
+    records = load_records(ROOT / "data" / "results" / "first-epoch-thin56.jsonl")
+    rates = {record["seed"]: record["learning_rate"] for record in records}
+    asked = ("uniform", "mrla-base", "base-zero-query")
+    shared = sorted(set.intersection(*(set(losses[name]) for name in asked)), key=rates.get)
+    behind = {name: [losses[name][seed] - losses["uniform"][seed] for seed in shared]
+              for name in asked[1:]}
+    said(words, "At the lowest rate base learns faster than the uniform mean.")
+    assert behind["mrla-base"][0] < 0
+    said(words, "At the highest it is far behind, by more than half a nat.")
+    assert behind["mrla-base"][-1] > 0.5
+    said(words, "Begun with queries of 0 it is ahead even there.")
+    assert behind["base-zero-query"][-1] < 0
 
 
 def test_11_says_what_its_counts_show():

@@ -38,7 +38,6 @@ WORDS_LINE = (
 AVOIDED = ["learned map", "linear map", "attention map", "layer attention, Eq. 4", "layer attention (Eq. 4)",
            "depthwise value", "depthwise control"]
 NOT_YET = {
-    "09": "glossary captions style width words",
     "10": "glossary captions style width words",
 }
 NOT_YET_TAUGHT = {}
