@@ -110,6 +110,14 @@ def test_more_than_100_detections_of_an_image_all_count():
     assert average_precision(ours(scenes, "bbox"))["AP"] == pytest.approx(1 / 121)
 
 
+def test_of_two_truths_that_it_overlaps_alike_a_detection_takes_the_last():
+    """So the first is left for the next detection, which overlaps no other."""
+    truths = torch.tensor([[0.0, 0, 8, 4], [4.0, 0, 12, 4]]).double()
+    found = torch.tensor([[2.0, 0, 10, 4], [0.0, 0, 8, 4]]).double()
+    scenes = [(truths, [0, 0], found, [0, 0], [0.9, 0.8])]
+    assert average_precision(ours(scenes, "bbox"))["AP50"] == of_pycocotools(scenes, "bbox")[1] == 1.0
+
+
 def found_at(overlaps, scores):
     overlaps = np.array(overlaps, dtype=np.float64)
     return Found(overlaps, scores, np.zeros(len(overlaps), int), np.zeros(overlaps.shape[1], int))
