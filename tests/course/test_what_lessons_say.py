@@ -185,9 +185,9 @@ def difference(summary, a, b):
 def test_08_opens_with_what_all_records_say():
     (opening,) = [cell.source for cell in lesson("08").cells if cell.id == "08-101"]
     found = overview(summaries(ROOT / "data" / "results"))
-    said(opening, "1. **The measurement can see:** where choice must help, MRLA-base gains some 14 "
-                  "points of accuracy over the plain mean of the layers, and where memory must help, "
-                  "MRLA-light gains some 30 over depthwise (v alone).")
+    said(opening, "1. **The measurement can see:** where choice must help (the corridor), MRLA-base gains "
+                  "some 14 points of accuracy over the plain mean of the layers, and where memory must help "
+                  "(the amnesia nets), MRLA-light gains some 30 over depthwise (v alone).")
     assert 13 < points(finals("corridor-width4"), "mrla-base", "uniform") < 15.5
     assert 26 < points(finals("amnesia-15"), "mrla-light", "depthwise") < 34
     for suite, name in (("corridor-width4", "mrla-base - uniform"), ("amnesia-15", "mrla-light - depthwise")):
@@ -230,8 +230,8 @@ def test_08_says_what_the_first_epoch_shows():
     said(words, "The ReLU alone, depthwise-relu minus depthwise, costs every seed speed, and about half a "
                 "nat on average.")
     assert min(relu) > 0 and 0.4 < mean(relu) < 0.62
-    said(words, "Uniform lies close to depthwise-relu: what looked like the price of averaging layers is "
-                "mostly the ReLU's.")
+    said(words, "Uniform lies close to depthwise-relu: most of its distance to depthwise is the ReLU's "
+                "price, not that of averaging layers.")
     assert mean(relu) > 0.7 * mean(difference(summary, "uniform", "depthwise"))
     said(words, "Memory and gate move the loss by less than a fifth of that, and neither is decided.")
     effects = {row.name: row for row in summary.contrasts if row.b is None and row.primary}

@@ -9,7 +9,6 @@ from mrla_minimal.lab.evidence.intervals import (
     holm,
     paired_interval,
     pooled_error,
-    reading,
 )
 from mrla_minimal.lab.evidence.intervention_table import intervention_means, report_interventions
 from mrla_minimal.lab.evidence.planning import plan_suite
@@ -20,5 +19,5 @@ from mrla_minimal.lab.evidence.suites import Suite
 
 __all__ = ["MARGIN", "SUITES", "Contrast", "Effect", "LogUniform", "Suite", "Summary",
            "detectable_difference", "holm", "intervention_means", "load_interventions", "load_records",
-           "merge_records", "paired_interval", "plan_suite", "pooled_error", "reading", "report",
+           "merge_records", "paired_interval", "plan_suite", "pooled_error", "report",
            "report_interventions", "run_suite", "summarise"]

@@ -1,4 +1,4 @@
-"""The statistics behind the tables: paired and pooled intervals, Holm's method, and how an interval is read.
+"""The statistics behind the tables: paired and pooled intervals, Holm's method, and what n seeds can find.
 
 Accuracies and their differences are fractions of 1; 0.003 is 0.3 points.
 """
@@ -106,22 +106,3 @@ def detectable_difference(deviation: float, n: int, power: float = 0.8) -> float
         return (stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean() - power
 
     return float(deviation * optimize.brentq(shortfall, 0.0, 1000.0) / math.sqrt(n))
-
-
-def reading(interval: Interval | None, margin: float = MARGIN, holds: bool = True) -> str:
-    """What an interval of a - b allows to be said: "a above b" (or below), beyond the margin or within it.
-
-    "undecided" if none of these. `holds` False marks a finding that its adjusted p value does not bear out.
-    The 95 % interval within the margin is a strict rule for "within": it is wrong in at most 2.5 % of worlds
-    whose difference is as large as the margin.
-    """
-    if interval is None:
-        return "too few seeds"
-    low, high = interval
-    points = f"{100 * margin:g} points"
-    if low > 0 or high < 0:
-        words = ("a above b" if low > 0 else "a below b") + ("" if holds else " before Holm")
-        if low > margin or high < -margin:
-            return f"{words} by more than {points}"
-        return f"{words}, within {points}" if -margin < low and high < margin else words
-    return f"within {points}" if -margin < low and high < margin else "undecided"

@@ -16,7 +16,6 @@ from mrla_minimal.lab.evidence import (
     holm,
     paired_interval,
     pooled_error,
-    reading,
     report,
     summarise,
 )
@@ -250,15 +249,3 @@ def test_the_detectable_difference_is_found_as_often_as_it_says(n, low, high):
 def test_a_detectable_difference_of_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match="n must be at least 2"):
         detectable_difference(*wrong)
-
-
-@pytest.mark.parametrize(("interval", "words"), [
-    (None, "too few seeds"), ((0.001, 0.009), "a above b"), ((-0.009, -0.001), "a below b"),
-    ((-0.002, 0.001), "within 0.3 points"),
-    ((0.001, 0.002), "a above b, within 0.3 points"),
-    ((0.004, 0.011), "a above b by more than 0.3 points"),
-    ((-0.011, -0.004), "a below b by more than 0.3 points"),
-    ((-0.002, -0.001), "a below b, within 0.3 points"),
-    ((-0.004, 0.001), "undecided"), ((-0.001, 0.003), "undecided")])
-def test_an_interval_is_read_against_zero_and_against_the_margin(interval, words):
-    assert reading(interval) == words
