@@ -14,6 +14,7 @@ from mrla_minimal.controls import (
     DepthwiseValue,
     UniformMean,
 )
+from mrla_minimal.detector import Detector
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight, MRLALightReleased
 from mrla_minimal.looking import freeze_attention, record_attention
 from mrla_minimal.released import rename_weights
@@ -28,6 +29,7 @@ __all__ = [
     "DepthwiseCarryReleased",
     "DepthwiseGated",
     "DepthwiseValue",
+    "Detector",
     "EfficientChannelAttention",
     "LayerAttention",
     "MRLABase",

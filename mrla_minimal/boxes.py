@@ -39,7 +39,7 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Of each box (..., 4) with its partner (..., 4): (...), from -1 to 1.
+    """Of each box (..., n, 4) with its partner (..., n, 4): (..., n), from -1 to 1.
 
     IoU, less the share of the smallest box around both that neither covers. So boxes that do not meet still
     have a gradient towards each other. Source: H. Rezatofighi et al., Generalized Intersection over Union,

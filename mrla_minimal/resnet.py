@@ -91,14 +91,19 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(nn.ModuleList(stage) for stage in stages)
         self.classifier = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The map that each stage ends in: (batch, channels of the stage, height, width) each."""
         check_images(images, self.in_channels)
-        x = self.stem(images)
+        x, maps = self.stem(images), []
         for stage in self.stages:
             memory = None
             for block in stage:
                 x, memory = block(x, memory)
-        return self.classifier(x.mean(dim=(2, 3)))
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images)[-1].mean(dim=(2, 3)))
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -190,7 +195,7 @@ def cifar_resnet(
     depth: int = 20, *, block: str = "basic", num_classes: int = 10,
     layer_attention: str | AttentionFactory | None = None, channel_attention: str | None = None,
     head_dim: int | None = None, shortcut: str | None = None, width: int = 16, drop_path: float = 0.0,
-    in_channels: int = 3,
+    in_channels: int = 3, stem_stride: int = 1,
 ) -> ResNet:
     """A ResNet for 32 x 32 images: a 3x3 stem and three stages of `width`, 2 width and 4 width channels.
 
@@ -204,6 +209,7 @@ def cifar_resnet(
     shortcut          "pad" (no parameters; default for basic) or "conv" (1x1 and BN; for bottleneck)
     drop_path         probability of dropping the attention branch of a sample while training
     in_channels       channels of the images, 3 for RGB
+    stem_stride       of the stem's convolution; 2 halves every map, for larger images
 
     Raises ValueError naming the argument, what was given and what is allowed.
     """
@@ -211,6 +217,7 @@ def cifar_resnet(
     check_positive("width", width)
     check_positive("num_classes", num_classes)
     check_positive("in_channels", in_channels)
+    check_positive("stem_stride", stem_stride)
     convolutions = 6 if block == "basic" else 9
     if not is_positive(depth) or depth < convolutions + 2 or (depth - 2) % convolutions:
         examples = ", ".join(str(convolutions * n + 2) for n in (1, 2, 3, 4, 6, 9, 12, 18))
@@ -220,7 +227,7 @@ def cifar_resnet(
         shortcut = "pad" if block == "basic" else "conv"
     check_choice("shortcut", shortcut, SHORTCUTS)
     stem = nn.Sequential(OrderedDict(
-        conv=_convolution(in_channels, width, 3), norm=nn.BatchNorm2d(width), relu=nn.ReLU()))
+        conv=_convolution(in_channels, width, 3, stem_stride), norm=nn.BatchNorm2d(width), relu=nn.ReLU()))
     lengths = [(depth - 2) // convolutions] * 3
     stages, channels = _stages(block, shortcut, width, (width, 2 * width, 4 * width), lengths)
     model = ResNet(stem, stages, in_channels=in_channels, channels=channels, num_classes=num_classes)
