@@ -4,13 +4,14 @@ import heapq
 import math
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import join_world, plain_defaults
-from mrla_minimal.lab.engine import Run, TrainConfig, evaluate, open_run
+from mrla_minimal.lab.engine import Run, TrainConfig, TrainingDiverged, evaluate, open_run
 from mrla_minimal.lab.evidence.interventions import chooses
 from mrla_minimal.lab.files import append_record, read_records
 from mrla_minimal.lab.timing import seconds_of
@@ -77,16 +78,23 @@ def estimate(config: TrainConfig, data: Cifar, sitting: float, kind: str) -> Pac
 
 
 def _seconds_of_test(run, few):
-    return seconds_of(lambda: evaluate(run.model, few, precision=run.precision,
-                                       channels_last=run.config.channels_last), run.world.device)
+    def test():
+        with suppress(TrainingDiverged):        # told when it is run: numbers that are none take as long
+            evaluate(run.model, few, precision=run.precision, channels_last=run.config.channels_last)
+
+    return seconds_of(test, run.world.device)
 
 
 def seconds_a_step(run: Run, steps: int, warm_up: int = 5) -> float:
-    """Seconds of one training step, over `steps` of them after `warm_up` that do not count."""
+    """Seconds of one training step, over `steps` of them after `warm_up` that do not count.
+
+    Whether the loss stays finite does not matter.
+    """
     def train(count):
         for _ in range(count):
             run.train_step()
-        run.read_losses()       # waits for the device
+        with suppress(TrainingDiverged):
+            run.read_losses()       # waits for the device
 
     train(warm_up)
     return seconds_of(lambda: train(steps), run.world.device) / steps

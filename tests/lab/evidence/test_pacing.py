@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from tiny import tiny_cifar, tiny_config
+from tiny import tiny_cifar, tiny_config, tiny_train
 
+from mrla_minimal.lab import timing
+from mrla_minimal.lab.device import World
+from mrla_minimal.lab.engine import TrainingDiverged
 from mrla_minimal.lab.evidence import pacing
 from mrla_minimal.lab.evidence.pacing import Pace, Task, estimate, load_paces, note_pace, when_done
 
@@ -61,6 +64,27 @@ def test_an_estimate_counts_steps_tests_and_interventions(monkeypatch, attention
                      tiny_cifar(), 1.0, "kind")
     assert (trunk.first, trunk.last) == (0, 6)
     assert trunk.seconds == pytest.approx(6 * 0.5 + 2.0)        # one epoch, and nobody looks into a trunk
+
+
+def test_the_time_of_a_step_is_one_steps_and_waits_for_all_of_them(monkeypatch):
+    calls, clock = [], iter([100.0, 130.0])
+
+    class Run:
+        world = World(0, 1, torch.device("cpu"))
+        train_step = staticmethod(lambda: calls.append("step"))
+        read_losses = staticmethod(lambda: calls.append("wait"))
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert pacing.seconds_a_step(Run, 15, warm_up=2) == pytest.approx(2.0)        # (130 - 100) / 15
+    assert calls == ["step"] * 2 + ["wait"] + ["step"] * 15 + ["wait"]
+
+
+def test_a_run_that_diverges_at_once_is_timed_as_any_other(tmp_path):
+    """What is said of it is its run's to say; an error here would end the whole suite."""
+    config = tiny_config(learning_rate=1e30, warmup_epochs=0.0)
+    with pytest.raises(TrainingDiverged):
+        tiny_train(config, tmp_path)
+    assert estimate(config, tiny_cifar(), 1.0, "kind").seconds > 0
 
 
 def test_torchs_defaults_change_no_estimate(odd_defaults):
