@@ -5,11 +5,10 @@ import re
 
 import pytest
 import torch
+from test_branches import SUITE as BRANCHES
 from tiny import tiny_cifar
 from tiny_suites import RECIPE, run_tiny, tiny_suite
 
-from mrla_minimal.lab import timing
-from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine import Run
 from mrla_minimal.lab.evidence import plan_suite, planning
 
@@ -32,24 +31,22 @@ def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
 
 
 def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):
-    monkeypatch.setattr(planning, "_seconds_a_step", lambda run, steps: 0.5)
+    monkeypatch.setattr(planning, "seconds_a_step", lambda run, steps: 0.5)
     text = plan_suite(tiny_suite(recipe={**RECIPE, "steps": 1200}), [], data=tiny_cifar(), progress=False)
     # 16 images in 0.5 s; 1200 steps of 0.5 s are 10 minutes.
     assert re.search(r"^plain +32 +10.0 +2$", text, re.M)
     assert "4 runs left: 0.7 hours one after another; one of each, 20.0 minutes." in text
 
 
-def test_the_time_of_a_step_is_one_steps_and_waits_for_all_of_them(monkeypatch):
-    calls, clock = [], iter([100.0, 130.0])
-
-    class Run:
-        world = World(0, 1, torch.device("cpu"))
-        train_step = staticmethod(lambda: calls.append("step"))
-        read_losses = staticmethod(lambda: calls.append("wait"))
-
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    assert planning._seconds_a_step(Run, 15, warm_up=2) == pytest.approx(2.0)        # (130 - 100) / 15
-    assert calls == ["step"] * 2 + ["wait"] + ["step"] * 15 + ["wait"]
+def test_a_branch_takes_its_own_steps_and_each_seed_its_trunks(monkeypatch, tmp_path):
+    monkeypatch.setattr(planning, "seconds_a_step", lambda run, steps: 10.0)
+    plan = functools.partial(plan_suite, BRANCHES, data=tiny_cifar(), progress=False)
+    text = plan([])         # epochs of six steps: one for the trunk, and one for each of three branches
+    assert re.findall(r"^(\S+) +2 +1.0 +2$", text, re.M) == [*BRANCHES.variants, "trunk-uniform"]
+    assert "8 runs left: 0.1 hours one after another; one of each, 4.0 minutes." in text
+    records = run_tiny(tmp_path, BRANCHES, seeds=(0,), variants=("uniform",))
+    assert re.search(r"^trunk-uniform .* 1$", plan(records), re.M)
+    assert "trunk" not in plan(records, seeds=(0,))
 
 
 def test_torchs_defaults_change_no_plan(monkeypatch, odd_defaults):
