@@ -105,7 +105,7 @@ def how_it_stopped(suite: Suite, records: Sequence[dict], stops: Sequence[dict])
     if sittings:
         minutes = " and ".join(f"{line['minutes']:g}" for line in sittings)
         how = {"time": "by time", "count": "by count, all seeds that were asked for being done",
-               "interrupted": "by hand (interrupted)"}[sittings[-1]["how"]]
+               "interrupted": "by hand (interrupted)", "error": "by an error"}[sittings[-1]["how"]]
         text += f". Stopped {how}, after {minutes} minutes"
         if sittings[-1]["complete"] != complete:
             text += "; runs were added since without a time limit, or by a command that was cut off"

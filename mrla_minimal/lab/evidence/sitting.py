@@ -63,6 +63,9 @@ def run_sitting(work: "Work", sitting: Sitting, variants: Sequence[str], seeds: 
                     order = seeds_in_order(suite, variants, seeds, load_records(path))
                     whole = blocks.through(map(block, order), f"one block of suite {suite.name}")
             how = "count" if whole else "time"
+        except Exception:
+            how = "error"
+            raise
         finally:
             if sitting.leads and blocks.any_begun:
                 complete = complete_seeds(suite.name, variants, load_records(path))

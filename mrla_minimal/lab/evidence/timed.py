@@ -197,10 +197,12 @@ class Blocks:
             at_work = [each for each in (self.board.mine, *others) if each.id]
             self._taken = {each.id for each in at_work} | self.elsewhere
             begun = [block for block in self.open if self._is_begun(block)]
-            ends = self._ends(begun, [self.board.mine, *others], now, paces) if at_work and paces else 0.0
+            running = any(not each.timing for each in at_work) and all(
+                kind_of(job) in paces for block in begun for job in self._of(block))
+            ends = self._ends(begun, [self.board.mine, *others], now, paces) if running else 0.0
         parts = [f"now {', '.join(each.text for each in at_work)}"] if at_work else []
         parts.append(f"{max(0.0, (self.sitting.until - now) / 60):.1f} minutes left")
-        if any(not each.timing for each in at_work):
+        if running:
             parts.append(f"what is begun ends in {ends / 60:.1f}")
         return "; ".join(parts)
 

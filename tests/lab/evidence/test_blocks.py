@@ -52,6 +52,9 @@ def test_seeds_come_incomplete_first_then_declared_then_counting():
      "30 and 45.5 minutes."),
     (runs(0, 1), [stop("interrupted", [0, 1])], "2 complete blocks (all variants of a seed); 3 seeds were "
      "declared. Stopped by hand (interrupted), after 60 minutes."),
+    ([record("plain", 0, 0.5)], [stop("error", [])],
+     "0 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by an "
+     "error, after 60 minutes.\nnot complete: seed 0 (1 of 2 variants)."),
     ([*runs(0, 1), record("plain", 2, 0.5)], [stop("count", [0])],
      "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by count, all seeds that "
      "were asked for being done, after 60 minutes; runs were added since without a time limit, or by a "

@@ -116,19 +116,20 @@ def test_rates_are_tuned_first_and_only_if_that_can_end(tmp_path, clock):
     assert order(records[4:]) == blocks_of(0)
 
 
-def test_an_interruption_is_said_in_what_ended_the_suite(tmp_path, clock, monkeypatch):
+@pytest.mark.parametrize("what, how", [(KeyboardInterrupt, "interrupted"), (OSError, "error")])
+def test_an_interruption_or_an_error_is_said_in_what_ended_the_suite(tmp_path, clock, monkeypatch, what, how):
     original = running.train
 
     def interrupted(config, *arguments, **options):
         if config.seed == 1:
-            raise KeyboardInterrupt
+            raise what
         return original(config, *arguments, **options)
 
     monkeypatch.setattr(running, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(what):
         run_tiny(tmp_path, minutes=10.0)
     (stop,) = load_stops(tmp_path / "records.jsonl", "tiny")
-    assert (stop["how"], stop["complete"]) == ("interrupted", [0])
+    assert (stop["how"], stop["complete"]) == (how, [0])
 
 
 @pytest.mark.parametrize("jump", [-1e9, 1e9])
@@ -203,3 +204,20 @@ def test_a_trunk_that_diverges_ends_its_block(tmp_path, clock):
     suite = dataclasses.replace(BRANCHES, recipe={**BRANCHES.recipe, "learning_rate": 1e20})
     records = run_tiny(tmp_path, suite, minutes=20.0, seeds=(0,))
     assert len(records) == 3 and all("diverged" in record for record in records)
+
+
+def test_while_kinds_are_still_timed_nothing_is_said_of_when_what_is_begun_ends(tmp_path, monkeypatch):
+    """A seed was begun earlier, and one of its variants has no pace yet."""
+    with monkeypatch.context() as patch:
+        Clock(patch, plain=60.0)
+        run_tiny(tmp_path, minutes=0.5)             # stops within plain
+    Clock(monkeypatch).now = 2000.0
+    said, original = [], timed.Blocks._time
+
+    def timing(blocks, job):
+        said.append(blocks.describe())
+        original(blocks, job)
+
+    monkeypatch.setattr(timed.Blocks, "_time", timing)
+    run_tiny(tmp_path, minutes=0.5)
+    assert said == [f"now a few steps of {kind}, timed; 0.5 minutes left" for kind in ("plain", "mrla-light")]
