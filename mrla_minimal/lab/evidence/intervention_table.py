@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mrla_minimal.lab.evidence.contrasts import NO_SCATTER
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval
 from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
 
@@ -75,8 +76,9 @@ def report_interventions(records: Iterable[dict]) -> str:
     lines += ["", f"{'mean over the nets of a variant':<36}{'nets':>6}{'points':>8}  95 % over seeds"]
     for row in intervention_means(records):
         name = f"{row.variant}, {row.intervention}{', norms refitted' if row.norms_refitted else ''}"
+        missing = NO_SCATTER if row.nets > 1 else "too few nets"
         ends = row.interval and f"{100 * row.interval[0]:+.2f} to {100 * row.interval[1]:+.2f}"
-        lines.append(f"{name:<44}{row.nets:>6}{100 * row.mean:>+8.2f}  {ends or 'too few nets'}")
+        lines.append(f"{name:<44}{row.nets:>6}{100 * row.mean:>+8.2f}  {ends or missing}")
     return "\n".join([*lines, *NOTES])
 
 

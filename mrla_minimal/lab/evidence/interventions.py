@@ -37,10 +37,11 @@ def training_batches(config: TrainConfig, split: Split, count: int = REFIT_BATCH
     """The first batches of a run's last epoch, as they were trained on: cropped and flipped, normalised.
 
     split: the training images. Each batch is (batch_size, channels, height, width); if the epoch has fewer
-    than `count`, all of it comes.
+    than `count`, all of it comes, and never more than the run had steps.
     """
     steps_per_epoch = len(split) // config.batch_size
-    last = (steps_asked_for(config, steps_per_epoch) - 1) // steps_per_epoch
+    steps = steps_asked_for(config, steps_per_epoch)
+    last, count = (steps - 1) // steps_per_epoch, min(count, steps)
     plan = planned_epoch(config, len(split), last).to(split.images.device)
     for step in range(min(count, steps_per_epoch)):
         start = step * config.batch_size
@@ -108,7 +109,8 @@ def intervene(model: nn.Module, data: Inputs, config: TrainConfig, mean_over: in
               progress: bool = False) -> dict[str, Any] | None:
     """Test accuracies (fractions of 1) of a trained model with its attention's choices taken away.
 
-    data, config: what it was trained on, and how. None if it chooses nothing. Otherwise
+    data, config: what it was trained on, and how. `mean_over` and the refit take no more images than the run
+    saw, so that looking into a run of a few steps takes seconds. None if it chooses nothing. Otherwise
 
     learned   as trained, in float32
     mean      each layer and head has its mean weights over the first `mean_over` training images
@@ -128,7 +130,8 @@ def intervene(model: nn.Module, data: Inputs, config: TrainConfig, mean_over: in
     device = next(model.parameters()).device
     original = copy.deepcopy(model)     # whose weights are shuffled: no norm of it is ever refitted
     test, train = data.test.to(device), data.train.to(device)
-    images = normalise(train.images[:mean_over])                     # (mean_over, channels, height, width)
+    seen = steps_asked_for(config, len(train) // config.batch_size) * config.batch_size
+    images = normalise(train.images[: min(mean_over, seen)])        # (images, channels, height, width)
     right = {False: {}, True: {}}       # by whether norms are refitted, and how: boolean (test images,)
     ways = ("learned", *INTERVENTIONS)
     for how in tqdm(ways, disable=not progress, unit="way", desc="interventions", leave=False):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from mrla_minimal.lab.data import Cifar, Split, normalise, plan_epoch
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine import Run, TrainConfig, TrainingDiverged
 from mrla_minimal.lab.engine.inputs import is_augmented, prepared
-from mrla_minimal.lab.evidence import intervention_means, report_interventions
+from mrla_minimal.lab.evidence import intervention_means, interventions, report_interventions
 from mrla_minimal.lab.evidence.interventions import (
     intervene,
     refitted_norms,
@@ -250,6 +251,15 @@ def test_norms_are_refitted_on_what_the_last_epoch_trained_on():
         assert len(two) == 2 and torch.equal(two[1], batches[1])
 
 
+def test_a_run_of_a_few_steps_is_looked_into_with_no_more_images_than_it_saw(monkeypatch):
+    data, config, given = tiny_cifar(), TrainConfig(batch_size=16, steps=2), []
+    assert [len(batch) for batch in training_batches(config, data.train)] == [16, 16]
+    monkeypatch.setattr(interventions, "freeze_attention",
+                        lambda model, how, images, original: given.append(len(images)) or nullcontext())
+    intervene(cifar_resnet(14, width=4, layer_attention="mrla-base"), data, config)
+    assert given == [32, 32, 32]
+
+
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (12, 3), (7, 7), (0, 40)])
 def test_the_standard_error_is_that_of_a_mean_of_changes(lost, gained):
     changes = torch.tensor([-1.0] * lost + [1.0] * gained + [0.0] * (200 - lost - gained),
@@ -377,6 +387,14 @@ def test_the_table_gives_each_net_and_the_means_over_nets_as_worked_by_hand():
     assert "mrla-base, mean                                  2   -2.00  -14.71 to +10.71" in text
     assert "mrla-base, uniform, norms refitted               2  -15.00  -78.53 to +48.53" in text
     assert "mrla-light, mean                                 1   -2.00  too few nets" in text
+
+
+def test_the_mean_of_equal_changes_has_no_interval_and_that_is_not_for_want_of_nets():
+    changed = {"mean": [3, 1], "shuffle": [5, 5], "uniform": [0, 0]}
+    nets = [{"variant": "mrla-base", "seed": seed, "learned": 0.5, "images": 100, "changed": changed}
+            for seed in (0, 1)]
+    for records, why in ((nets, "no scatter"), (nets[:1], "too few nets")):
+        assert report_interventions(records).count(why) == 3
 
 
 def test_what_an_interrupted_suite_lacks_is_made_from_its_run_folders(repository):
