@@ -291,6 +291,16 @@ def test_a_damaged_memory_of_the_trunk_is_refused(tmp_path, trunks, trunk, messa
         tiny_train(branch_config(), folder, resume=True)
 
 
+def test_a_trunk_that_has_ended_without_its_last_record_is_damaged(tmp_path, trunks):
+    """The last step of a trunk is not that of its schedule."""
+    state = torch.load(trunks["uniform"] / "checkpoint.pt", weights_only=True)
+    cut = {"metrics": state["metrics"][:1], "losses": [1.0] * 6, "hits": [0.5] * 6}
+    (tmp_path / "trunk").mkdir()
+    torch.save({**state, **cut}, tmp_path / "trunk" / "checkpoint.pt")
+    with pytest.raises(ValueError, match="is damaged: the run ended at step 12, and its metrics do not"):
+        finished_trunk(tiny_run(**BRANCH), tmp_path / "trunk", tiny_cifar())
+
+
 def test_throughput_counts_the_branchs_own_steps(trunks):
     run = tiny_run(**BRANCH)
     run.step, run.seconds = 15, 2.0

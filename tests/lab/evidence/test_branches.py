@@ -1,15 +1,14 @@
 """Suites of branches: one trunk a seed, trained once, shared, and named in every record."""
 
 import dataclasses
-import threading
-import time
+import types
 
 import pytest
 from filelock import FileLock
 from tiny_suites import run_tiny, tiny_suite
 
 from mrla_minimal.lab.engine import Run, read_checkpoint
-from mrla_minimal.lab.evidence import SUITES, load_records, summarise
+from mrla_minimal.lab.evidence import SUITES, load_records, running, summarise
 from mrla_minimal.lab.evidence.jobs import final_jobs, trunk_job
 from mrla_minimal.lab.files import append_record
 
@@ -89,16 +88,17 @@ def test_a_damaged_trunk_in_a_record_is_told(ran, tmp_path, trunk, message):
         load_records(tmp_path / "r.jsonl")
 
 
-def test_a_process_waits_for_a_trunk_that_another_trains(tmp_path):
-    """It takes what else there is meanwhile, here nothing, and looks again."""
+def test_a_process_waits_for_a_trunk_that_another_trains(tmp_path, monkeypatch):
+    """It takes what else there is meanwhile, here nothing, and looks again: by then the other is done."""
     suite = dataclasses.replace(SUITE, seeds=(0,), variants={"uniform": VARIANTS["uniform"]}, primary=())
     (job,) = final_jobs(suite, ("uniform",), (0,), None)
     folder = tmp_path / "runs" / "tiny" / trunk_job(suite, job).folder
     folder.mkdir(parents=True)
-    lock = FileLock(folder / ".lock", thread_local=False)
+    lock, waited = FileLock(folder / ".lock"), []
     lock.acquire()
-    threading.Thread(target=lambda: (time.sleep(1.0), lock.release())).start()
-    assert len(run_tiny(tmp_path, suite, wait=0.05)) == 1
+    monkeypatch.setattr(running, "time", types.SimpleNamespace(
+        sleep=lambda seconds: (waited.append(seconds), lock.release())))
+    assert len(run_tiny(tmp_path, suite, wait=7.0)) == 1 and waited == [7.0]
 
 
 def test_the_declared_branches_start_with_their_trunks_outputs():

@@ -207,7 +207,7 @@ def test_a_trunk_that_diverges_ends_its_block(tmp_path, clock):
 
 
 def test_while_kinds_are_still_timed_nothing_is_said_of_when_what_is_begun_ends(tmp_path, monkeypatch):
-    """A seed was begun earlier, and one of its variants has no pace yet."""
+    """A seed was begun earlier, its variants have no paces yet, and another command is at the same suite."""
     with monkeypatch.context() as patch:
         Clock(patch, plain=60.0)
         run_tiny(tmp_path, minutes=0.5)             # stops within plain
@@ -219,5 +219,8 @@ def test_while_kinds_are_still_timed_nothing_is_said_of_when_what_is_begun_ends(
         original(blocks, job)
 
     monkeypatch.setattr(timed.Blocks, "_time", timing)
-    run_tiny(tmp_path, minutes=0.5)
-    assert said == [f"now a few steps of {kind}, timed; 0.5 minutes left" for kind in ("plain", "mrla-light")]
+    with board.Board(tmp_path / "runs" / "tiny", 5.0) as other:
+        other.show(board.Activity(5.0, "id", "plain seed 3", 2000.0, 9.0))
+        run_tiny(tmp_path, minutes=0.5)
+    assert said == [f"now a few steps of {kind}, timed, plain seed 3; 0.5 minutes left"
+                    for kind in ("plain", "mrla-light")]
