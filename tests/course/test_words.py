@@ -37,9 +37,7 @@ WORDS_LINE = (
 # What WORDS says otherwise: a map is a feature map, f a projection, layer attention the family.
 AVOIDED = ["learned map", "linear map", "attention map", "layer attention, Eq. 4", "layer attention (Eq. 4)",
            "depthwise value", "depthwise control"]
-NOT_YET = {
-    "10": "glossary captions style width words",
-}
+NOT_YET = {}
 NOT_YET_TAUGHT = {}
 
 
