@@ -482,6 +482,26 @@ def test_10_says_what_the_pilots_interventions_show():
             assert all(two < one for one, two in zip(frozen, other, strict=True))
 
 
+def test_10_says_what_its_own_interventions_show():
+    notebook = lesson("10")
+    cell = cell_with(notebook, "answers changed, lost, gained")
+    said(shown_below(notebook, cell.id), "only base made uniform is far beyond its error; all else lies "
+                                         "within about two")
+    rows = re.findall(r"^ +(\w+) .* ([-+][\d.]+) \u00b1 ([\d.]+)$", printed(cell), re.MULTILINE)
+    assert [how for how, *_ in rows] == ["mean", "shuffle", "uniform", *2 * ["mean", "shuffle"]]
+    for how, gain, error in rows:
+        gain, error = float(gain), float(error)
+        assert gain < -10 * error if how == "uniform" else abs(gain) < 2.3 * error
+
+    cell = cell_with(notebook, "silenced: changed")
+    said(shown_below(notebook, cell.id), "Silencing the layer that later layers weigh most, layer 4, costs "
+                                         "the most. Taken out, so that others share its weight, it costs a third")
+    rows = [re.findall(r"[-+]?\d+(?:\.\d+)?", line) for line in printed(cell).splitlines()[1:-1]]
+    silenced, taken_out, weighed = ([float(row[place]) for row in rows] for place in (2, 5, 7))
+    assert weighed[3] == max(weighed) and silenced[3] == min(silenced)
+    assert 0.2 < taken_out[3] / silenced[3] < 0.4
+
+
 def test_10_says_what_light_learned():
     notebook = lesson("10")
     cell = cell_below(notebook, "### Gates and lambdas")
