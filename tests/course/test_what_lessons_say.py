@@ -495,7 +495,8 @@ def test_10_says_what_its_own_interventions_show():
 
     cell = cell_with(notebook, "silenced: changed")
     said(shown_below(notebook, cell.id), "Silencing the layer that later layers weigh most, layer 4, costs "
-                                         "the most. Taken out, so that others share its weight, it costs a third")
+                                         "the most. Taken out, so that others share its weight, it costs a "
+                                         "third")
     rows = [re.findall(r"[-+]?\d+(?:\.\d+)?", line) for line in printed(cell).splitlines()[1:-1]]
     silenced, taken_out, weighed = ([float(row[place]) for row in rows] for place in (2, 5, 7))
     assert weighed[3] == max(weighed) and silenced[3] == min(silenced)
