@@ -321,10 +321,12 @@ def test_09_says_what_the_first_epochs_records_show():
     said(words, "Against `depthwise-relu`, which shares the ReLU, most of it is gone.")
     assert rows["uniform - depthwise-relu"].mean < rows["uniform - depthwise"].mean / 2
     whole = markdown(notebook)
-    said(whole, "Of memory and gate nothing is decided so far. The memory's mean is on the good side of 0, "
-                "the gate's is on the bad side, and both intervals contain 0.")
-    assert rows["memory"].mean < 0 < rows["gate"].mean
-    assert holds_nothing(rows["memory"]) and holds_nothing(rows["gate"])
+    said(whole, "Of the two parts of light the memory is ahead so far: it lowers the loss a little, and its "
+                "interval lies below 0. The gate's mean is on the bad side, and its interval contains 0. With "
+                "fewer than eight seeds both are estimates, and no tests.")
+    assert -0.1 < rows["memory"].mean < rows["memory"].interval[1] < 0
+    assert rows["gate"].mean > 0 and holds_nothing(rows["gate"])
+    assert rows["gate"].n < 8
     said(shown_below(notebook, "09-38"), "Both lines fall from left to right, nearly in parallel")
     assert means["depthwise-carry"] < means["depthwise"] and means["mrla-light"] < means["depthwise-gated"]
     assert holds_nothing(rows["memory x gate"])
@@ -353,8 +355,8 @@ def test_09_says_what_the_start_of_the_queries_does():
     shared = sorted(set.intersection(*(set(losses[name]) for name in asked)), key=rates.get)
     behind = {name: [losses[name][seed] - losses["uniform"][seed] for seed in shared]
               for name in asked[1:]}
-    said(words, "At the lowest rate base learns faster than the uniform mean.")
-    assert behind["mrla-base"][0] < 0
+    said(words, "At the two lowest rates base learns about as fast as the uniform mean.")
+    assert all(abs(more) < 0.15 for more in behind["mrla-base"][:2])
     said(words, "At the highest it is far behind, by more than half a nat.")
     assert behind["mrla-base"][-1] > 0.5
     said(words, "Begun with queries of 0 it is ahead even there.")

