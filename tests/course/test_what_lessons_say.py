@@ -322,8 +322,8 @@ def test_09_says_what_the_first_epochs_records_show():
     assert rows["uniform - depthwise-relu"].mean < rows["uniform - depthwise"].mean / 2
     whole = markdown(notebook)
     said(whole, "Of the two parts of light the memory is ahead so far: it lowers the loss a little, and its "
-                "interval lies below 0. The gate's mean is on the bad side, and its interval contains 0. With "
-                "fewer than eight seeds both are estimates, and no tests.")
+                "interval lies below 0. The gate's mean is on the bad side, and its interval contains 0. "
+                "With fewer than eight seeds both are estimates, and no tests.")
     assert -0.1 < rows["memory"].mean < rows["memory"].interval[1] < 0
     assert rows["gate"].mean > 0 and holds_nothing(rows["gate"])
     assert rows["gate"].n < 8
