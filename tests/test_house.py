@@ -119,3 +119,9 @@ def test_every_public_function_says_its_types(path):
         untyped = {argument.arg for argument in arguments if argument and not argument.annotation}
         assert not untyped - {"self", "cls"}, f"{name}: {untyped}"
         assert function.returns or function.name == "__init__", f"{name} returns what?"
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them all as top-level modules: of two with one name it can take only one."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -181,7 +181,7 @@ def bench_resnet50(device: torch.device, modes: Sequence[str] = ("eager", "compi
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device=device)
     pairs = {"mrla-base": (MRLABase, NaiveMRLABase), "mrla-light": (MRLALight, NaiveMRLALight)}
-    for mode in ("eager", "compiled"):
+    for mode in modes:
         for family, (ours, naive) in pairs.items():
             candidates, peaks = {}, {}
             variants = {"plain": None, "depthwise": "depthwise", "ours": ours, "naive": naive}
