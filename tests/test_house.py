@@ -123,5 +123,5 @@ def test_every_public_function_says_its_types(path):
 
 def test_no_two_test_files_have_one_name():
     """pytest imports them all as top-level modules: of two with one name it can take only one."""
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    names = [path.name for path in TESTS.rglob("test_*.py")]
     assert sorted(set(names)) == sorted(names)
