@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import on_a_gpu
@@ -151,5 +152,8 @@ def test_steps_are_timed_and_a_suite_is_run_by_time_on_the_cpu(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "on_a_gpu.jsonl").read_text().splitlines()]
     timed = {(line["way"], line["variant"]) for line in lines if line["what"] == "rate"}
     assert timed == {(way, name) for way in ("eager", "graph", "streams") for name in SMOKE.variants}
-    assert lines[-1]["whole_blocks"] == 2 and len((tmp_path / "smoke.jsonl").read_text().splitlines()) == 4
+    records = [json.loads(line) for line in (tmp_path / "smoke.jsonl").read_text().splitlines()]
+    found = Counter(record["seed"] for record in records)       # how many seeds, the machine's speed decides
+    whole = [seed for seed, runs in found.items() if runs == len(SMOKE.variants)]
+    assert lines[-1]["whole_blocks"] == len(whole) >= 1
     assert len(list(tmp_path.iterdir())) <= 8       # as many files as some machines hand back
