@@ -520,7 +520,8 @@ def test_10_says_what_light_learned():
 
 def test_10_says_where_the_betas_lie():
     words = shown_below(lesson("10"), cell_below(lesson("10"), "### How long does light remember?"))
-    said(words, "Stages 1 and 3 lie **on the line of chance**: random numbers remember as long as they do.")
+    said(words, "As far as four layers back, stages 1 and 3 lie **on the line of chance**: random numbers "
+                "remember as much.")
     said(words, "At distance 4 it keeps about three times what chance and its own start kept")
     path = ROOT / "data" / "checkpoints" / "cifar10-thin56-cpu-mrla-light.pt"
     model, state = load_model(path)
@@ -550,8 +551,8 @@ def test_10_says_that_eq_7_does_not_hold():
     said(words, "It comes nearest in stage 3 of light and in stage 1 of base.")
     nearest = sorted(rows, key=lambda stage: rows[stage][0])[:2]
     assert set(nearest) == {("mrla-light", 3), ("mrla-base", 1)}
-    said(words, "There nothing is left of Eq. 9's prediction at distance 8; in light's stage 3 it stays "
-                "within a quarter.")
+    said(words, "even there nothing is left of Eq. 9's prediction at distance 8. In light's stage 3 that "
+                "prediction stays within a quarter.")
     assert rows["mrla-base", 1][-1] > 0.9 and max(rows["mrla-light", 3][3:]) <= 0.25
 
 

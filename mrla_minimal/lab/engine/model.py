@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mrla_minimal.lab.data.corridors import ROOMS, TILE
-from mrla_minimal.lab.engine.config import FURTHER_ATTENTIONS, TrainConfig
+from mrla_minimal.lab.engine.config import TrainConfig
+from mrla_minimal.lab.engine.variants import FURTHER_ATTENTIONS
 from mrla_minimal.lab.own_files import where
 from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.lab.positive_controls import Corridor, wipe_streams
