@@ -24,6 +24,11 @@ def box_area(boxes: Tensor) -> Tensor:
     return width * height
 
 
+def _shared_area(first: Tensor, second: Tensor) -> Tensor:
+    return box_area(torch.cat([torch.maximum(first[..., :2], second[..., :2]),
+                               torch.minimum(first[..., 2:], second[..., 2:])], dim=-1))
+
+
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of every box (n, 4) with every box (m, 4), each with any batch before: (n, m).
 
@@ -32,8 +37,7 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
     check_boxes("first", first)
     check_boxes("second", second)
     first, second = first[..., :, None, :], second[..., None, :, :]
-    corners = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
-    shared = box_area(torch.cat(corners, dim=-1))
+    shared = _shared_area(first, second)
     union = box_area(first) + box_area(second) - shared
     return torch.where(shared > 0, shared / union, 0.0)
 
@@ -47,8 +51,7 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
     """
     check_boxes("first", first)
     check_boxes("second", second)
-    shared = box_area(torch.cat([torch.maximum(first[..., :2], second[..., :2]),
-                                 torch.minimum(first[..., 2:], second[..., 2:])], dim=-1))
+    shared = _shared_area(first, second)
     around = box_area(torch.cat([torch.minimum(first[..., :2], second[..., :2]),
                                  torch.maximum(first[..., 2:], second[..., 2:])], dim=-1))
     union = box_area(first) + box_area(second) - shared

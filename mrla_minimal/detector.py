@@ -148,7 +148,7 @@ class Detector(nn.Module):
         """{"class", "box", "mask"}, to be added up. Nothing in it waits for the device.
 
         class: cross-entropy towards the IoU of the point's box (0 where it answers for none), times the
-        squared distance to it (quality focal loss, Li et al., Eq. 4), summed over points, by positive point.
+        squared distance to it (the quality focal loss of Li et al.), summed over points, by positive point.
         box: 1 - generalised IoU, over positive points. mask: binary cross-entropy in the shown regions.
         Raises ValueError for a mask branch and targets without masks.
         """

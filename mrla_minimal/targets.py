@@ -56,10 +56,13 @@ def mask_targets(labels: Tensor, boxes: Tensor, counts: Tensor, generator: torch
 def box_targets(boxes: list[Tensor], classes: list[Tensor]) -> Targets:
     """Targets without masks from the boxes (n, 4) and classes (n,) of each image, on the CPU."""
     most = max(map(len, boxes), default=0)
-    padded = torch.zeros(len(boxes), most, 4), torch.zeros(len(boxes), most, dtype=torch.int64)
+    padded_boxes = torch.zeros(len(boxes), most, 4)
+    padded_classes = torch.zeros(len(boxes), most, dtype=torch.int64)
+    present = torch.zeros(len(boxes), most, dtype=torch.bool)
     for row, (some, kinds) in enumerate(zip(boxes, classes, strict=True)):
-        padded[0][row, : len(some)], padded[1][row, : len(some)] = some, kinds
-    return Targets(*padded, torch.arange(most) < torch.tensor([len(some) for some in boxes])[:, None])
+        count = len(some)
+        padded_boxes[row, :count], padded_classes[row, :count], present[row, :count] = some, kinds, True
+    return Targets(padded_boxes, padded_classes, present)
 
 
 def points_of(height: int, width: int, stride: int, device: torch.device) -> Tensor:
