@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
+from types import ModuleType
 
 import numpy as np
 from tqdm import tqdm
@@ -56,6 +57,15 @@ def files_in(archive: str | Path) -> Iterator[tuple[PureWindowsPath, bytes]]:
                 yield path, tar.extractfile(member).read()
 
 
+def pillow_for(holding: str) -> ModuleType:
+    """PIL.Image. Raises ValueError, which begins with what holds pictures, if Pillow is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError(f"{holding}: reading them needs Pillow (pip install pillow)") from error
+    return Image
+
+
 def _extract_pickles(archive: Path, target: Path, facts: Facts) -> None:
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -85,11 +95,7 @@ def _decode_pngs(archive: Path, facts: Facts) -> tuple[Parts, list[str]]:
 
     A label is the class's place among the sorted names, which is the official order of both CIFAR sets.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        needs = "reading them needs Pillow (pip install pillow)"
-        raise ValueError(f"{archive} holds PNG files: {needs}") from error
+    pillow = pillow_for(f"{archive} holds PNG files")
     images, names = {"train": [], "test": []}, {"train": [], "test": []}
     with tqdm(desc=f"decoding {archive.name}", total=sum(facts.sizes.values()), unit=" images") as progress:
         for path, content in files_in(archive):
@@ -97,7 +103,7 @@ def _decode_pngs(archive: Path, facts: Facts) -> tuple[Parts, list[str]]:
             split = next((folder for folder in path.parts[:-2] if folder in images), None)
             if split is None or path.suffix != ".png" or path.name.startswith("._"):
                 continue
-            with Image.open(io.BytesIO(content)) as image:
+            with pillow.open(io.BytesIO(content)) as image:
                 if image.size != (32, 32) or image.mode != "RGB":
                     raise ValueError(f"{archive}: {path} is {image.size} {image.mode}, not (32, 32) RGB")
                 images[split].append(np.asarray(image).transpose(2, 0, 1))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mrla_minimal.lab.data.crops import cut, cut_boxes, plan_crops
-from mrla_minimal.lab.data.zipped import find_zip, read_index, read_pictures
+from mrla_minimal.lab.data.zipped import check_pictures, find_zip, read_index, read_pictures
 
 SHA256 = "eae0143edd78f540a646e84cf7d4add0ad14ebd3a1ee67ab2a0fd543243fa878"
 CLASSES = ("RBC", "WBC", "Platelets")       # red and white cells
@@ -34,9 +34,7 @@ class Blood:
     names: tuple[str, ...]
 
     def __post_init__(self):
-        if self.images.dim() != 4 or self.images.shape[1] != 3 or self.images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 (N, 3, height, width), not {self.images.dtype} "
-                             f"{tuple(self.images.shape)}")
+        check_pictures(self.images)
         if {len(self.boxes), len(self.classes), len(self.names)} != {len(self.images)}:
             raise ValueError(f"boxes, classes and names must be one for each of {len(self.images)} images")
         height, width = self.images.shape[2:]
@@ -79,7 +77,7 @@ def load_blood(split: str = "train", root: str | Path | None = None) -> Blood:
     Raises ValueError for another split, and for a file that is missing or damaged.
     """
     path = find_zip("blood", SHA256, root)
-    _, entries = read_index(path, split)
+    entries = read_index(path, split)
     rows = [torch.tensor(entry["boxes"]).reshape(-1, 5) for entry in entries]       # class, x0, y0, x1, y1
     return Blood(
         images=read_pictures(path, [f"images/{entry['name']}.webp" for entry in entries], colour=True),

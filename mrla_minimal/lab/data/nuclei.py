@@ -17,11 +17,10 @@ from torch import Tensor
 
 from mrla_minimal.boxes import label_boxes
 from mrla_minimal.lab.data.crops import cut, cut_tiles, plan_crops
-from mrla_minimal.lab.data.zipped import find_zip, read_index, read_pictures
+from mrla_minimal.lab.data.zipped import check_pictures, find_zip, read_index, read_pictures
 
 SHA256 = "3ffaeb46e95512b87b57403cc7c1fb48ae7a7802d39816df0c7a7b3cacdfcbda"
 SMALLEST = 10       # pixels; what a border leaves less of is no object
-KINDS = ("fluorescence", "stained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +39,8 @@ class Nuclei:
     fields: tuple[str, ...]
 
     def __post_init__(self):
+        check_pictures(self.images)
         images, labels = tuple(self.images.shape), tuple(self.labels.shape)
-        if len(images) != 4 or images[1] != 3 or self.images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 (N, 3, height, width), not {self.images.dtype} {images}")
         if labels != (images[0], *images[2:]):
             raise ValueError(f"labels must be {(images[0], *images[2:])}, a number for each pixel of the "
                              f"images, not {labels}")
@@ -96,12 +94,12 @@ def load_nuclei(split: str = "train", root: str | Path | None = None) -> Nuclei:
     Raises ValueError for another split, and for a file that is missing or damaged.
     """
     path = find_zip("nuclei", SHA256, root)
-    _, entries = read_index(path, split)
+    entries = read_index(path, split)
     names = tuple(entry["name"] for entry in entries)
     return Nuclei(
         images=read_pictures(path, [f"images/{name}.webp" for name in names], colour=True),
         labels=read_pictures(path, [f"labels/{name}.png" for name in names], colour=False),
         names=names,
-        kinds=tuple(KINDS[entry["kind"] == "stained"] for entry in entries),
+        kinds=tuple("stained" if entry["kind"] == "stained" else "fluorescence" for entry in entries),
         fields=tuple(entry["group"] for entry in entries),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mrla_minimal.lab.data.archives import pillow_for
 from mrla_minimal.lab.data.cifar_files import data_roots
 
 SPLITS = ("train", "val", "test")
@@ -31,13 +32,20 @@ def find_zip(name: str, sha256: str, root: str | Path | None = None) -> Path:
     return path
 
 
-def read_index(path: Path, split: str) -> tuple[dict, list[dict]]:
-    """(the index.json of a zip file, its images' entries of one split). ValueError for an unknown split."""
+def read_index(path: Path, split: str) -> list[dict]:
+    """The entries of one split's images in a zip file's index.json. ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(map(repr, SPLITS))}, not {split!r}")
     with zipfile.ZipFile(path) as archive:
         index = json.loads(archive.read("index.json"))
-    return index, [entry for entry in index["images"] if entry["split"] == split]
+    return [entry for entry in index["images"] if entry["split"] == split]
+
+
+def check_pictures(images: torch.Tensor) -> None:
+    """ValueError unless they are as `read_pictures` gives colour pictures."""
+    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 (N, 3, height, width), not {images.dtype} "
+                         f"{tuple(images.shape)}")
 
 
 def read_pictures(path: Path, members: list[str], colour: bool) -> torch.Tensor:
@@ -46,14 +54,11 @@ def read_pictures(path: Path, members: list[str], colour: bool) -> torch.Tensor:
     Plain numbers are int16 (N, height, width): label maps. Grey becomes colour by repetition.
     Raises ValueError without Pillow.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError(f"{path} holds pictures: reading them needs Pillow (pip install pillow)") from error
+    pillow = pillow_for(f"{path} holds pictures")
     pictures = []
     with zipfile.ZipFile(path) as archive:
         for member in members:
-            with Image.open(io.BytesIO(archive.read(member))) as picture:
+            with pillow.open(io.BytesIO(archive.read(member))) as picture:
                 pictures.append(np.asarray(picture.convert("RGB") if colour else picture))
     stacked = torch.from_numpy(np.stack(pictures).astype(np.uint8 if colour else np.int16))
     return stacked.permute(0, 3, 1, 2).contiguous() if colour else stacked

@@ -35,7 +35,7 @@ def val():
 @pytest.fixture(scope="module")
 def entries():
     path = find_zip("nuclei", module.SHA256, ROOT / "data")
-    return {split: read_index(path, split)[1] for split in ("train", "val", "test")}
+    return {split: read_index(path, split) for split in ("train", "val", "test")}
 
 
 def little(count=3, size=40):
