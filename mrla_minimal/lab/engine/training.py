@@ -173,8 +173,7 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
                     run_dir.rmdir()
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return Result(run.metrics[-1]["test_accuracy"], run.metrics, run.source, run.fingerprint, parameters,
-                  run.seconds, run.images_per_second, run_dir, run.precision,
-                  run.trunk)
+                  run.seconds, run.images_per_second, run_dir, run.precision, run.trunk)
 
 
 def _train_trunk(run, run_dir, trunk_dir, progress, **options):
@@ -224,20 +223,20 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, until, on_reco
                 if progress:
                     bar.write(_describe(record, config, run.images_per_second))
             late = until is not None and time.monotonic() >= until
-            stop = run.world.from_rank_zero(signals[:1] or [None] * late) if reads else []
+            stop, late = run.world.from_rank_zero((signals[:1], late)) if reads else ([], False)
             due = not run.world.parallel and time.monotonic() - saved >= checkpoint_seconds
-            if epoch_ends or stop or due:
+            if epoch_ends or stop or late or due:
                 save(run, run_dir)
                 saved = time.monotonic()
             if epoch_ends and first and on_record is not None:
                 on_record(record)
-            if stop and not run.finished:
+            if (stop or late) and not run.finished:
                 trust = " --trust" if OwnAttention.parse(config.layer_attention) else ""
                 where = (f"at step {run.step} of {run.total_steps}; to go on: "
                          f"mrla train --resume {shlex.quote(str(run_dir))}{trust}")
-                if stop == [None]:
-                    raise TrainingOutOfTime(f"out of time {where}", signal.SIGTERM)
-                raise TrainingInterrupted(f"interrupted {where}", *stop)
+                if stop:
+                    raise TrainingInterrupted(f"interrupted {where}", *stop)
+                raise TrainingOutOfTime(f"out of time {where}", signal.SIGTERM)
 
 
 def _log(run, run_dir, record):
