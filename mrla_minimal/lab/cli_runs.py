@@ -153,8 +153,7 @@ def describe_run(run_dir: Path, folder: Path) -> dict:
 def _is_finished(last: dict, config: TrainConfig) -> bool:
     if config.steps is not None:
         return last.get("step", 0) >= config.steps
-    is_trunk = config.trunk_epochs and not config.trunk
-    return last.get("epoch", 0) >= (config.trunk_epochs if is_trunk else config.epochs)
+    return last.get("epoch", 0) >= (config.trunk_epochs if config.is_trunk else config.epochs)
 
 
 def runs_text(runs: list[dict]) -> str:

@@ -161,6 +161,11 @@ class TrainConfig:
                              "for the ReLU of 'depthwise-relu' to follow")
 
     @property
+    def is_trunk(self) -> bool:
+        """Whether it stops after `trunk_epochs`, for branches to go on from there."""
+        return self.trunk_epochs > 0 and self.trunk is None
+
+    @property
     def host_text(self) -> str:
         """What to call the net without its attentions: "ResNet-56", "ResNet-26 at 16 pixels, 15 % wiped"."""
         if self.model == "corridor":

@@ -132,8 +132,7 @@ class Run:
     @property
     def last_step(self) -> int:
         """Where it ends: with its schedule, or where a trunk is left by its branches."""
-        is_trunk = self.config.trunk_epochs and not self.config.trunk
-        return self.config.trunk_epochs * self.steps_per_epoch if is_trunk else self.total_steps
+        return self.config.trunk_epochs * self.steps_per_epoch if self.config.is_trunk else self.total_steps
 
     @property
     def finished(self) -> bool:

@@ -31,8 +31,7 @@ def run_sitting(work: "Work", sitting: Sitting, variants: Sequence[str], seeds: 
         return {record["id"] for record in load_records(path)}
 
     def finish(job: Job) -> dict | None:
-        is_trunk = job.config.trunk_epochs and job.config.trunk is None
-        return work.run(job) if is_trunk else work.finish(job)      # a trunk has no record of its own
+        return work.run(job) if job.config.is_trunk else work.finish(job)       # a trunk has no own record
 
     before, how = len(ended()), "interrupted"
     with Board(work.folder, sitting.until) as board:
