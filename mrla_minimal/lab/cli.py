@@ -30,7 +30,9 @@ from mrla_minimal.lab.cli_train import add_train_command
 from mrla_minimal.lab.engine.config import DATASETS
 from mrla_minimal.lab.plugins import OwnAttention
 
-COST_SIZES = {"depth": whole, "block": str, "width": whole, "dim": whole, "heads": whole, "patch": whole}
+# The sizes that `mrla cost` takes: what kind of value each is, and of which model.
+COST_SIZES = {"depth": (whole, "either"), "block": (str, "a resnet"), "width": (whole, "a resnet"),
+              "dim": (whole, "a vit"), "heads": (whole, "a vit"), "patch": (whole, "a vit")}
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:
@@ -115,8 +117,7 @@ def build_parser() -> Parser:
                       help="ResNet-50 and -101, DeiT-tiny and -small beside the paper's claim")
     cost.add_argument("--layer-attention", nargs="*", help="which attentions (default: all)")
     cost.add_argument("--model", default="resnet", help="resnet (default) or vit")
-    for name, kind in COST_SIZES.items():
-        of = "a vit" if name in ("dim", "heads", "patch") else "either" if name == "depth" else "a resnet"
+    for name, (kind, of) in COST_SIZES.items():
         cost.add_argument(f"--{name}", type=kind, help=f"of {of}")
     cost.add_argument("--measure", action="store_true", help="time a step too, as a ratio to the plain net")
     json_option(cost)

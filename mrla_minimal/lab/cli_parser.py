@@ -4,8 +4,11 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 LONGEST_ERROR = 400     # characters: what was typed may be of any length
+
+Outcome = tuple[int, dict[str, Any]]        # of a command: exit status, and what --json prints
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from mrla_minimal.lab import evidence
-from mrla_minimal.lab.cli_suite_options import CHOSEN, OPTIONS, RUN, SHOWN, TIMED, add_options
+from mrla_minimal.lab.cli_parser import Outcome
+from mrla_minimal.lab.cli_suite_options import CHOSEN, OPTIONS, RUN, SHOWN, TIMED, add_options, check_out
 from mrla_minimal.lab.cli_summary import add_summary_commands
 from mrla_minimal.lab.device import choose_device
 from mrla_minimal.lab.engine import TrainingInterrupted
@@ -26,8 +27,6 @@ from mrla_minimal.lab.files import repository_root
 from mrla_minimal.lab.own_files import first_line
 from mrla_minimal.lab.plugins import load_one
 from mrla_minimal.lab.processes import fitting_jobs, start_helpers, stop_helpers, threads_each
-
-Outcome = tuple[int, dict[str, Any]]        # exit status, and what --json prints
 
 
 def add_suite_commands(commands: argparse._SubParsersAction) -> None:
@@ -106,7 +105,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 def run_run(arguments: argparse.Namespace) -> Outcome:
     suite, path = _suite_and_records(arguments)
-    _check_out(arguments)
+    check_out(arguments)
     changes = _changes(arguments)
     choose_parts(suite, arguments.variants, arguments.seeds, **changes)     # told once, not by every process
     steps = "" if arguments.steps is None else f"{suite.name}-{arguments.steps}-steps"
@@ -138,7 +137,7 @@ def run_run(arguments: argparse.Namespace) -> Outcome:
 
 def run_report(arguments: argparse.Namespace) -> Outcome:
     suite, path = _suite_and_records(arguments)
-    _check_out(arguments)
+    check_out(arguments)
     records = _chosen(evidence.load_records(path), suite, arguments)
     return _report(arguments, suite, path, records,
                    _chosen(evidence.load_interventions(interventions_path(path)), suite, arguments))
@@ -234,11 +233,6 @@ def _chosen(records: Iterable[dict], suite: Suite, arguments: argparse.Namespace
     variants, seeds = choose_parts(suite, arguments.variants, arguments.seeds)
     return [record for record in records if (arguments.variants is None or record["variant"] in variants)
             and (arguments.seeds is None or record["seed"] in seeds)]
-
-
-def _check_out(arguments: argparse.Namespace) -> None:
-    if arguments.out is not None and not arguments.out.lower().endswith(".png"):
-        raise ValueError(f"--out must be a file *.png, not {arguments.out}")
 
 
 def _report(arguments: argparse.Namespace, suite: Suite, path: Path, records: list[dict],

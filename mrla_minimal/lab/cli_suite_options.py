@@ -41,3 +41,9 @@ def add_options(parser: argparse.ArgumentParser, *flags: str) -> None:
     parser.set_defaults(**UNASKED)
     for flag in flags:
         parser.add_argument(flag, **OPTIONS[flag])
+
+
+def check_out(arguments: argparse.Namespace) -> None:
+    """ValueError for an --out that no figure can be drawn to."""
+    if arguments.out is not None and not arguments.out.lower().endswith(".png"):
+        raise ValueError(f"--out must be a file *.png, not {arguments.out}")

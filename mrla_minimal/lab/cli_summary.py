@@ -2,36 +2,33 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from mrla_minimal.lab.cli_parser import Outcome, json_option
+from mrla_minimal.lab.cli_suite_options import check_out
 from mrla_minimal.lab.evidence.committed import data_folder
 from mrla_minimal.lab.evidence.overview import overview, overview_as_json, report_overview
 from mrla_minimal.lab.evidence.tables import summaries, update_tables
 
-Outcome = tuple[int, dict[str, Any]]        # exit status, and what --json prints
-
 
 def add_summary_commands(verbs: argparse._SubParsersAction) -> None:
     """Add the verbs of `mrla suite` that are about all suites together."""
-    as_json = {"action": "store_true", "help": "print one JSON object, and all else to stderr"}
     text = "every contrast of every suite with records, and what the suites say together"
     summary = verbs.add_parser("summary", help=text, description=f"{text[0].upper()}{text[1:]}.")
     summary.add_argument("--records", metavar="FOLDER",
                          help="the folder of the suites' records (default: data/results/)")
     summary.add_argument("--out", metavar="FIGURE.png", help="draw the primary contrasts there, too")
-    summary.add_argument("--json", **as_json)
+    json_option(summary)
     summary.set_defaults(function=run_summary)
     text = "make the tables in data/results/README.md anew from the records beside it"
     tables = verbs.add_parser("tables", help=text, description=f"{text[0].upper()}{text[1:]}.")
     tables.add_argument("file", nargs="?", metavar="FILE.md",
                         help="another Markdown file, with records beside it")
-    tables.add_argument("--json", **as_json)
+    json_option(tables)
     tables.set_defaults(function=run_tables)
 
 
 def run_summary(arguments: argparse.Namespace) -> Outcome:
-    if arguments.out is not None and not arguments.out.lower().endswith(".png"):
-        raise ValueError(f"--out must be a file *.png, not {arguments.out}")
+    check_out(arguments)
     folder = Path(arguments.records) if arguments.records else data_folder() / "results"
     found = summaries(folder)
     if not found:
