@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mrla_minimal.lab import figures
-from mrla_minimal.lab.figures import mark_source, plot_contrasts, plot_curves, plot_suite, save_figure
+from mrla_minimal.lab.figures import mark_source, plot_contrasts, plot_suite, save_figure
 
 __all__ = [
     "COLOURS",
@@ -20,7 +20,6 @@ __all__ = [
     "draw_four_memories",
     "mark_source",
     "plot_contrasts",
-    "plot_curves",
     "plot_suite",
     "quiz_bars",
     "quiz_picture",

@@ -1,11 +1,10 @@
 """What a lesson says in words of numbers beside it: of the committed records, and of its own outputs."""
 
 import re
-from pathlib import Path
 from statistics import mean
 
 import torch
-from test_notebooks import LESSONS, markdown, number, printed, read
+from test_notebooks import LESSONS, ROOT, markdown, number, printed, read
 
 from mrla_minimal import cifar_resnet
 from mrla_minimal.lab.cost import count_macs
@@ -27,7 +26,7 @@ from mrla_minimal.lab.evidence.overview import overview
 from mrla_minimal.lab.evidence.readings import ESTIMATE
 from mrla_minimal.lab.evidence.tables import summaries
 
-ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "data" / "results"
 UNDECIDED = {ESTIMATE, "undecided", "undecided after Holm"}
 
 
@@ -63,10 +62,15 @@ def shown_below(notebook, cell_id):
     return re.search(words, text, re.DOTALL)[1]
 
 
+def records_of(suite):
+    """The records of a committed suite's runs."""
+    return load_records(RESULTS / f"{suite}.jsonl")
+
+
 def finals(suite):
     """{variant: {seed: test accuracy in percent}} of a committed suite's final runs."""
     accuracies = {}
-    for record in load_records(ROOT / "data" / "results" / f"{suite}.jsonl"):
+    for record in records_of(suite):
         if record["phase"] == "final" and "diverged" not in record:
             by_seed = accuracies.setdefault(record["variant"], {})
             by_seed[record["seed"]] = 100 * record["test_accuracy"]
@@ -94,7 +98,7 @@ def test_06_says_on_its_first_screen_what_the_released_wiring_costs():
     said(first, "before each layer but a stage's first, 15 % of the images have their residual stream wiped")
     said(first, "The released light is then no better than depthwise (v alone), which has no memory.")
     said(first, "Eq. 8 is some 30 points above both")
-    runs = load_records(ROOT / "data" / "results" / "amnesia-15.jsonl")
+    runs = records_of("amnesia-15")
     assert {run["config"]["wipe"] for run in runs} == {0.15}
     accuracies = finals("amnesia-15")
     assert points(accuracies, "mrla-light-released", "depthwise") < 1
@@ -179,7 +183,17 @@ def test_07_says_what_its_runs_show():
 
 def read_summary(name):
     """The Summary of a committed suite."""
-    return summarise(load_records(ROOT / "data" / "results" / f"{name}.jsonl"), SUITES[name])
+    return summarise(records_of(name), SUITES[name])
+
+
+def contrasts(suite):
+    """{name: Contrast} of a committed suite, on its own measure."""
+    return {row.name: row for row in read_summary(suite).contrasts}
+
+
+def holds_zero(row):
+    """Whether a contrast's interval holds 0."""
+    return row.interval[0] < 0 < row.interval[1]
 
 
 def difference(summary, a, b):
@@ -193,15 +207,14 @@ def test_08_opens_with_what_all_records_say():
          "**Found so far** Where choice or memory must help, it is found, by more than ten points of "
          "accuracy. On CIFAR-10 itself nothing is decided.")
     (opening,) = [cell.source for cell in lesson("08").cells if cell.id == "08-101"]
-    found = overview(summaries(ROOT / "data" / "results"))
+    found = overview(summaries(RESULTS))
     said(opening, "1. **The measurement can see:** where choice must help (the corridor), MRLA-base gains "
                   "some 14 points of accuracy over the plain mean of the layers, and where memory must help "
                   "(the amnesia nets), MRLA-light gains some 30 over depthwise (v alone).")
     assert 13 < points(finals("corridor-width4"), "mrla-base", "uniform") < 15.5
     assert 26 < points(finals("amnesia-15"), "mrla-light", "depthwise") < 34
     for suite, name in (("corridor-width4", "mrla-base - uniform"), ("amnesia-15", "mrla-light - depthwise")):
-        (row,) = [row for row in read_summary(suite).contrasts if row.name == name]
-        assert row.interval[0] > 0
+        assert contrasts(suite)[name].interval[0] > 0
     said(opening, "2. **On CIFAR-10 itself nothing is decided:** no primary contrast of our small nets says "
                   "that layer attention helps, or that it does not.")
     asked = [each.contrast for each in found.losses + found.accuracies if each.contrast.primary]
@@ -270,7 +283,7 @@ def test_08_says_what_one_seed_of_the_pilot_would_have_claimed():
 def test_08_shows_the_records_that_are_committed():
     """Its digits stand in its outputs alone: new records need a new run of it."""
     (cell,) = [cell for cell in lesson("08").cells if cell.id == "08-102"]
-    found = overview(summaries(ROOT / "data" / "results"))
+    found = overview(summaries(RESULTS))
     lines = [" ".join(line.split()) for line in printed(cell).splitlines()]
     for each in found.planted + found.losses + found.accuracies:
         row = each.contrast
@@ -278,15 +291,6 @@ def test_08_shows_the_records_that_are_committed():
             start = f"{row.name} n {row.n} {MEASURES[row.measure].difference(row.mean)} "
             assert any(line.startswith(start) for line in lines), (
                 f"{start}({each.summary.suite}): run notebooks/run_all.py on notebook 08 again")
-
-
-def contrasts(suite):
-    """{name: Contrast} of a committed suite, on its own measure."""
-    return {row.name: row for row in read_summary(suite).contrasts}
-
-
-def holds_nothing(row):
-    return row.interval[0] < 0 < row.interval[1]
 
 
 def test_09_says_what_the_amnesia_records_show():
@@ -300,7 +304,7 @@ def test_09_says_what_the_amnesia_records_show():
     said(words, "No gain shows of the gate over the carry alone, nor of base's choice over the mean")
     said(words, "both intervals contain 0, and both are several points wide")
     for row in (rows["mrla-light - depthwise-carry"], rows["mrla-base - uniform"]):
-        assert holds_nothing(row) and 0.03 < row.interval[1] - row.interval[0]
+        assert holds_zero(row) and 0.03 < row.interval[1] - row.interval[0]
 
 
 def test_09_says_what_the_first_epochs_records_show():
@@ -325,11 +329,11 @@ def test_09_says_what_the_first_epochs_records_show():
                 "interval lies below 0. The gate's mean is on the bad side, and its interval contains 0. "
                 "With fewer than eight seeds both are estimates, and no tests.")
     assert -0.1 < rows["memory"].mean < rows["memory"].interval[1] < 0
-    assert rows["gate"].mean > 0 and holds_nothing(rows["gate"])
+    assert rows["gate"].mean > 0 and holds_zero(rows["gate"])
     assert rows["gate"].n < 8
     said(shown_below(notebook, "09-38"), "Both lines fall from left to right, nearly in parallel")
     assert means["depthwise-carry"] < means["depthwise"] and means["mrla-light"] < means["depthwise-gated"]
-    assert holds_nothing(rows["memory x gate"])
+    assert holds_zero(rows["memory x gate"])
     assert abs(rows["memory x gate"].mean) < abs(rows["memory"].mean)
 
 
@@ -349,7 +353,7 @@ def test_09_says_what_the_corridors_width_does():
 def test_09_says_what_the_start_of_the_queries_does():
     words = shown_below(lesson("09"), "09-46")
     losses = read_summary("first-epoch-thin56").values["first_epoch_loss"]
-    records = load_records(ROOT / "data" / "results" / "first-epoch-thin56.jsonl")
+    records = records_of("first-epoch-thin56")
     rates = {record["seed"]: record["learning_rate"] for record in records}
     asked = ("uniform", "mrla-base", "base-zero-query")
     shared = sorted(set.intersection(*(set(losses[name]) for name in asked)), key=rates.get)
@@ -376,7 +380,7 @@ def cell_with(notebook, words):
 
 
 def interventions(suite):
-    return load_interventions(ROOT / "data" / "results" / f"{suite}-interventions.jsonl")
+    return load_interventions(RESULTS / f"{suite}-interventions.jsonl")
 
 
 def changes(suite):
@@ -615,14 +619,13 @@ def test_11_says_what_its_times_show():
 
 def test_11_says_what_the_pilots_records_show():
     words = shown_below(lesson("11"), "11-72")
-    results = ROOT / "data" / "results"
-    assert not (results / "cifar10-thin56.jsonl").exists(), "the suite itself has records: show those"
+    assert not (RESULTS / "cifar10-thin56.jsonl").exists(), "the suite itself has records: show those"
     said(words, "The CPU pilot, four epochs and three seeds: every interval contains 0")
     name = "cifar10-thin56-cpu"
-    records = load_records(results / f"{name}.jsonl")
+    records = records_of(name)
     rows = [row for row in summarise(records, SUITES[name]).contrasts if row.b == "plain"]
     assert {record["recipe"]["epochs"] for record in records} == {4} and {row.n for row in rows} == {3}
-    assert all(row.interval[0] < 0 < row.interval[1] for row in rows)
+    assert all(holds_zero(row) for row in rows)
     said(words, "Light's mean lies one point above depthwise's; both lie above plain.")
     accuracies = finals(name)
     assert round(points(accuracies, "mrla-light", "depthwise")) == 1

@@ -1,14 +1,21 @@
-"""How the lessons speak: words, captions, the width of code; and nothing used before it is taught.
-
-NOT_YET names the notebooks that a rule does not hold for so far: whoever mends one takes it out.
-"""
+"""How the lessons speak: words, captions, the width of code; and nothing used before it is taught."""
 
 import ast
 import re
 import shlex
 
-import pytest
-from test_notebooks import LESSONS, ROOT, code_cells, has_figure, markdown, number, parsed, read
+from test_notebooks import (
+    LESSONS,
+    ROOT,
+    code_cells,
+    has_figure,
+    lessons,
+    markdown,
+    number,
+    parsed,
+    read,
+    tags,
+)
 
 import mrla_minimal
 from mrla_minimal.hosting import LAYER_ATTENTIONS
@@ -39,18 +46,6 @@ WORDS_LINE = (
 # What WORDS says otherwise: a map is a feature map, f a projection, layer attention the family.
 AVOIDED = ["learned map", "linear map", "attention map", "layer attention, Eq. 4", "layer attention (Eq. 4)",
            "depthwise value", "depthwise control"]
-NOT_YET = {}
-NOT_YET_TAUGHT = {}
-
-
-def lessons(rule):
-    """One test a lesson; those that the rule does not hold for so far are skipped, by name."""
-    later = pytest.mark.skip(reason=f"{rule}: not yet")
-    cases = []
-    for path in LESSONS:
-        marks = [later] if rule in NOT_YET.get(number(path), "").split() else []
-        cases.append(pytest.param(path, id=path.stem, marks=marks))
-    return pytest.mark.parametrize("path", cases)
 
 
 def names_used(cell):
@@ -70,16 +65,15 @@ def test_every_name_of_the_library_has_its_notebook():
     assert set(TAUGHT.values()) | set(BY_NAME.values()) <= {number(path) for path in LESSONS}
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+@lessons
 def test_nothing_of_the_library_is_used_before_it_is_taught(path):
     known = TAUGHT | BY_NAME
     early = {name for cell in code_cells(read(path)) for name in names_used(cell)
              if known.get(name, "00") > number(path)}
-    early -= NOT_YET_TAUGHT.get(number(path), set())
     assert not early, f"taught later: {sorted((known[name], name) for name in early)}"
 
 
-@lessons("glossary")
+@lessons
 def test_it_links_to_the_glossary_and_the_symbols(path):
     first = read(path).cells[0].source
     if number(path) == "00":
@@ -89,7 +83,7 @@ def test_it_links_to_the_glossary_and_the_symbols(path):
         assert WORDS_LINE in first
 
 
-@lessons("captions")
+@lessons
 def test_each_figure_has_a_caption_of_fewer_than_40_words(path):
     cells = read(path).cells
     for cell, following in zip(cells, [*cells[1:], None], strict=True):
@@ -101,7 +95,7 @@ def test_each_figure_has_a_caption_of_fewer_than_40_words(path):
             assert len(caption.split()) < 40, f"{following.id}: {len(caption.split())} words"
 
 
-@lessons("style")
+@lessons
 def test_its_figures_are_in_the_courses_style(path):
     notebook = read(path)
     source = "\n".join(cell.source for cell in code_cells(notebook))
@@ -113,15 +107,15 @@ def test_its_figures_are_in_the_courses_style(path):
         assert float(width) <= 9, f"a figure {width} inches wide"
 
 
-@lessons("width")
+@lessons
 def test_its_lines_of_code_are_shorter_than_100_characters(path):
     for cell in code_cells(read(path)):
-        if "setup" not in cell.metadata.get("tags", []):
+        if "setup" not in tags(cell):
             for line in cell.source.splitlines():
                 assert len(line) < 100, f"{cell.id}: {line}"
 
 
-@lessons("words")
+@lessons
 def test_it_keeps_to_the_courses_words(path):
     text = markdown(read(path)) + "\n".join(cell.source for cell in code_cells(read(path)))
     for word in AVOIDED:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mrla_minimal.course.checks.as_trained import check_transformer
-from mrla_minimal.course.checks.common import Wrong, built, checker, close, numbers, pair, run, tensor
+from mrla_minimal.course.checks.common import Wrong, blame, built, checker, close, numbers, pair, run, tensor
 from mrla_minimal.vit import VisionTransformer
 
 CHANNELS, LAYERS, SIDE = 6, 4, 3
@@ -39,20 +39,14 @@ def check_fading(answer: object) -> None:
     maps = numbers(LAYERS, 2, CHANNELS, SIDE, SIDE).float()
     given, values = _outputs(answer, maps)
     wanted = _faded(values)
-    if not close(given, wanted):
-        mistakes = (
-            (values, "your output is v alone: nothing of the memory is in it"),
-            (_faded(values, carry=False), "you carry the last value; carry the last output, which holds all "
-                                          "that came before"),
-            (_faded(values, share=1.0), "what is carried should be halved, or it never fades"),
-            (_faded(values) / 2, "halve what is carried, not the new value"),
-        )
-        for wrong, message in mistakes:
-            if close(given, wrong):
-                raise Wrong(message)
-        if close(given[0], wanted[0]):
-            raise Wrong("layer 1 is right, and a later one is not: O^t = v^t + O^{t-1} / 2")
-        raise Wrong("layer 1's output should be v^1: there is nothing to carry yet")
+    blame(given, wanted, [
+        (values, "your output is v alone: nothing of the memory is in it"),
+        (_faded(values, carry=False), "you carry the last value; carry the last output, which holds all "
+                                      "that came before"),
+        (_faded(values, share=1.0), "what is carried should be halved, or it never fades"),
+        (wanted / 2, "halve what is carried, not the new value"),
+    ], "layer 1 is right, and a later one is not: O^t = v^t + O^{t-1} / 2" if close(given[0], wanted[0]) else
+        "layer 1's output should be v^1: there is nothing to carry yet")
     check_transformer(answer)
 
 
