@@ -10,7 +10,7 @@ from pathlib import Path
 
 import on_a_gpu
 import pytest
-from gpu_ways import FALLBACK, WORTH, Way, choose_way, ways_here
+from gpu_ways import FALLBACK, FITS, WORTH, Way, choose_way, ways_here
 
 from mrla_minimal.lab.evidence import SUITES
 
@@ -85,6 +85,12 @@ def test_the_table_picks(lines, way):
     assert 1.2 < WORTH < 1.5
     found, why = choose_way(lines, SMOKE, 16)
     assert found == way and str(way.models) in why
+
+
+@pytest.mark.parametrize("seconds, way", [(24, Way("eager", 14)), (20, Way("eager", 8)), (10, FALLBACK)])
+def test_a_way_must_leave_time_for_what_begins_together(seconds, way):
+    """14 runs of 128 images each, at 80 images a second in all, take 22.4 s; 8 at 100 take 10.2 s."""
+    assert choose_way(EAGER, SMOKE, 16, seconds / FITS)[0] == way
 
 
 def test_no_more_processes_than_cores():

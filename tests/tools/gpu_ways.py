@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import statistics
@@ -36,9 +37,12 @@ class Way:
 #   * "streams" is timed, and never picked: it tells what trains side by side in one process could gain. The
 #     engine trains one run a process, which owns its checkpoints and its signals; several in one loop would
 #     be another engine, whose records nobody has tested.
+#   * A way counts only if runs begun together, one a process, take no more than FITS of the time that there
+#     is, whatever their variant: what is cut off at the end has cost time and leaves no record.
 #   * If nothing counts, it is FALLBACK.
 WAYS = (Way("eager", 14), Way("graph", 6), Way("eager", 8), Way("graph", 3), Way("streams", 12))
 WORTH = 1.3
+FITS = 0.75
 AGREE = 0.1             # the most by which the mean losses of the steps compared may differ, as a share
 FALLBACK = Way("eager", 12)
 SECONDS = 40.0          # of timing, all ways and variants together
@@ -51,8 +55,8 @@ def ways_here(cores):
     return list(dict.fromkeys(Way(way.kind, max(1, min(way.models, cores))) for way in WAYS))
 
 
-def choose_way(lines, suite, cores):
-    """(a way, why), by the table above, of the lines that part b has noted."""
+def choose_way(lines, suite, cores, seconds=math.inf):
+    """(a way, why), by the table above, of the lines that part b has noted, for so many seconds of runs."""
     lines = [line for line in lines if line.get("suite") == suite.name]
     rates, agreeing = {}, set()
     for line in lines:
@@ -61,21 +65,29 @@ def choose_way(lines, suite, cores):
             rates.setdefault(way, {})[line["variant"]] = line["images_per_second"]
         elif line["what"] == "losses" and line["difference"] <= AGREE:
             agreeing.add(line["variant"])
-    costs = {way: sum(1 / rate for rate in rates[way].values()) for way in rates
-             if set(rates[way]) == set(suite.variants) and way.kind != "streams"}
+    images = images_of_a_run(suite)
+    costs = {way: sum(1 / rate for rate in found.values()) for way, found in rates.items()
+             if set(found) == set(suite.variants) and way.kind != "streams"
+             and way.models * images / min(found.values()) <= FITS * seconds}
     eager = [way for way in costs if way.kind == "eager"]
     graphs = [way for way in costs if way.kind == "graph"] if agreeing >= set(suite.variants) else []
     best = min(eager, key=costs.get, default=None)
     best_graph = min(graphs, key=costs.get, default=None)
     if best is None and best_graph is None:
         way = Way(FALLBACK.kind, min(FALLBACK.models, cores))
-        return way, f"{way.models} processes launch by launch: no way was timed with every variant"
+        return way, f"{way.models} processes launch by launch: no way that fits was timed with every variant"
     if best_graph and (best is None or costs[best] >= WORTH * costs[best_graph]):
         gain = f", {costs[best] / costs[best_graph]:.2f} times as fast as launch by launch" if best else ""
         return best_graph, f"{best_graph.models} processes, each step one CUDA graph{gain}"
     gain = f"; CUDA graphs: {costs[best] / costs[best_graph]:.2f} times as fast, asked for {WORTH}" \
         if best_graph else "; no CUDA graphs with the same losses were timed with every variant"
     return best, f"{best.models} processes launch by launch{gain}"
+
+
+def images_of_a_run(suite):
+    """Training images that a run of this suite sees, on CIFAR."""
+    config = suite.config(next(iter(suite.variants)), 0)
+    return config.steps * config.batch_size if config.steps else config.epochs * 50_000
 
 
 # A process that makes steps

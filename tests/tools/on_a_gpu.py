@@ -90,13 +90,14 @@ def command_of(part, arguments, minutes, out, notes):
     suite = SUITES[arguments.suite]
     if suite.recipe.get("source") == "real" and find_cifar(suite.recipe.get("dataset", "cifar10")) is None:
         raise ValueError("there is no CIFAR here: set MRLA_DATA to the folder of its files")
-    way, why = choose_way(notes.of_part("b"), suite, os.cpu_count())
+    # The suite's own time is a little less: what runs then is stopped, and the table printed.
+    minutes = max(0.8 * minutes, minutes - 0.5)
+    way, why = choose_way(notes.of_part("b"), suite, os.cpu_count(), 60 * minutes)
     print(f"part c: {why}")
     notes.add("c", what="choice", way=way.kind, jobs=way.models, why=why)
     options = ["--cuda-graph"] if way.kind == "graph" else []
-    # The suite's own time is a little less: what runs then is stopped, and the table printed.
     return [sys.executable, "-m", "mrla_minimal", "compare", "--suite", suite.name, "--device", device,
-            "--minutes", f"{max(0.8 * minutes, minutes - 0.5):.2f}", "--jobs", str(way.models),
+            "--minutes", f"{minutes:.2f}", "--jobs", str(way.models),
             "--records", str(out / f"{suite.name}.jsonl"), *options]
 
 
