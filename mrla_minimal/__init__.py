@@ -5,6 +5,7 @@
 """
 
 import mrla_minimal._before_torch  # noqa: F401, I001
+import mrla_minimal.family  # noqa: F401
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import (

@@ -30,11 +30,15 @@ LAYER_ATTENTIONS = {
     "depthwise-carry-released": DepthwiseCarryReleased,
     "uniform": UniformMean,
 }
+FAMILY_ATTENTIONS: dict[str, type[nn.Module]] = {}      # filled by `mrla_minimal.family`, which stands above
 CHANNEL_ATTENTIONS = {"se": SqueezeExcitation, "eca": EfficientChannelAttention}
 
 
 def attention_factory(layer_attention: str | AttentionFactory, head_dim: int | None) -> AttentionFactory:
-    """A callable channels -> module, from a name of LAYER_ATTENTIONS or from such a callable itself.
+    """A callable channels -> module for the layers of one net, from a name or from such a callable itself.
+
+    A name is one of LAYER_ATTENTIONS or FAMILY_ATTENTIONS. Where the class has a `shared_part`, layers of as
+    many channels share one (`sharing`).
 
     Raises ValueError for anything else, and for a head_dim beside a callable.
     """
@@ -45,16 +49,36 @@ def attention_factory(layer_attention: str | AttentionFactory, head_dim: int | N
         if head_dim is not None:
             raise ValueError(f"head_dim={head_dim!r} is for the named attentions; "
                              "give it to your own in the callable")
-        return functools.partial(_module_of, layer_attention)
-    if not isinstance(layer_attention, str) or layer_attention not in LAYER_ATTENTIONS:
-        raise ValueError(f"layer_attention must be None, one of {', '.join(map(repr, LAYER_ATTENTIONS))}, "
+        return functools.partial(_module_of, sharing(layer_attention))
+    named = LAYER_ATTENTIONS | FAMILY_ATTENTIONS
+    if not isinstance(layer_attention, str) or layer_attention not in named:
+        raise ValueError(f"layer_attention must be None, one of {', '.join(map(repr, named))}, "
                          f"or a callable channels -> module, not {layer_attention!r}")
-    attention = LAYER_ATTENTIONS[layer_attention]
+    attention = sharing(named[layer_attention])
 
     def build(channels: int) -> nn.Module:
         if head_dim is not None:        # a control without heads would not notice a wrong one
             choose_head_dim(channels, head_dim, largest=channels)
         return attention(channels, head_dim=head_dim)
+
+    return build
+
+
+def sharing(attention: AttentionFactory) -> AttentionFactory:
+    """`attention` for the layers of one net: those of as many channels get one `shared_part` between them.
+
+    An attention class that learns something for a whole stage names a callable channels -> module,
+    `shared_part`, and takes what it makes as the argument `shared`. Any other comes back as it is.
+    """
+    shared_part = getattr(attention, "shared_part", None)
+    if shared_part is None:
+        return attention
+    parts = {}
+
+    def build(channels: int, **further: object) -> nn.Module:
+        if channels not in parts:
+            parts[channels] = shared_part(channels)
+        return attention(channels, shared=parts[channels], **further)
 
     return build
 

@@ -51,6 +51,15 @@ def test_a_module_of_the_subject_needs_torch_and_einops_alone(name):
         assert top in allowed, f"{name}.py imports {module}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "family").glob("*.py")), ids=lambda path: path.stem)
+def test_the_family_builds_on_the_subject_alone(path):
+    for module in imported_names(path):
+        package, _, imported = module.partition(".")
+        assert package in {"torch", "einops", "mrla_minimal"} | sys.stdlib_module_names, module
+        if package == "mrla_minimal":
+            assert imported.partition(".")[0] in {*FLOORS, "family"}, f"{path.name} imports {module}"
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lab").rglob("*.py")), ids=lambda path: path.stem)
 def test_the_lab_does_not_import_the_course(path):
     """Except for one command, `mrla check`, which leads into the course from within a function."""

@@ -5,7 +5,7 @@ import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
+from mrla_minimal.hosting import CHANNEL_ATTENTIONS, FAMILY_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.arguments import (
     below_one,
     boolean,
@@ -31,6 +31,7 @@ OPTIMIZERS = ("sgd", "adamw")
 MODELS = ("resnet", "vit", "corridor")
 RESOLUTIONS = (32, 24, 20, 16)
 AUGMENT = ("auto", "on", "off")
+NAMED_ATTENTIONS = (*LAYER_ATTENTIONS, *FAMILY_ATTENTIONS, *FURTHER_ATTENTIONS)
 # Where a run finds its images and how it is computed: it may go on, and be compared, with others of these.
 CIRCUMSTANCES = ("device", "data_root", "source", "cuda_graph")
 
@@ -44,9 +45,9 @@ def _layer_attention(name, value):
     if own:
         return str(own.with_sum())
     try:
-        return one_of(name, value, (*LAYER_ATTENTIONS, None, *FURTHER_ATTENTIONS))
+        return one_of(name, value, (*NAMED_ATTENTIONS, None))
     except ValueError:
-        allowed = ", ".join(map(repr, (*LAYER_ATTENTIONS, *FURTHER_ATTENTIONS)))
+        allowed = ", ".join(map(repr, NAMED_ATTENTIONS))
         raise ValueError(f"{name} must be one of {allowed}, none, "
                          "or FILE.py or FILE.py:CLASS for one of your own, "
                          f"not {shown(value)}") from None
@@ -105,7 +106,7 @@ class TrainConfig:
         functools.partial(integer, least=0))
     trunk: str | None = _option(
         None, "layer attention of the net whose weights and momenta are gone on with after trunk_epochs",
-        or_none(functools.partial(one_of, allowed=(*LAYER_ATTENTIONS, *FURTHER_ATTENTIONS))),
+        or_none(functools.partial(one_of, allowed=NAMED_ATTENTIONS)),
         (*LAYER_ATTENTIONS, None))
     batch_size: int = _option(64, "images a step, over all processes", integer)
     optimizer: str = _option("sgd", "SGD with Nesterov momentum, or AdamW", choices=OPTIMIZERS)
