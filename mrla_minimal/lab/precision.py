@@ -85,8 +85,19 @@ def precision_at_recalls(found: Sequence[Found], kind: int) -> np.ndarray:
         scores.append(image.scores[mine])
         hits.append(match(image.overlaps[mine][:, image.true_classes == kind]))
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    true = np.concatenate(hits, axis=1)[:, order].cumsum(axis=1)                        # (10, detections)
-    precision = true / np.arange(1, len(order) + 1)
+    return read_precision(np.concatenate(hits, axis=1)[:, order], total)
+
+
+def read_precision(hits: np.ndarray, total: float, counts: np.ndarray | None = None) -> np.ndarray:
+    """The precision at 101 recalls, (10, 101), of detections in one order, best score first.
+
+    hits boolean (10, detections), as from `match`; total, how many truths there are; counts (detections,),
+    how often each detection counts: None for once.
+    """
+    counts = np.ones(hits.shape[1]) if counts is None else counts
+    true = (hits * counts).cumsum(axis=1)                                               # (10, detections)
+    counted = counts.cumsum()
+    precision = true / np.where(counted > 0, counted, 1.0)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     precision = np.pad(precision, ((0, 0), (0, 1)))         # after the last detection: 0
     places = [np.searchsorted(recall, RECALLS) for recall in true / total]
@@ -102,5 +113,9 @@ def average_precision(found: Sequence[Found]) -> dict[str, float]:
     kinds = sorted({int(kind) for image in found for kind in image.true_classes})
     if not kinds:
         raise ValueError("no image holds an object: the average precision is not defined")
-    by_threshold = np.mean([precision_at_recalls(found, kind) for kind in kinds], axis=(0, 2))
+    return summed_up(np.mean([precision_at_recalls(found, kind) for kind in kinds], axis=(0, 2)))
+
+
+def summed_up(by_threshold: np.ndarray) -> dict[str, float]:
+    """{"AP", "AP50", "AP75"} of the mean precision at each of the ten thresholds, (10,)."""
     return {"AP": float(by_threshold.mean()), "AP50": float(by_threshold[0]), "AP75": float(by_threshold[5])}

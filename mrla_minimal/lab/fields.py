@@ -1,0 +1,92 @@
+"""What was found in a test set, field of view by field of view: enough to draw its fields anew.
+
+    found = [Found(...), ...]                               # one for each tile
+    kept = by_field(found, fields)          # fields: the field of view of each tile, by name
+    kept.average_precision()                # as average_precision(found), of one class
+    kept.average_precision(counts)          # as if field k had been photographed counts[k] times
+    from_text(to_text(kept))                # some 20 kB for the whole test split of nuclei
+
+A net's record holds it at metrics[-1]["test_mask_fields"], in the form of `to_text`: the noise of images is
+what AP does when fields are drawn with replacement. Images of one field are no independent draws, so fields
+are drawn.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrla_minimal.lab.precision import THRESHOLDS, Found, match, read_precision, summed_up
+
+
+@dataclass(frozen=True, eq=False)
+class ByField:
+    """The detections of all images in one order, best score first; fields are numbered in their names' order.
+
+    field (detections,) integers, where each was found; hits (10, detections) boolean, whether it is true at
+    each threshold of IoU; truths (fields,) integers, how many objects each field holds.
+    """
+
+    field: np.ndarray
+    hits: np.ndarray
+    truths: np.ndarray
+
+    def average_precision(self, counts: np.ndarray | None = None) -> dict[str, float]:
+        """{"AP", "AP50", "AP75"}, from 0 to 1, where field k counts counts[k] times.
+
+        counts (fields,), None for once each.
+        Raises ValueError if no object is left.
+        """
+        counts = np.ones(len(self.truths)) if counts is None else np.asarray(counts, float)
+        total = float(counts @ self.truths)
+        if total <= 0:
+            raise ValueError("these fields hold no object: the average precision is not defined")
+        return summed_up(read_precision(self.hits, total, counts[self.field]).mean(axis=1))
+
+
+def by_field(found: Sequence[Found], fields: Sequence[str]) -> ByField:
+    """What was found in images of one class of object, and in which of the fields, one name an image.
+
+    Raises ValueError if there are several classes, or another number of names.
+    """
+    if len(found) != len(fields):
+        raise ValueError(f"fields must be one name for each of {len(found)} images, not {len(fields)}")
+    if len({int(kind) for image in found for kind in (*image.classes, *image.true_classes)}) > 1:
+        raise ValueError("by_field is for one class of object, and here are several")
+    number = {name: place for place, name in enumerate(sorted(set(fields)))}
+    truths = np.zeros(len(number), int)
+    scores, hits, places = [], [], []
+    for image, name in zip(found, fields, strict=True):
+        truths[number[name]] += len(image.true_classes)
+        order = np.argsort(-image.scores, kind="stable")
+        scores.append(image.scores[order])
+        hits.append(match(image.overlaps[order]))
+        places.append(np.full(len(order), number[name]))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    return ByField(np.concatenate(places)[order], np.concatenate(hits, axis=1)[:, order], truths)
+
+
+def to_text(kept: ByField) -> str:
+    """A ByField as a line of JSON: counts, and the detections packed (two bytes for field, two for hits)."""
+    bits = (kept.hits * (1 << np.arange(len(THRESHOLDS)))[:, None]).sum(axis=0)
+    packed = np.stack([kept.field, bits]).astype("<u2").tobytes()
+    return json.dumps({"truths": kept.truths.tolist(),
+                       "detections": base64.b64encode(zlib.compress(packed, 9)).decode()})
+
+
+def from_text(text: str) -> ByField:
+    """The ByField that `to_text` wrote. ValueError for anything else."""
+    try:
+        read = json.loads(text)
+        packed = np.frombuffer(zlib.decompress(base64.b64decode(read["detections"], validate=True)), "<u2")
+        field, bits = packed.astype(int).reshape(2, -1)
+        truths = np.array(read["truths"], int)
+        sound = truths.ndim == 1 and (truths >= 0).all() and (field < len(truths)).all()
+    except (ValueError, TypeError, KeyError, OverflowError, zlib.error):
+        sound = False
+    if not sound:
+        raise ValueError("this is no text of what was found field by field")
+    return ByField(field, (bits >> np.arange(len(THRESHOLDS))[:, None] & 1).astype(bool), truths)
