@@ -9,7 +9,18 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from net_tools import CARRIES, GATES, LISTS, RELEASED, WEIGHTED, ThirdOfTheInput, blocks_of, images_of, small
+from net_tools import (
+    CARRIES,
+    GATES,
+    LISTS,
+    RELEASED,
+    WEIGHTED,
+    ThirdOfTheInput,
+    assert_refuses_wrong_images,
+    blocks_of,
+    images_of,
+    small,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -674,13 +685,5 @@ def test_a_wrong_argument_of_an_imagenet_resnet_is_named_too(arguments, message)
         imagenet_resnet(**arguments)
 
 
-@pytest.mark.parametrize("images, message", [
-    (torch.zeros(3, 8, 8), r"\(batch, 3, height, width\), not \(3, 8, 8\)"),
-    (torch.zeros(2, 1, 8, 8), r"\(batch, 3, height, width\), not \(2, 1, 8, 8\)"),
-    (torch.zeros(2, 8, 8, 3), r"not \(2, 8, 8, 3\)"),
-    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "floating-point.*not .* of torch.uint8"),
-    ([[0.0]], "must be a tensor .*, not list"),
-])
-def test_images_of_another_shape_or_type_are_refused(images, message):
-    with pytest.raises(ValueError, match=message):
-        small("mrla-light")(images)
+def test_images_of_another_shape_or_type_are_refused():
+    assert_refuses_wrong_images(small("mrla-light"), "(batch, 3, height, width)")

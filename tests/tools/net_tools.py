@@ -1,5 +1,8 @@
 """Thin ResNets with any attention, images for them, and the least attention that can be plugged in."""
 
+import re
+
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +32,20 @@ def small(name=None, block="basic", layers=2, seed=0, **arguments):
 
 def images_of(count=4, size=8, seed=0, dtype=torch.float32):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def assert_refuses_wrong_images(model, wanted):
+    """Of a net for colour images: whatever is no batch of them is refused, naming the shape `wanted`."""
+    for images, given in (
+            (torch.zeros(3, 8, 8), "(3, 8, 8) of torch.float32"),
+            (torch.zeros(2, 1, 8, 8), "(2, 1, 8, 8) of torch.float32"),
+            (torch.zeros(2, 8, 8, 3), "(2, 8, 8, 3) of torch.float32"),
+            (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "(2, 3, 8, 8) of torch.uint8")):
+        message = f"images must be floating-point, of shape {wanted}, not {given}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model(images)
+    with pytest.raises(ValueError, match=re.escape(f"images must be a tensor of shape {wanted}, not list")):
+        model([[0.0]])
 
 
 def blocks_of(model):
