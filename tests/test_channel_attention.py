@@ -1,27 +1,19 @@
 """SqueezeExcitation and EfficientChannelAttention: the released code, the formulas, what they refuse."""
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_tools import assert_equal, gradient_check, make_layers, make_maps
+from layer_tools import assert_equal, gradient_check, load_golden, make_layers, make_maps
 from torch import nn
 
 from mrla_minimal import EfficientChannelAttention, SqueezeExcitation
 
-GOLDEN = Path(__file__).parent / "golden"
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
 SIZE, SEED = st.integers(1, 4), st.integers(0, 10_000)
 every_attention = pytest.mark.parametrize("attention", [SqueezeExcitation, EfficientChannelAttention])
-
-
-def load_golden(name):
-    with np.load(GOLDEN / name) as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
 def test_squeeze_excitation_agrees_with_the_released_code():

@@ -5,19 +5,25 @@ golden/*.npz holds inputs, weights, outputs and gradients of the released module
 
 import inspect
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_tools import assert_equal, gradient_check, hold_weights, make_layers, make_maps, run_stage
+from layer_tools import (
+    assert_equal,
+    gradient_check,
+    hold_weights,
+    load_golden,
+    make_layers,
+    make_maps,
+    run_stage,
+)
 from torch import nn
 
 from mrla_minimal import LayerAttention, MRLABase, MRLALight, MRLALightReleased
 
-GOLDEN = Path(__file__).parent / "golden"
 ATTENTIONS = (LayerAttention, MRLABase, MRLALight)
 every_attention = pytest.mark.parametrize("attention", ATTENTIONS)
 
@@ -42,11 +48,6 @@ def stage(attention, count, seed=0, *, channels=6, head_dim=2, kernel_size=3, ba
 
 
 # The released code
-
-
-def load_golden(name):
-    with np.load(GOLDEN / name) as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
 def golden_layer(attention, golden, query, key, value):

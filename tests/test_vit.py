@@ -6,12 +6,18 @@ float64, every kind of drop-out off.
 
 import copy
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from net_tools import GATES, WEIGHTED, ThirdOfTheInput, blocks_of, images_of
+from layer_tools import load_golden
+from net_tools import (
+    GATES,
+    WEIGHTED,
+    ThirdOfTheInput,
+    assert_refuses_wrong_images,
+    blocks_of,
+    images_of,
+)
 from torch import nn
 
 from mrla_minimal import MRLALight, cifar_resnet, cifar_vit, deit, freeze_attention, record_attention
@@ -20,7 +26,6 @@ from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.layer_attention import MRLABase, MRLALightReleased, channel_convolution
 from mrla_minimal.vit import TransformerBlock, VisionTransformer, as_released, to_map, to_tokens
 
-GOLDEN = Path(__file__).parent / "golden"
 # What the arrays call a weight, and where it is in a block; heads' three matrices are one array there.
 NAMES = {
     "attention_norm": "attention_norm", "attention_projection": "self_attention.output",
@@ -32,11 +37,6 @@ every_name = pytest.mark.parametrize("name", LAYER_ATTENTIONS)
 
 
 # The released code
-
-
-def load_golden(name):
-    with np.load(GOLDEN / name) as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
 def assert_agrees(given, wanted):
@@ -521,15 +521,12 @@ def test_a_wrong_argument_of_deit_is_named_too(arguments, message):
         deit(**arguments)
 
 
-@pytest.mark.parametrize("images, message", [
-    (torch.zeros(2, 3, 16, 16), r"images must be .* \(batch, 3, 8, 8\), not \(2, 3, 16, 16\)"),
-    (torch.zeros(2, 1, 8, 8), r"\(batch, 3, 8, 8\), not \(2, 1, 8, 8\)"),
-    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "images must be floating-point"),
-    ([[1.0]], "images must be a tensor of shape .*, not list"),
-])
-def test_wrong_images_are_refused(images, message):
-    with pytest.raises(ValueError, match=message):
-        tiny()(images)
+def test_wrong_images_are_refused():
+    assert_refuses_wrong_images(tiny(), "(batch, 3, 8, 8)")
+    for size in ((16, 16), (8, 16), (16, 8)):
+        message = rf"images must be .* \(batch, 3, 8, 8\), not \(2, 3, {size[0]}, {size[1]}\)"
+        with pytest.raises(ValueError, match=message):
+            tiny()(torch.zeros(2, 3, *size))
 
 
 def test_tokens_that_are_no_grid_are_refused():

@@ -1,7 +1,21 @@
-"""A stage without its network: layers of one attention, maps for them, and the loop that runs them."""
+"""A stage without its network: layers of one attention, maps for them, and the loop that runs them.
 
+And the arrays of the released code that they are held to.
+"""
+
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import nn
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def load_golden(name):
+    """{name: tensor} of a file in golden/."""
+    with np.load(GOLDEN / name) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
 def make_layers(attention, count, channels, seed=0, **arguments):
