@@ -11,7 +11,7 @@ import signal
 import pytest
 import torch
 from kill_and_resume import same
-from tiny import tiny_cifar, tiny_config, tiny_train
+from tiny import losses_of, tiny_cifar, tiny_config, tiny_train
 
 from mrla_minimal.hosting import LAYER_ATTENTIONS
 from mrla_minimal.lab.device import World
@@ -108,10 +108,7 @@ def test_steps_of_one_cuda_graph_are_steps(name, precision):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if ON_GPU else contextlib.nullcontext():
         for state in (Run(config(**changes), World(0, 1, DEVICE), data=tiny_cifar()),
                       GraphRun(config(cuda_graph=True, **changes), World(0, 1, DEVICE), data=tiny_cifar())):
-            while state.step < steps:
-                state.train_step()
-            state.read_losses()
-            losses.append(state.losses)
+            losses.append(losses_of(state, steps))
     assert losses[1] == pytest.approx(losses[0], rel=rel)
 
 

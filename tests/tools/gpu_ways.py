@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tiny import losses_of
 
 from mrla_minimal.lab.data import load_cifar
 from mrla_minimal.lab.device import join_world
@@ -152,11 +153,7 @@ class Models:
         """{kind: the first losses}, launch by launch and of graphs."""
         found = {}
         for name, kind in (("eager", Run), ("graph", GraphRun)):
-            run = self.open(kind, variant, 0)
-            while not run.finished and run.step < steps:
-                run.train_step()
-            run.read_losses()
-            found[name] = run.losses
+            found[name] = losses_of(self.open(kind, variant, 0), steps)
         return found
 
 

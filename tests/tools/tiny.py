@@ -40,6 +40,14 @@ def tiny_run(**changes):
     return Run(tiny_config(**changes), World(0, 1, torch.device("cpu")), data=tiny_cifar())
 
 
+def losses_of(run, steps=None):
+    """A Run's losses, once it has made so many steps; None: to its end."""
+    while not run.finished and run.step != steps:
+        run.train_step()
+    run.read_losses()
+    return run.losses
+
+
 def tiny_train(config, run_dir, **options):
     """train() on the tiny data, without a progress bar; returns its Result."""
     return train(config, run_dir, **{"data": tiny_cifar(), "progress": False, **options})

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny import tiny_cifar, tiny_config, tiny_run, tiny_train
+from tiny import losses_of, tiny_cifar, tiny_config, tiny_run, tiny_train
 
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine import GraphRun, Run, TrainConfig, build_optimizer, graph, open_run, training
@@ -22,13 +22,6 @@ CPU = torch.device("cpu")
 
 def graph_run(**changes):
     return GraphRun(tiny_config(cuda_graph=True, **changes), World(0, 1, CPU), data=tiny_cifar())
-
-
-def losses_of(state, steps=None):
-    while not state.finished and state.step != steps:
-        state.train_step()
-    state.read_losses()
-    return state.losses
 
 
 class FakeGraph:
