@@ -1,11 +1,11 @@
 """The blood cells: what is committed, crops of boxes, and how the file is made."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from scripts import load_script
 
 from mrla_minimal.lab.data import blood as module
 from mrla_minimal.lab.data.blood import CLASSES, Blood, load_blood
@@ -72,9 +72,7 @@ def test_a_set_is_made_from_the_published_folders(tmp_path, monkeypatch):
         (tmp_path / "raw" / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{split}1\n")
         (tmp_path / "raw" / "Annotations" / f"{split}1.xml").write_text(ANNOTATION.format(*box, name=name))
         Image.new("RGB", (640, 480), "red").save(tmp_path / "raw" / "JPEGImages" / f"{split}1.jpg")
-    specification = importlib.util.spec_from_file_location("prepare_blood", FOLDER / "prepare.py")
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = load_script(FOLDER / "prepare.py")
     (tmp_path / "blood").mkdir()
     monkeypatch.setattr(module, "SHA256", script.prepare(tmp_path / "raw", tmp_path / "blood" / "blood.zip"))
     made = load_blood("train", tmp_path)

@@ -1,6 +1,5 @@
 """The nuclei: what is committed, splits by field, crops and tiles, and how the file is made."""
 
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_script
 
 from mrla_minimal.boxes import label_boxes
 from mrla_minimal.lab.data import nuclei as module
@@ -18,13 +18,6 @@ from mrla_minimal.lab.data.zipped import find_zip, read_index
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "data" / "nuclei"
-
-
-def script(path):
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +80,7 @@ def test_the_index_is_made_again_byte_for_byte(entries):
     anew = [{key: value for key, value in entry.items() if key != "split"} for entry in every]
     fields = json.loads((FOLDER / "fields.json").read_text(encoding="utf-8"))
     assert all(entry["group"] == fields[entry["name"]] for entry in anew)
-    script(FOLDER / "prepare.py").give_splits(anew)
+    load_script(FOLDER / "prepare.py").give_splits(anew)
     with zipfile.ZipFile(FOLDER / "nuclei.zip") as archive:
         assert json.dumps({"side": 256, "images": anew}, indent=0).encode() == archive.read("index.json")
 
@@ -208,12 +201,12 @@ def originals(tmp_path):
 
 
 def test_a_set_is_made_from_raw_folders(originals, tmp_path, monkeypatch):
-    fields = script(FOLDER / "fields.py").fields(originals)
+    fields = load_script(FOLDER / "fields.py").fields(originals)
     assert len(fields) == 8 and len(set(fields.values())) == 2      # quarters are put together
     assert all(fields[name][0] == name[0] for name in fields)
     (tmp_path / "nuclei").mkdir()
     target = tmp_path / "nuclei" / "nuclei.zip"
-    found = script(FOLDER / "prepare.py").prepare(originals, fields, target)
+    found = load_script(FOLDER / "prepare.py").prepare(originals, fields, target)
     monkeypatch.setattr(module, "SHA256", found)
     made = load_nuclei("train", tmp_path)
     assert made.names == tuple(f"{field}{quarter}".ljust(10, "0") for field in "gs" for quarter in range(4))
