@@ -194,21 +194,17 @@ def plot_suite(summary: "Summary", path: str | Path | None = None) -> Figure | N
     return _finish(figure, axis, summary, path)
 
 
-def plot_contrasts(
-    summary: "Summary", path: str | Path | None = None, margin: float | None = None,
-) -> Figure | None:
+def plot_contrasts(summary: "Summary", path: str | Path | None = None) -> Figure | None:
     """Every declared contrast, on the suite's measure: each seed's difference a symbol, their mean a stroke.
 
-    The thick line is the 95 % paired interval, the thin one the pooled one. The grey band is the margin (a
-    fraction of 1, or nat; None: the suite's). A contrast of one seed is one symbol. The axis reaches one
-    percentage point (of a loss, 0.1 nat) beyond the symbols, and an interval that is wider ends in an arrow.
-    Returns the figure, or writes it to `path`.
+    The line is the 95 % interval, and the grey band the suite's margin. A contrast of one seed is one symbol.
+    The axis reaches one percentage point (of a loss, 0.1 nat) beyond the symbols, and an interval that is
+    wider ends in an arrow. Returns the figure, or writes it to `path`.
     """
     from mrla_minimal.lab.evidence.measures import MEASURES
 
     measure, rows = MEASURES[summary.measure], summary.contrasts
-    margin = summary.margin if margin is None else margin
-    band = measure.scale * (margin or 0)
+    band = measure.scale * (summary.margin or 0)
     figure, axis = plt.subplots(figsize=(8.5, 0.5 * len(rows) + 2), layout="constrained")
     differences = [[measure.scale * value for value in row.differences.values()] for row in rows]
     low = min([-band, *(min(points) for points in differences)]) - measure.reach
@@ -217,15 +213,13 @@ def plot_contrasts(
     axis.axvline(0, color="black", linewidth=1, zorder=1)
     for place, (row, points) in enumerate(zip(rows, differences, strict=True)):
         colour, marker = COLOURS.get(row.a, "#444444"), MARKERS.get(row.a, "o")
-        for interval, width, below in ((row.interval, 3.5, 0.18), (row.pooled, 1, 0.32)):
-            if interval is not None:
-                ends = [min(max(measure.scale * end, low), high) for end in interval]
-                axis.plot(ends, [place + below] * 2, color=colour, linewidth=width, solid_capstyle="butt",
-                          zorder=2)
-                for end, shown, arrow in zip(interval, ends, "<>", strict=True):
-                    if measure.scale * end != shown:
-                        axis.plot([shown], [place + below], color=colour, marker=arrow, markersize=7,
-                                  clip_on=False, zorder=3)
+        if row.interval is not None:
+            ends = [min(max(measure.scale * end, low), high) for end in row.interval]
+            axis.plot(ends, [place + 0.18] * 2, color=colour, linewidth=3.5, solid_capstyle="butt", zorder=2)
+            for end, shown, arrow in zip(row.interval, ends, "<>", strict=True):
+                if measure.scale * end != shown:
+                    axis.plot([shown], [place + 0.18], color=colour, marker=arrow, markersize=7,
+                              clip_on=False, zorder=3)
         axis.scatter(points, [place - 0.15] * len(points), color=colour, marker=marker, s=30, zorder=3)
         if row.n > 1:
             stroke = [place - 0.02, place + 0.38]

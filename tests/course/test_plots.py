@@ -86,14 +86,13 @@ def summary_of(light, plain=(0.90, 0.902, 0.899), note="", source="cifar10"):
 def test_contrasts_show_each_seeds_difference_and_the_interval():
     summary = summary_of((0.905, 0.903, 0.907), note="made up")
     (row,) = summary.contrasts
-    row = dataclasses.replace(row, interval=(-0.009, 0.011), pooled=(0.001, 0.009))
+    row = dataclasses.replace(row, interval=(-0.009, 0.011))
     summary = dataclasses.replace(summary, contrasts=[row])
     (axis,) = plots.plot_contrasts(summary).axes
     np.testing.assert_allclose(axis.collections[0].get_offsets()[:, 0], [0.5, 0.1, 0.8])
     lines = [line for line in axis.lines if len(line.get_xdata()) == 2]
     drawn = {line.get_linewidth(): list(line.get_xdata()) for line in lines}
-    np.testing.assert_allclose(drawn[3.5], [-0.9, 1.1])             # paired, thick
-    np.testing.assert_allclose(drawn[1], [0.1, 0.9])                # pooled, thin, after the zero line
+    np.testing.assert_allclose(drawn[3.5], [-0.9, 1.1])
     np.testing.assert_allclose(drawn[1.5], [100 * row.mean] * 2)
     assert axis.get_title() == "smoke \u00b7 ResNet-8 \u00b7 made up"
     assert [label.get_text() for label in axis.get_yticklabels()] == ["MRLA-light \u2212 plain"]
@@ -106,8 +105,8 @@ def test_an_interval_that_leaves_the_figure_ends_in_an_arrow():
         return [line.get_marker() for line in axis.lines if line.get_marker() in "<>"]
 
     assert arrows((0.905, 0.907, 0.9045)) == []
-    # Two seeds: 9 standard deviations to each side, paired and pooled.
-    assert arrows((0.905, 0.920)) == ["<", ">", "<", ">"]
+    # Two seeds: 9 standard deviations to each side.
+    assert arrows((0.905, 0.920)) == ["<", ">"]
 
 
 def test_contrasts_of_one_seed_are_symbols_alone():

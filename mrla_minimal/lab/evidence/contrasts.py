@@ -6,21 +6,12 @@ losses are in nat.
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mrla_minimal.lab.evidence.blocks import how_it_stopped
-from mrla_minimal.lab.evidence.intervals import (
-    LEVEL,
-    MARGIN,
-    Interval,
-    holm,
-    paired_interval,
-    pooled_error,
-    pooled_interval,
-)
+from mrla_minimal.lab.evidence.intervals import LEVEL, MARGIN, Interval, holm, paired_interval
 from mrla_minimal.lab.evidence.measures import MEASURES, Measure
 from mrla_minimal.lab.evidence.omnibus import Omnibus, omnibus
 from mrla_minimal.lab.evidence.readings import ESTIMATE, TEST_FROM, read_interval
@@ -43,11 +34,9 @@ class Contrast:
 
     differences  seed -> its difference
     interval     95 %, paired t with n - 1 degrees of freedom; `narrow` is the 90 % one
-    pooled       95 %, with the variance pooled over all variants: for planning
     p            two-sided, paired t; from TEST_FROM seeds on
     adjusted     p by Holm's method over its family: all primary contrasts of the suite, or all others
     margin       what counts as nothing, or None
-    correlation  between runs of one seed; None for fewer than five seeds, from which it is mostly noise
     diverged     whether a run of its variants has no result: what is left is of the seeds that went well
     """
 
@@ -57,13 +46,11 @@ class Contrast:
     mean: float
     interval: Interval | None
     narrow: Interval | None
-    pooled: Interval | None
     p: float | None
     adjusted: float | None
     primary: bool
     measure: str
     margin: float | None
-    correlation: float | None
     diverged: bool = False
 
     @property
@@ -231,13 +218,12 @@ def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict) -> li
 
     On another measure than the suite's own nothing is adjusted, and there is no margin.
     """
-    error, rows = pooled_error(values), []
-    margin = margin_of(suite) if measure == suite.measure else None
+    rows, margin = [], margin_of(suite) if measure == suite.measure else None
     for pairs, primary in ((suite.primary, True), (suite.secondary, False)):
         asked = [((a, b), {a: 1.0, b: -1.0}) for a, b in pairs]
         asked += [((effect.name, None), effect.weights) for effect in suite.effects
                   if effect.primary == primary]
-        found = [_contrast(names, weights, values, error, diverged, primary, measure, margin)
+        found = [_contrast(names, weights, values, diverged, primary, measure, margin)
                  for names, weights in asked if _shared(values, weights)]
         if measure == suite.measure:
             tested = [row.p for row in found if row.p is not None]
@@ -255,23 +241,12 @@ def _shared(values: Values, variants: Iterable[str]) -> list[int]:
 
 
 def _contrast(names: tuple[str, str | None], weights: Mapping[str, float], values: Values,
-              error: tuple[float, int] | None, diverged: dict, primary: bool, measure: str,
-              margin: float | None) -> Contrast:
+              diverged: dict, primary: bool, measure: str, margin: float | None) -> Contrast:
     seeds = _shared(values, weights)
     differences = {seed: sum(weight * values[variant][seed] for variant, weight in weights.items())
                    for seed in seeds}
     mean, interval, p = paired_interval(list(differences.values()))
     narrow = paired_interval(list(differences.values()), 1 - 2 * LEVEL)[1]
-    pooled = correlation = None
-    if names[1] is not None:
-        pooled = pooled_interval(mean, len(seeds), error)
-        correlation = _correlation(*([values[name][seed] for seed in seeds] for name in names))
     tested = p if len(seeds) >= TEST_FROM else None
-    return Contrast(*names, differences, mean, interval, narrow, pooled, tested, None, primary,
-                    measure, margin, correlation, any(name in diverged for name in weights))
-
-
-def _correlation(x: list[float], y: list[float]) -> float | None:
-    if len(x) < 5 or len(set(x)) == 1 or len(set(y)) == 1:
-        return None
-    return statistics.correlation(x, y)
+    return Contrast(*names, differences, mean, interval, narrow, tested, None, primary, measure, margin,
+                    any(name in diverged for name in weights))

@@ -1,4 +1,4 @@
-"""The statistics behind the tables: paired and pooled intervals, Holm's method, and what n seeds can find.
+"""The statistics behind the tables: paired intervals, a run's scatter, Holm's method, what n seeds can find.
 
 Accuracies and their differences are fractions of 1; 0.003 is 0.3 points.
 """
@@ -40,8 +40,8 @@ def pooled_error(accuracies: Mapping[str, Mapping[int, float]]) -> tuple[float, 
 
     accuracies: variant -> seed -> accuracy. The residual of a two-way layout without repetition. It assumes
     that all *differences* of two variants scatter alike: that variants have one standard deviation, and pairs
-    of them one correlation. Where the standard deviations differ much, its interval is too short for the
-    noisy pairs. None if there are fewer than two variants or two seeds that all variants share.
+    of them one correlation. Where the standard deviations differ much, it is too small for the noisy pairs.
+    None if there are fewer than two variants or two seeds that all variants share.
     """
     if len(accuracies) < 2:
         return None
@@ -56,17 +56,6 @@ def pooled_error(accuracies: Mapping[str, Mapping[int, float]]) -> tuple[float, 
                   for i in range(len(rows)) for j in range(len(columns)))
     degrees = (len(rows) - 1) * (len(columns) - 1)
     return squares / degrees, degrees
-
-
-def pooled_interval(mean: float, n: int, error: tuple[float, int] | None) -> Interval | None:
-    """The 95 % interval of a mean difference over n seeds, from the `pooled_error`; None without it."""
-    from scipy import stats
-
-    if error is None or n < 2:
-        return None
-    variance, degrees = error
-    half = stats.t.ppf(1 - LEVEL / 2, degrees) * math.sqrt(2 * variance / n)
-    return float(mean - half), float(mean + half)
 
 
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
