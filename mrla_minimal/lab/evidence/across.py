@@ -50,7 +50,7 @@ class MeanEffect:
     tau: float
 
 
-def random_effects(cells: Sequence[Cell], relevant: float = RELEVANT, scale: float = TAU) -> MeanEffect:
+def random_effects(cells: Sequence[Cell], scale: float = TAU) -> MeanEffect:
     """The posterior of the model above, given one cell or more.
 
     Raises ValueError for none, for one of fewer than three seeds, and for numbers that are not finite or an
@@ -77,7 +77,7 @@ def random_effects(cells: Sequence[Cell], relevant: float = RELEVANT, scale: flo
     below = numpy.cumsum(of_mu) - of_mu / 2
 
     def chances(up_to):
-        low, high = float(up_to(-relevant)), float(up_to(relevant))
+        low, high = float(up_to(-RELEVANT)), float(up_to(RELEVANT))
         return low, high - low, 1 - high
 
     low, high = numpy.interp((0.025, 0.975), below, mu)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrla_minimal.lab.evidence.blocks import how_it_stopped
-from mrla_minimal.lab.evidence.intervals import LEVEL, MARGIN, Interval, holm, paired_interval
+from mrla_minimal.lab.evidence.intervals import LEVEL, MARGIN, Interval, holm, paired_interval, shared_seeds
 from mrla_minimal.lab.evidence.measures import MEASURES, Measure
 from mrla_minimal.lab.evidence.omnibus import Omnibus, omnibus
 from mrla_minimal.lab.evidence.readings import ESTIMATE, TEST_FROM, read_interval
@@ -19,6 +19,11 @@ from mrla_minimal.lab.evidence.suites import Suite, with_defaults
 
 NO_SCATTER = "no scatter"       # all differences are equal: nothing to judge them by
 Values = dict[str, dict[int, float]]        # variant -> seed -> value
+
+
+def name_of(a: str, b: str | None) -> str:
+    """What is asked: "mrla-base - uniform", or an effect's name."""
+    return a if b is None else f"{a} - {b}"
 
 
 class NoRuns(ValueError):
@@ -60,8 +65,13 @@ class Contrast:
 
     @property
     def name(self) -> str:
-        """What is asked: "mrla-base - uniform", or an effect's name."""
-        return self.a if self.b is None else f"{self.a} - {self.b}"
+        """What is asked."""
+        return name_of(self.a, self.b)
+
+    @property
+    def title(self) -> str:
+        """Its name as tables have it, with a star if it is primary."""
+        return f"{self.name} *" if self.primary else self.name
 
     @property
     def reading(self) -> str:
@@ -224,7 +234,7 @@ def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict) -> li
         asked += [((effect.name, None), effect.weights) for effect in suite.effects
                   if effect.primary == primary]
         found = [_contrast(names, weights, values, diverged, primary, measure, margin)
-                 for names, weights in asked if _shared(values, weights)]
+                 for names, weights in asked if shared_seeds(values.get(variant, {}) for variant in weights)]
         if measure == suite.measure:
             tested = [row.p for row in found if row.p is not None]
             # The family is all that was declared, whether or not its runs are there.
@@ -235,14 +245,9 @@ def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict) -> li
     return rows
 
 
-def _shared(values: Values, variants: Iterable[str]) -> list[int]:
-    """The seeds that all of these variants have."""
-    return sorted(set.intersection(*(set(values.get(variant, ())) for variant in variants)))
-
-
 def _contrast(names: tuple[str, str | None], weights: Mapping[str, float], values: Values,
               diverged: dict, primary: bool, measure: str, margin: float | None) -> Contrast:
-    seeds = _shared(values, weights)
+    seeds = shared_seeds(values[variant] for variant in weights)
     differences = {seed: sum(weight * values[variant][seed] for variant, weight in weights.items())
                    for seed in seeds}
     mean, interval, p = paired_interval(list(differences.values()))

@@ -6,7 +6,7 @@ Accuracies and their differences are fractions of 1; 0.003 is 0.3 points.
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 Interval = tuple[float, float]
 
@@ -35,6 +35,11 @@ def paired_interval(differences: Sequence[float],
     return mean, (float(low), float(high)), float(test.pvalue)
 
 
+def shared_seeds(runs: Iterable[Mapping[int, float]]) -> list[int]:
+    """The seeds that all of these have, in order; runs: seed -> value, of one variant or more."""
+    return sorted(set.intersection(*map(set, runs)))
+
+
 def pooled_error(accuracies: Mapping[str, Mapping[int, float]]) -> tuple[float, int] | None:
     """(variance of one run about variant mean + seed effect, its degrees of freedom), over the shared seeds.
 
@@ -45,7 +50,7 @@ def pooled_error(accuracies: Mapping[str, Mapping[int, float]]) -> tuple[float, 
     """
     if len(accuracies) < 2:
         return None
-    seeds = sorted(set.intersection(*(set(runs) for runs in accuracies.values())))
+    seeds = shared_seeds(accuracies.values())
     if len(seeds) < 2:
         return None
     table = [[runs[seed] for seed in seeds] for runs in accuracies.values()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mrla_minimal.lab.evidence.contrasts import NO_SCATTER
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval
 from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
+from mrla_minimal.lab.evidence.measures import MEASURES
 
 REFITTED = ("learned", *INTERVENTIONS)      # with norms refitted: learned is the control, the refit alone
 
@@ -73,12 +74,13 @@ def report_interventions(records: Iterable[dict]) -> str:
                            for refit, hows in ((False, INTERVENTIONS), (True, REFITTED)))
         lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * record['learned']:>10.2f}"
                      f"{plain}  {refitted}")
+    accuracy = MEASURES["test_accuracy"]
     lines += ["", f"{'mean over the nets of a variant':<36}{'nets':>6}{'points':>8}  95 % over seeds"]
     for row in intervention_means(records):
         name = f"{row.variant}, {row.intervention}{', norms refitted' if row.norms_refitted else ''}"
         missing = NO_SCATTER if row.nets > 1 else "too few nets"
-        ends = row.interval and f"{100 * row.interval[0]:+.2f} to {100 * row.interval[1]:+.2f}"
-        lines.append(f"{name:<44}{row.nets:>6}{100 * row.mean:>+8.2f}  {ends or missing}")
+        lines.append(f"{name:<44}{row.nets:>6}{accuracy.difference(row.mean):>8}  "
+                     f"{accuracy.ends(row.interval) or missing}")
     return "\n".join([*lines, *NOTES])
 
 

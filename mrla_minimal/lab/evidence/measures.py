@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mrla_minimal.lab.evidence.intervals import Interval
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -37,6 +39,10 @@ class Measure:
     def difference(self, value: float) -> str:
         """A difference as text, with its sign, in `unit`."""
         return f"{self.scale * value:+.{self.decimals}f}"
+
+    def ends(self, interval: Interval | None) -> str:
+        """An interval of differences as text, "-0.12 to +0.30"; "" where there is none."""
+        return "" if interval is None else " to ".join(map(self.difference, interval))
 
 
 def _test_accuracy(record: dict) -> float | None:

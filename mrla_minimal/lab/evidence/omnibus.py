@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mrla_minimal.lab.evidence.intervals import shared_seeds
+
 PERMUTATIONS = 10_000
 
 
@@ -24,12 +26,11 @@ class Omnibus:
     permuted: float
 
 
-def omnibus(values: Mapping[str, Mapping[int, float]], permutations: int = PERMUTATIONS,
-            seed: int = 0) -> Omnibus | None:
+def omnibus(values: Mapping[str, Mapping[int, float]], permutations: int = PERMUTATIONS) -> Omnibus | None:
     """The test that all variants have one mean, from the seeds that all of them share.
 
-    values: variant -> seed -> value. The permutations are drawn from `seed`. None for fewer than three
-    variants (two are a contrast) or two shared seeds, and where nothing is left that scatters. Raises
+    values: variant -> seed -> value. The permutations are the same ones each time. None for fewer than
+    three variants (two are a contrast) or two shared seeds, and where nothing is left that scatters. Raises
     ValueError for values that are not finite.
     """
     import numpy
@@ -37,7 +38,7 @@ def omnibus(values: Mapping[str, Mapping[int, float]], permutations: int = PERMU
 
     if len(values) < 3:
         return None
-    seeds = sorted(set.intersection(*(set(runs) for runs in values.values())))
+    seeds = shared_seeds(values.values())
     if len(seeds) < 2:
         return None
     table = numpy.array([[runs[seed] for runs in values.values()] for seed in seeds])   # (seeds, variants)
@@ -52,7 +53,7 @@ def omnibus(values: Mapping[str, Mapping[int, float]], permutations: int = PERMU
         return None
     f = (between / degrees[0]) / ((total - between) / degrees[1])
     copies = numpy.broadcast_to(table, (permutations, *table.shape))
-    relabelled = numpy.random.default_rng(seed).permuted(copies, axis=2)
+    relabelled = numpy.random.default_rng(0).permuted(copies, axis=2)
     # The total stays, so F is as large where the variation between variants is; up to rounding.
     as_large = blocks * (relabelled.mean(axis=1) ** 2).sum(axis=1) >= between * (1 - 1e-9)
     return Omnibus(variants, blocks, float(f), degrees, float(stats.f.sf(f, *degrees)),

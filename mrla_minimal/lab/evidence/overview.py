@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrla_minimal.lab.evidence.across import FEWEST, RELEVANT, TAU, Cell, MeanEffect, random_effects
-from mrla_minimal.lab.evidence.contrasts import Contrast, Summary
+from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, name_of
 from mrla_minimal.lab.evidence.measures import MEASURES
 
 PLANTED = "positive control"        # the note of suites whose effect was put there
@@ -90,15 +90,8 @@ def report_overview(found: Overview, primary_only: bool = False) -> str:
 def _line(finding: Finding) -> str:
     row = finding.contrast
     measure = MEASURES[row.measure]
-    ends = " to ".join(map(measure.difference, row.interval)) if row.interval else "-"
-    name = f"{row.name}{' *' if row.primary else ''}"
-    return (f"{name:<38} {finding.summary.suite:<20} {row.n:>2} {measure.difference(row.mean):>7}  "
-            f"{ends:<18} {measure.unit:<7} {row.reading}")
-
-
-def name_of(key: tuple[str, str | None]) -> str:
-    """What is asked: "mrla-base - uniform", or an effect's name."""
-    return " - ".join(part for part in key if part)
+    return (f"{row.title:<38} {finding.summary.suite:<20} {row.n:>2} {measure.difference(row.mean):>7}  "
+            f"{measure.ends(row.interval) or '-':<18} {measure.unit:<7} {row.reading}")
 
 
 def _together_as_text(together: dict[tuple[str, str | None], MeanEffect]) -> str:
@@ -109,7 +102,7 @@ def _together_as_text(together: dict[tuple[str, str | None], MeanEffect]) -> str
     for key, effect in together.items():
         ends = " to ".join(f"{end:+.2f}" for end in effect.interval)
         chances = "".join(f"{chance:>7.2f}" for chance in (*effect.chances, *effect.new))
-        lines.append(f"{name_of(key):<38} {len(effect.cells):>6} {effect.mean:>+6.2f}  {ends:<16} {chances} "
+        lines.append(f"{name_of(*key):<38} {len(effect.cells):>6} {effect.mean:>+6.2f}  {ends:<16} {chances} "
                      f"{effect.tau:>6.2f}")
     return "\n".join([
         *lines, "",
@@ -128,5 +121,5 @@ def overview_as_json(found: Overview) -> dict[str, Any]:
                      "mean": finding.contrast.mean, "interval": finding.contrast.interval,
                      "reading": finding.contrast.reading} for finding in getattr(found, name)]
              for name in SECTIONS}
-    return plain | {"together": {name_of(key): dataclasses.asdict(effect)
+    return plain | {"together": {name_of(*key): dataclasses.asdict(effect)
                                  for key, effect in found.together.items()}}

@@ -64,20 +64,17 @@ def _omnibus(summary: Summary) -> list[str]:
     test = summary.omnibus
     if test is None:
         return []
-    f = f"F({test.degrees[0]}, {test.degrees[1]}) = {test.f:.1f}, {_p(test.p, 'p')}"
-    return [f"are all {test.variants} variants equal? {f}; {_p(test.permuted, 'p')} by relabelling within "
+    p, permuted = ("p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" for p in (test.p, test.permuted))
+    f = f"F({test.degrees[0]}, {test.degrees[1]}) = {test.f:.1f}"
+    return [f"are all {test.variants} variants equal? {f}, {p}; {permuted} by relabelling within "
             f"each of {test.seeds} seeds"]
 
 
-def _p(p: float | None, name: str = "") -> str:
-    """A p value as text: "0.031", or "<0.001"; under a name, "p = 0.031"."""
+def _p(p: float | None) -> str:
+    """A p value in a column: "0.031", "<0.001", "-"."""
     if p is None:
         return "-"
-    number = f"{p:.4f}" if name else f"{p:.3f}"
-    least = "0.0001" if name else "0.001"
-    if p < float(least):
-        return f"{name} < {least}".strip() if name else f"<{least}"
-    return f"{name} = {number}" if name else number
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _contrasts(summary: Summary, measure: Measure) -> list[str]:
@@ -89,17 +86,9 @@ def _contrasts(summary: Summary, measure: Measure) -> list[str]:
     for row in summary.contrasts:
         missing = NO_SCATTER if row.n > 1 else "one seed"
         p_values = f"{_p(row.p):>6} {_p(row.adjusted):>6}  " if tested else ""
-        lines.append(f"{_name(row):<38} {row.n:>2} {measure.difference(row.mean):>7}  "
-                     f"{_ends(row, measure) or missing:<18} {p_values}{row.reading}")
+        lines.append(f"{row.title:<38} {row.n:>2} {measure.difference(row.mean):>7}  "
+                     f"{measure.ends(row.interval) or missing:<18} {p_values}{row.reading}")
     return lines
-
-
-def _name(row: Contrast) -> str:
-    return f"{row.name}{' *' if row.primary else ''}"
-
-
-def _ends(row: Contrast, measure: Measure) -> str:
-    return "" if row.interval is None else " to ".join(map(measure.difference, row.interval))
 
 
 def _further(summary: Summary) -> list[str]:
@@ -110,18 +99,18 @@ def _further(summary: Summary) -> list[str]:
     measures = [measure for name, measure in MEASURES.items() if name in rows]
     heads = [f"{measure.short}, {measure.unit} ({measure.better} is better)" for measure in measures]
     lines = [_row("on every measure", heads)]
-    names = list(dict.fromkeys(_name(row) for name in rows for row in rows[name]))
+    names = list(dict.fromkeys(row.title for name in rows for row in rows[name]))
     for name in names:
         cells = []
         for measure in measures:
-            row = next((row for row in rows[measure.name] if _name(row) == name), None)
+            row = next((row for row in rows[measure.name] if row.title == name), None)
             cells.append("-" if row is None else _estimate(row, measure))
         lines.append(_row(name, cells))
     return lines
 
 
 def _estimate(row: Contrast, measure: Measure) -> str:
-    mean, ends = measure.difference(row.mean), _ends(row, measure)
+    mean, ends = measure.difference(row.mean), measure.ends(row.interval)
     return f"{mean} ({ends})" if ends else mean
 
 

@@ -14,12 +14,10 @@ from mrla_minimal.lab.arguments import boolean, integer, one_of, or_none, positi
 from mrla_minimal.lab.engine import TrainConfig
 from mrla_minimal.lab.engine.config import CIRCUMSTANCES
 from mrla_minimal.lab.evidence.designs import Effect, LogUniform
+from mrla_minimal.lab.evidence.measures import MEASURES
 
 # Fields of a TrainConfig that are no part of a recipe: they may differ between runs that are compared.
 NOT_RECIPE = ("seed", "learning_rate", *CIRCUMSTANCES)
-# What contrasts are asked of. The last is the mean training loss while each image is seen for the first
-# time: a loss of predicting.
-MEASURES = ("test_accuracy", "test_loss", "first_epoch_loss")
 _FILE_NAME = re.compile(r'[^/\\:*?"<>|\x00-\x1f]+')
 
 
@@ -47,7 +45,7 @@ class Suite:
     primary    the contrasts (a, b), meaning a - b, that the suite exists for; `contrasts` and every variant
                against `baseline` are asked too. Each of the two families has its own Holm adjustment
     effects    what is asked beyond pairs, each of the primary family or of the other
-    measure    what all of these are asked of: one of MEASURES
+    measure    what all of these are asked of: one of `measures.MEASURES`
     margin     a difference below it counts as nothing: in points for an accuracy, in nat for a loss.
                None: `intervals.MARGIN`, and for a loss nothing is said to be nothing
     draws      field -> LogUniform: the part of the recipe that a seed draws, the same for all its variants.

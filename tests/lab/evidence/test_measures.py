@@ -5,16 +5,11 @@ import math
 import pytest
 from tiny_suites import record
 
-from mrla_minimal.lab.evidence import suites
 from mrla_minimal.lab.evidence.measures import MEASURES
 
 
 def read(name, metrics, **config):
     return MEASURES[name].of(record("plain", 0, 0.5, metrics=metrics, config=config))
-
-
-def test_the_measures_are_those_that_a_suite_may_declare():
-    assert tuple(MEASURES) == suites.MEASURES
 
 
 def test_the_test_loss_is_the_last_epochs():
@@ -42,3 +37,5 @@ def test_a_number_that_is_not_finite_is_no_result():
 def test_differences_are_printed_in_points_and_in_nat():
     assert MEASURES["test_accuracy"].difference(-0.0123) == "-1.23"
     assert MEASURES["first_epoch_loss"].difference(0.0567) == "+0.057"
+    assert MEASURES["test_accuracy"].ends((-0.0123, 0.5)) == "-1.23 to +50.00"
+    assert MEASURES["test_accuracy"].ends(None) == ""
