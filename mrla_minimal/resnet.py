@@ -202,8 +202,9 @@ def cifar_resnet(
     depth             6n + 2 with basic blocks, 9n + 2 with bottlenecks (stages end in 4 times the channels)
     layer_attention   None, "layer" (Eq. 4), "mrla-base" (Eq. 6), "mrla-light" (Eq. 8), "mrla-light-released"
                       (the public code's wiring); a control: "depthwise", "depthwise-gated",
-                      "depthwise-carry", "depthwise-carry-released", "uniform"; or any callable channels ->
-                      module with the signature output, memory = attention(x, memory)
+                      "depthwise-carry", "depthwise-carry-released", "uniform"; a name of the family
+                      (`family/`), as "dla-base"; or any callable channels -> module with the signature
+                      output, memory = attention(x, memory)
     channel_attention None, "se" or "eca", on the residual branch before the sum
     head_dim          channels a head of the layer attention; None: its own default
     shortcut          "pad" (no parameters; default for basic) or "conv" (1x1 and BN; for bottleneck)

@@ -12,6 +12,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from mrla_minimal.hosting import sharing
+
 ROOMS = 8
 SIGNS = 8
 LAYERS = ROOMS + 1              # the exit is the ninth layer
@@ -167,7 +169,7 @@ class ModuleStack(nn.Module):
         super().__init__()
         before = [OwnLinear(INPUTS, 16), nn.ReLU()] if hidden else []
         self.encoder = nn.Sequential(*before, OwnLinear(16 if hidden else INPUTS, channels))
-        self.attentions = nn.ModuleList(attention_factory(channels) for _ in range(LAYERS))
+        self.attentions = nn.ModuleList(map(sharing(attention_factory), [channels] * LAYERS))
 
     def forward(self, x: Tensor) -> Tensor:
         features = rearrange(self.encoder(x), "batch layers channels -> layers batch channels 1 1")

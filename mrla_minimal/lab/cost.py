@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
+from mrla_minimal.family.dynamic import DLABase, DLALight
 from mrla_minimal.lab.timing import take_turns
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
 from mrla_minimal.looking import in_evaluation
@@ -23,8 +24,10 @@ Model = nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
 # How many (channels, height, width) maps of products one call makes, beyond convolutions, linear maps, q.k.
 # First by the convention (the sums over the cached layers, once there is more than one), then the others.
-# A class derived from one of these counts like it.
+# A class derived from one of these counts like it; the first that fits, counts.
 MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
+    DLABase: lambda layers: (layers, layers - 1) if layers > 1 else (0, 1),     # what it rewrites
+    DLALight: lambda layers: (0, 3),                    # gate * v, lambda * carried, what it rewrites
     LayerAttention: lambda layers: (layers, 0) if layers > 1 else (0, 1),
     MRLABase: lambda layers: (layers, 0) if layers > 1 else (0, 1),
     MRLALight: lambda layers: (0, 2),                   # gate * v, lambda * carried
@@ -70,7 +73,8 @@ def count_parameters(model: nn.Module) -> int:
 def _attention_products(attention, x, memory, every_product):
     """Multiply-adds of one call for one image: its q.k and its products of maps, not its convolutions."""
     _, channels, height, width = x.shape
-    layers = len(memory) if isinstance(memory, list) else 1
+    cache = memory[-1] if isinstance(memory, tuple) else memory         # beside DLA's context
+    layers = len(cache) if isinstance(cache, list) else 1
     maps = next(rule for kind, rule in MAPS_OF_PRODUCTS.items() if isinstance(attention, kind))
     counted, others = maps(layers)
     query_key = layers * channels if hasattr(attention, "query") else 0

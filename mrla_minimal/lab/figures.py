@@ -39,6 +39,9 @@ COLOURS = {
     "attnres": "#AA4499",
     "attnres-block": "#DDA0D6",
     "kcla": "#882255",
+    "dla-base": "#B22222",
+    "dla-base-reread": "#E9967A",
+    "dla-light": "#4169E1",
     "se": "#8C6D31",
     "eca": "#6A3D9A",
 }
@@ -66,6 +69,9 @@ MARKERS = {
     "attnres": "$A$",
     "attnres-block": "$B$",
     "kcla": "$K$",
+    "dla-base": "$b$",
+    "dla-base-reread": "$r$",
+    "dla-light": "$l$",
     "se": ">",
     "eca": "h",
 }
@@ -93,6 +99,9 @@ LABELS = {
     "attnres": "Attention Residuals",
     "attnres-block": "Attention Residuals, blocks of 3",
     "kcla": "KCLA",
+    "dla-base": "DLA-B",
+    "dla-base-reread": "DLA-B, reread",
+    "dla-light": "DLA-L",
     "se": "SE",
     "eca": "ECA",
 }

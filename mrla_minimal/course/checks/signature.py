@@ -4,7 +4,8 @@
     output, memory = attention(x, memory)
 
 Each check takes a callable channels -> module, runs a stack of layers on small random maps, each layer with
-an instance of its own as in a stage of a network, and returns what it found, or raises Wrong.
+an instance of its own as in a stage of a network (and one `shared_part` between them, if the class names
+one), and returns what it found, or raises Wrong.
 """
 
 import copy
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from mrla_minimal.course.checks.common import Wrong, close, numbers, tensor
+from mrla_minimal.hosting import sharing
 
 BATCH, CHANNELS, HEIGHT, WIDTH = 3, 16, 5, 7
 LAYERS = 4
@@ -32,7 +34,8 @@ def features(seed: int = 0, batch: int = BATCH) -> list[torch.Tensor]:
 
 def build(attention: Attention) -> list[nn.Module]:
     """One instance a layer, in evaluation mode, every parameter moved: a 0 would hide what it does."""
-    stack = [attention(CHANNELS).eval() for _ in range(LAYERS)]
+    one_of_a_net = sharing(attention)
+    stack = [one_of_a_net(CHANNELS).eval() for _ in range(LAYERS)]
     with torch.no_grad():
         for parameter in nn.ModuleList(stack).parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
