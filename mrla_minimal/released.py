@@ -8,7 +8,7 @@
     the release's resnet50_se, resnet50_eca         channel_attention="se", "eca"
     its resnet50_mrlal, resnet101_mrlal (light)     layer_attention="mrla-light-released"
     its resnet50_mrlab, resnet101_mrlab (base)      layer_attention="mrla-base", stem="deep"
-    its resnet50_dw (depthwise control)             layer_attention="depthwise"
+    its resnet50_dw (depthwise, v alone)            layer_attention="depthwise"
 
 The release's resnet50_la_eq4 and its base with a 7x7 stem can be renamed too, but compute something else
 than any net here: Eq. 4's splits the heads differently and adds neither X^t nor a ReLU, that base has no

@@ -149,8 +149,8 @@ PAPER_MODELS = {
          "+ MRLA-light": {"layer_attention": "mrla-light-released"},
          "+ MRLA-base": {"layer_attention": "mrla-base"},
          "+ MRLA-base, deep stem": {"layer_attention": "mrla-base", "stem": "deep"},
-         "+ layer attention (Eq. 4)": {"layer_attention": "layer"},
-         "+ depthwise control": {"layer_attention": "depthwise"}},
+         "+ Eq. 4": {"layer_attention": "layer"},
+         "+ depthwise": {"layer_attention": "depthwise"}},
     101: {"ResNet-101": {},
           "+ MRLA-light": {"layer_attention": "mrla-light-released"}},
     **{size: {name or f"DeiT-{size}": options for name, options in _DEIT.items()}
