@@ -233,7 +233,7 @@ def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict) -> li
         asked = [((a, b), {a: 1.0, b: -1.0}) for a, b in pairs]
         asked += [((effect.name, None), effect.weights) for effect in suite.effects
                   if effect.primary == primary]
-        found = [_contrast(names, weights, values, diverged, primary, measure, margin)
+        found = [weighted_contrast(names, weights, values, diverged, primary, measure, margin)
                  for names, weights in asked if shared_seeds(values.get(variant, {}) for variant in weights)]
         if measure == suite.measure:
             tested = [row.p for row in found if row.p is not None]
@@ -245,8 +245,13 @@ def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict) -> li
     return rows
 
 
-def _contrast(names: tuple[str, str | None], weights: Mapping[str, float], values: Values,
-              diverged: dict, primary: bool, measure: str, margin: float | None) -> Contrast:
+def weighted_contrast(names: tuple[str, str | None], weights: Mapping[Any, float],
+                      values: Mapping[Any, Mapping[int, float]], diverged: Iterable, primary: bool,
+                      measure: str, margin: float | None) -> Contrast:
+    """The Contrast whose difference, for each seed, is the sum of `values` so weighted; p is not adjusted.
+
+    weights: variant (or whatever else is compared) -> weight; values: the same -> seed -> value.
+    """
     seeds = shared_seeds(values[variant] for variant in weights)
     differences = {seed: sum(weight * values[variant][seed] for variant, weight in weights.items())
                    for seed in seeds}

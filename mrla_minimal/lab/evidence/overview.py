@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrla_minimal.lab.evidence.across import FEWEST, RELEVANT, TAU, Cell, MeanEffect, random_effects
-from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, name_of
+from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, name_of, weighted_contrast
+from mrla_minimal.lab.evidence.declared import CORRIDORS
+from mrla_minimal.lab.evidence.intervals import shared_seeds
 from mrla_minimal.lab.evidence.measures import MEASURES
 
 PLANTED = "positive control"        # the note of suites whose effect was put there
@@ -48,10 +50,29 @@ def overview(summaries: Iterable[Summary]) -> Overview:
         section = found.planted if summary.note == PLANTED else (
             found.accuracies if summary.measure == "test_accuracy" else found.losses)
         section += [Finding(summary, contrast) for contrast in summary.contrasts]
+    found.planted.extend(_slope_of_choice(found.planted))
     for section in (found.planted, found.losses, found.accuracies):
         section.sort(key=lambda finding: not finding.contrast.primary)
     found.together.update(_together(found.accuracies))
     return found
+
+
+def _slope_of_choice(planted: list[Finding]) -> list[Finding]:
+    """What each doubling of a corridor's channels does to base - uniform; nothing without two widths."""
+    found = {math.log2(CORRIDORS[finding.summary.suite]): finding for finding in planted
+             if finding.summary.suite in CORRIDORS and finding.contrast.name == "mrla-base - uniform"}
+    gains = {width: finding.contrast.differences for width, finding in found.items()}
+    if len(found) < 2 or not shared_seeds(gains.values()):
+        return []
+    middle = statistics.mean(gains)
+    spread = sum((width - middle) ** 2 for width in gains)
+    weights = {width: (width - middle) / spread for width in gains}      # of the least-squares slope
+    first, *_ = found.values()
+    row = weighted_contrast(("mrla-base - uniform, channels doubled", None), weights, gains,
+                            [width for width in found if found[width].contrast.diverged], False,
+                            first.contrast.measure, None)
+    summary = dataclasses.replace(first.summary, suite="all corridors", host="corridors")
+    return [Finding(summary, dataclasses.replace(row, adjusted=row.p))]
 
 
 def _together(findings: list[Finding]) -> dict[tuple[str, str | None], MeanEffect]:

@@ -1,13 +1,18 @@
 """All suites at once, as text, as JSON and as a figure."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_suites import diverged, four_variants, measured_records
 
 from mrla_minimal.lab.evidence import Effect, report, summarise
 from mrla_minimal.lab.evidence.overview import overview, overview_as_json, report_overview
+from mrla_minimal.lab.evidence.tables import summaries
 from mrla_minimal.lab.summary_figure import plot_overview
+
+RESULTS = Path(__file__).parents[3] / "data" / "results"
 
 MEANS = {"plain": (2.0, 0.5), "mrla-light": (1.5, 0.6), "depthwise": (1.9, 0.5), "uniform": (1.9, 0.5)}
 EFFECT = Effect("memory", ("mrla-light", "depthwise"), ("uniform", "plain"))
@@ -56,6 +61,23 @@ def test_a_contrast_with_a_diverged_run_is_no_cell():
     gone = {**diverged("depthwise", 9), "suite": "first"}
     together = overview([one("first", more=[gone]), one("second")]).together
     assert [cell.suite for cell in together["mrla-light", "depthwise"].cells] == ["second"]
+
+
+def test_what_choosing_gains_has_a_slope_over_the_corridors_widths():
+    corridors = [summary for summary in summaries(RESULTS) if summary.suite.startswith("corridor-width")]
+    row = next(finding.contrast for finding in overview(corridors).planted
+               if finding.summary.suite == "all corridors")
+    assert not row.primary and row.n == 3
+    for seed, slope in row.differences.items():
+        gains = [summary.accuracies["mrla-base"][seed] - summary.accuracies["uniform"][seed]
+                 for summary in corridors]
+        assert slope == pytest.approx(np.polyfit([2, 3, 4], gains, 1)[0])        # over log2 of 4, 8, 16
+    mean, high, low = (f"{-100 * value:.1f}" for value in (row.mean, *row.interval))
+    said = f"It loses {mean} points with each doubling (95 %: {low} to {high}; the three seeds that"
+    assert said in " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    (line,) = [line for line in report_overview(overview(corridors)).splitlines() if "doubled" in line]
+    assert line.split()[3:9] == ["channels", "doubled", "all", "corridors", "3", f"{100 * row.mean:+.2f}"]
+    assert "doubled" not in report_overview(overview(corridors[:1]))
 
 
 def test_the_text_has_every_contrast_and_the_chances(found):
