@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from mrla_minimal.course.checks.coursework import CHECKS, REPORTED
+from mrla_minimal.course.quiz import QUESTIONS
 from mrla_minimal.lab import cli
 
 ROOT = Path(__file__).parents[1]
@@ -55,8 +56,8 @@ def test_the_output_of_mrla_check_that_is_shown_has_every_check():
     *findings, summary = shown("[OK]   built")
     names = [re.match(r"\[\w+\] +(.*?): ", finding)[1] for finding in findings]
     assert names[: len(CHECKS)] == list(CHECKS)
-    assert names[len(CHECKS) : -2] == list(REPORTED)
-    assert names[-2:] == ["corridor quiz, late question", "corridor quiz, early question"]
+    assert names[len(CHECKS) : -len(QUESTIONS)] == list(REPORTED)
+    assert names[-len(QUESTIONS) :] == [f"corridor quiz, {question} question" for question in QUESTIONS]
     assert summary == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
 
 

@@ -1,11 +1,15 @@
 """The corridor quiz: a task that makes retrieval across layers visible in a second on a CPU.
 
-Eight rooms are eight layers: layer t sees the sign in room t and nothing else. A ninth layer, the exit, is
-given a room number and must say which sign hung there. In the *late* question the exit alone knows the
-number; in the *early* one every room knows it too. Chance is 1/8.
+Eight rooms are eight layers: layer t sees the sign in room t and nothing else. A ninth layer, the exit, must
+say which sign hung in the room asked for. Chance is 1/8. Questions differ in who knows which room that is:
 
-Each method (`quiz_methods.py`) gives the exit one vector, made in its own way, and the same small readout
-answers from it. The quiz is built to need retrieval across layers: it says nothing about images.
+    late      the exit alone: it is given the room's number
+    early     the exit and every room: all are given the number
+    lamp      the room alone: a lamp burns in it, and the exit is told nothing
+    colour    neither alone: the rooms' colours change places each time, and the exit is given one of them
+
+Each method (`quiz_methods.py`, `quiz_family.py`) gives the exit one vector, made in its own way, and the same
+small readout answers from it. The quiz needs retrieval across layers by design: it says nothing about images.
 """
 
 import functools
@@ -19,24 +23,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mrla_minimal.course.quiz_methods import (
-    INPUTS,
-    LAYERS,
-    METHODS,
-    ROOMS,
-    SIGNS,
-    ModuleStack,
-    OwnLinear,
-    VectorLight,
-)
+from mrla_minimal.course import quiz_methods
+from mrla_minimal.course.quiz_family import FAMILY_METHODS
+from mrla_minimal.course.quiz_methods import INPUTS, LAYERS, ROOMS, SIGNS, ModuleStack, OwnLinear, VectorLight
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.shapes import check_choice, check_positive
 
 __all__ = ["INPUTS", "LAYERS", "METHODS", "QUESTIONS", "ROOMS", "SIGNS", "ModuleStack", "OwnLinear",
-           "QuizModel", "QuizResult", "VectorLight", "accuracy_without_choice", "attention_weights",
-           "draw_corridors", "train_module_quiz", "train_quiz", "unseen_corridors", "verdict"]
-QUESTIONS = ("late", "early")
+           "QuizModel", "QuizResult", "VectorLight", "accuracy_without_choice", "asked_rooms",
+           "attention_weights", "draw_corridors", "train_module_quiz", "train_quiz", "unseen_corridors",
+           "verdict"]
+METHODS = quiz_methods.METHODS | FAMILY_METHODS
+QUESTIONS = ("late", "early", "lamp", "colour")
 INTERVENTIONS = ("mean", "shuffle")
 TEST_CORRIDORS = 4096
 # of the test corridors; torch reads the low 32 bits of a CPU seed, so none is larger
@@ -48,7 +47,7 @@ TEST_SEED = 2**32 - 1
 def draw_corridors(count: int, question: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw corridors: inputs (count, LAYERS, INPUTS), and answers (count,), the sign of the room asked for.
 
-    The last layer of the inputs is the exit. `question` is "late" or "early". Raises ValueError for anything
+    The last layer of the inputs is the exit. `question` is one of QUESTIONS. Raises ValueError for anything
     else.
     """
     check_positive("count", count)
@@ -57,10 +56,29 @@ def draw_corridors(count: int, question: str, generator: torch.Generator) -> tup
         signs = torch.randint(SIGNS, (count, ROOMS), generator=generator)
         asked = torch.randint(ROOMS, (count,), generator=generator)
         inputs = torch.zeros(count, LAYERS, INPUTS)
+        if question == "colour":
+            colours = torch.rand(count, ROOMS, generator=generator).argsort(dim=1)
+    number = F.one_hot(asked, ROOMS)                                    # (count, ROOMS)
     inputs[:, :ROOMS, :SIGNS] = F.one_hot(signs, SIGNS)
-    knows_from = 0 if question == "early" else ROOMS
-    inputs[:, knows_from:, SIGNS:] = F.one_hot(asked, ROOMS)[:, None]
+    if question == "lamp":
+        inputs[:, :ROOMS, SIGNS] = number.to(inputs)
+    elif question == "colour":
+        inputs[:, :ROOMS, SIGNS:] = F.one_hot(colours, ROOMS)
+        inputs[:, -1, SIGNS:] = F.one_hot(colours.gather(1, asked[:, None])[:, 0], ROOMS)
+    else:
+        inputs[:, 0 if question == "early" else ROOMS :, SIGNS:] = number[:, None]
     return inputs, signs.gather(1, asked[:, None])[:, 0]
+
+
+def asked_rooms(inputs: Tensor, question: str) -> Tensor:
+    """The room asked for, one-hot (count, ROOMS), of inputs (count, LAYERS, INPUTS) drawn for `question`."""
+    check_choice("question", question, QUESTIONS)
+    told = inputs[:, -1, SIGNS:]                                        # (count, ROOMS)
+    if question == "lamp":
+        return inputs[:, :ROOMS, SIGNS]
+    if question == "colour":
+        return einsum(inputs[:, :ROOMS, SIGNS:], told, "b rooms colours, b colours -> b rooms")
+    return told
 
 
 def unseen_corridors(question: str) -> tuple[Tensor, Tensor]:
@@ -83,7 +101,7 @@ def verdict(accuracy: float) -> str:
 class QuizModel(nn.Module):
     """A method, then the readout all methods share: inputs (batch, LAYERS, INPUTS) -> logits (batch, SIGNS).
 
-    The readout sees what the method gives the exit, (batch, width), and the question.
+    The readout sees what the method gives the exit, (batch, width), and what the exit is told.
     """
 
     def __init__(self, method: nn.Module, width: int):
@@ -92,8 +110,8 @@ class QuizModel(nn.Module):
         self.readout = nn.Sequential(nn.Linear(width + ROOMS, 64), nn.ReLU(), nn.Linear(64, SIGNS))
 
     def forward(self, x: Tensor) -> Tensor:
-        question = x[:, -1, SIGNS:]                                     # (batch, ROOMS)
-        return self.readout(torch.cat([self.method(x), question], dim=-1))
+        told = x[:, -1, SIGNS:]                                         # (batch, ROOMS)
+        return self.readout(torch.cat([self.method(x), told], dim=-1))
 
 
 @dataclass(frozen=True)
@@ -167,7 +185,7 @@ def _train(build, question, steps, seed, batch, progress):
             schedule.step()
         model.eval()
         x, answer = unseen_corridors(question)
-        return QuizResult(_accuracy(model, x, answer), _weights_map(model, x), model, question)
+        return QuizResult(_accuracy(model, x, answer), _weights_map(model, x, question), model, question)
 
 
 @contextmanager
@@ -234,11 +252,11 @@ def _accuracy(model, x, answer):
     return (logits.argmax(dim=-1) == answer).float().mean().item()
 
 
-def _weights_map(model, x):
+def _weights_map(model, x, question):
     weights = attention_weights(model, x)
     if weights is None:
         return None
-    asked = x[:, -1, SIGNS:]                                            # (batch, ROOMS), one-hot
+    asked = asked_rooms(x, question)                                    # (batch, ROOMS), one-hot
     return einsum(asked / asked.sum(dim=0), weights, "b rooms, b layers -> rooms layers")
 
 

@@ -13,15 +13,22 @@ import torch
 from tqdm import tqdm
 
 import mrla_minimal
-from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, QUESTIONS, accuracy_without_choice, train_quiz
+from mrla_minimal.course import quiz_methods
+from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, accuracy_without_choice, train_quiz
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.files import append_record, read_records
 from mrla_minimal.shapes import check_choice
 
+# What data/results/quiz.jsonl holds: the methods of 00 to 06, both of their questions, four widths; then what
+# longer training does for a wide residual stream, and what the softmax buys when keys have two numbers.
+CORRIDOR = ({}, dict(methods=("residual",), questions=("late",), steps=1500),
+            dict(methods=("base", "base-no-softmax"), questions=("late",), widths=(4,), key_dim=2))
+
 
 def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8, 16, 32),
-                 methods: Iterable[str] = tuple(METHODS), questions: Iterable[str] = QUESTIONS,
-                 key_dim: int = 8, steps: int = 400, known: Iterable[dict] = ()) -> Iterator[dict]:
+                 methods: Iterable[str] = tuple(quiz_methods.METHODS),
+                 questions: Iterable[str] = ("late", "early"), key_dim: int = 8, steps: int = 400,
+                 known: Iterable[dict] = ()) -> Iterator[dict]:
     """Yield one plain dict a run, seed by seed, without the runs that `known` records hold.
 
     `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are
@@ -45,11 +52,10 @@ def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8,
                    asked_weight, "mrla_minimal": mrla_minimal.__version__, "torch": torch.__version__}
 
 
-def write_quiz_records(path: str | Path) -> list[dict]:
+def write_quiz_records(path: str | Path, parts: Iterable[dict] = CORRIDOR) -> list[dict]:
     """Make the records that the course shows, in one file of JSON lines; go on where an earlier call stopped.
 
-    All methods, both questions, widths 4 to 32, five seeds; then what longer training does for a wide
-    residual stream, and what the softmax buys when keys have two numbers. Each run is one appended line.
+    parts: the arguments of one call of `quiz_records` after the other. Each run is one appended line.
     Returns all records. Raises ValueError, and changes nothing, if the file holds something that is no
     record.
     """
@@ -58,8 +64,6 @@ def write_quiz_records(path: str | Path) -> list[dict]:
     if complaints:
         raise ValueError(complaints[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = ({}, dict(methods=("residual",), questions=("late",), steps=1500),
-             dict(methods=("base", "base-no-softmax"), questions=("late",), widths=(4,), key_dim=2))
     for part in parts:
         for record in tqdm(quiz_records(**part, known=tuple(records)), unit="run"):
             append_record(path, record)

@@ -470,6 +470,8 @@ def test_exit_status_0_and_a_line_for_each_check(write, no_quiz, capsys):
     assert [line for line in lines if "corridor quiz" in line] == [
         "[INFO] corridor quiz, late question: not run here",
         "[INFO] corridor quiz, early question: not run here",
+        "[INFO] corridor quiz, lamp question: not run here",
+        "[INFO] corridor quiz, colour question: not run here",
     ]
     assert lines[-1] == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
 

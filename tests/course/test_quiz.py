@@ -12,7 +12,9 @@ import torch
 
 from mrla_minimal import MRLABase, MRLALight, UniformMean
 from mrla_minimal.course import quiz, quiz_records
+from mrla_minimal.course.quiz_family import VectorAttentionResiduals
 from mrla_minimal.course.quiz_methods import METHODS
+from mrla_minimal.family.depth_weights import AttentionResiduals, BlockAttentionResiduals, DenseFormer
 
 QUICK = 200         # steps that solve what 400 solve, in the vector form
 
@@ -29,16 +31,30 @@ def trained():
 def test_corridors_hold_the_answer_in_the_room_asked_for(question):
     x, answer = quiz.draw_corridors(500, question, torch.Generator().manual_seed(3))
     assert x.shape == (500, quiz.LAYERS, quiz.INPUTS) and answer.shape == (500,)
-    asked = x[:, -1, quiz.SIGNS:].argmax(dim=-1)
+    one_hot = quiz.asked_rooms(x, question)
+    assert one_hot.shape == (500, quiz.ROOMS) and (one_hot.sum(dim=1) == 1).all()
+    asked = one_hot.argmax(dim=-1)
     assert torch.equal(x[torch.arange(500), asked, :quiz.SIGNS].argmax(dim=-1), answer)
     assert len(asked.unique()) == quiz.ROOMS and len(answer.unique()) == quiz.SIGNS
     assert x[:, -1, :quiz.SIGNS].sum() == 0                              # no sign hangs at the exit
     assert (x[:, :quiz.ROOMS, :quiz.SIGNS].sum(dim=-1) == 1).all()
-    rooms_know = x[:, :quiz.ROOMS, quiz.SIGNS:]
-    if question == "late":
-        assert rooms_know.sum() == 0
-    else:
-        assert torch.equal(rooms_know, x[:, -1:, quiz.SIGNS:].expand_as(rooms_know))
+
+
+def test_who_knows_the_room_is_what_the_question_says():
+    """Read off the inputs anew: what rooms are told, and what the exit is told."""
+    rooms, told = {}, {}
+    for question in quiz.QUESTIONS:
+        x, _ = quiz.draw_corridors(500, question, torch.Generator().manual_seed(3))
+        rooms[question], told[question] = x[:, : quiz.ROOMS, quiz.SIGNS :], x[:, -1, quiz.SIGNS :]
+    assert rooms["late"].sum() == 0 and (told["late"].sum(dim=-1) == 1).all()
+    assert torch.equal(rooms["early"], told["early"][:, None].expand_as(rooms["early"]))
+    assert told["lamp"].sum() == 0 and (rooms["lamp"].sum(dim=(1, 2)) == 1).all()
+    assert rooms["lamp"][:, :, 1:].sum() == 0                            # one lamp, no number beside it
+    colours, told = rooms["colour"], told["colour"]
+    assert (colours.sum(dim=1) == 1).all() and (colours.sum(dim=2) == 1).all()      # each colour hangs once
+    assert (told.sum(dim=-1) == 1).all()
+    shares = colours.mean(dim=0)                                         # neither the room ...
+    assert (shares - 1 / quiz.ROOMS).abs().max() < 0.06                  # ... nor a colour tells the other
 
 
 def test_training_never_sees_the_unseen_corridors():
@@ -56,6 +72,11 @@ def test_training_never_sees_the_unseen_corridors():
     ("late", "base", "solved"),
     ("early", "last", "not solved"), ("early", "mean", "not solved"), ("early", "residual", "solved"),
     ("early", "light", "solved"), ("early", "base", "solved"),
+    ("late", "denseformer", "not solved"), ("lamp", "denseformer", "not solved"),
+    ("late", "mudd", "solved"), ("lamp", "mudd", "not solved"),
+    ("late", "attnres", "not solved"), ("lamp", "attnres", "solved"), ("colour", "attnres", "not solved"),
+    ("lamp", "kcla", "solved"), ("lamp", "base", "solved"),
+    ("colour", "mudd", "not solved"),
 ])
 def test_vector_form(trained, question, method, expected, steps):
     accuracy = trained(method, question, steps=steps).accuracy
@@ -64,6 +85,19 @@ def test_vector_form(trained, question, method, expected, steps):
 
 def test_last_alone_guesses(trained):
     assert abs(trained("last", "late").accuracy - 1 / quiz.SIGNS) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question, method", [
+    ("colour", "base"), ("colour", "attnres-query"), ("lamp", "rla")])
+def test_in_500_steps(trained, question, method):
+    assert quiz.verdict(trained(method, question, steps=500).accuracy) == "solved"
+
+
+@pytest.mark.slow
+def test_streams_hold_a_few_rooms_apart_and_no_more(trained):
+    late, lamp = (trained("hyper-connections", question, steps=500) for question in ("late", "lamp"))
+    assert 0.5 < late.accuracy < 0.9 and quiz.verdict(lamp.accuracy) == "solved"
 
 
 @pytest.mark.slow
@@ -126,6 +160,80 @@ def test_a_hidden_layer_gates_without_attention():
     assert quiz.verdict(quiz.train_module_quiz(UniformMean, "early", hidden=True).accuracy) == "solved"
 
 
+# The relatives' vector forms
+
+def inputs(seed=0):
+    return torch.randn(5, quiz.LAYERS, quiz.INPUTS, generator=torch.Generator().manual_seed(seed))
+
+
+def test_attention_residuals_with_a_computed_query_and_own_keys_are_mrla_base():
+    attnres = VectorAttentionResiduals(4, 8, query_of_input=True, own_keys=True)
+    base, x = METHODS["base"](4, 8), inputs()
+    with torch.no_grad():
+        base.query.weight[-1].copy_(attnres.query.weight.T * 8**0.5)     # the scale that base divides by
+        base.query.bias[-1].copy_(attnres.query.bias * 8**0.5)
+    base.key.load_state_dict(attnres.key.state_dict())
+    base.value.load_state_dict(attnres.value.state_dict())
+    assert torch.allclose(attnres(x), base(x), atol=1e-6)
+
+
+def test_attention_residuals_start_as_the_mean_and_positions_as_the_exit_alone():
+    x = inputs()
+    attnres = VectorAttentionResiduals(4, 8)
+    assert torch.allclose(attnres(x), attnres.value(x).mean(dim=1), atol=1e-6)
+    for method in ("denseformer", "mudd"):
+        model = quiz.METHODS[method](4, 8)
+        assert torch.allclose(model(x), model.value(x)[:, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("member, vector", [
+    (AttentionResiduals, "attnres"), (BlockAttentionResiduals, "attnres-block"), (DenseFormer, "denseformer"),
+])
+def test_a_vector_form_is_its_map_form_on_maps_of_one_pixel(member, vector):
+    """The last layer's output, where the map form's values are those of the vector form."""
+    model, x = quiz.METHODS[vector](4, 8), inputs()
+    layers = [member(4) for _ in range(quiz.LAYERS)]
+    with torch.no_grad():
+        if vector == "denseformer":
+            model.by_layer.normal_()
+            layers[-1].by_distance[: quiz.LAYERS] = model.by_layer.flip(0)
+        else:
+            model.query.normal_()
+            layers[-1].query.copy_(model.query.view(1, 4))
+    memory = None
+    for layer, value in zip(layers, model.value(x).unbind(dim=1), strict=True):
+        layer.value = torch.nn.Identity()
+        output, memory = layer(value[:, :, None, None], memory)
+    assert torch.allclose(output.flatten(1), model(x), atol=1e-5)
+
+
+def test_the_mixes_of_hyper_connections_lose_nothing_and_double_nothing():
+    """With all writes but the first at 0, rows and columns of a mix that sum to 1 keep the streams' sum."""
+    model, x = quiz.METHODS["hyper-connections"](4, 8), inputs()
+    with torch.no_grad():
+        model.mix.weight.normal_()
+        model.write.bias[1:] = -1e4
+        model.read.weight.zero_()
+        model.read.bias.fill_(1e4)                          # the exit reads the sum of all streams
+    written = 2 * model.write(x)[:, 0].sigmoid().sum(dim=1, keepdim=True) * model.value(x)[:, 0]
+    assert torch.allclose(model(x), written, rtol=1e-3, atol=1e-3)
+
+
+def test_rla_reads_each_room_through_one_state():
+    model, x = quiz.METHODS["rla"](4, 8), inputs()
+    for room in range(quiz.LAYERS):
+        changed = x.clone()
+        changed[:, room] += 1
+        assert not torch.allclose(model(changed), model(x))
+
+
+@pytest.mark.parametrize("method", quiz.METHODS)
+def test_corridors_of_a_batch_are_kept_apart(method):
+    model, x = quiz.METHODS[method](4, 8), inputs()
+    alone = torch.cat([model(x[number : number + 1]) for number in range(len(x))])
+    assert torch.allclose(model(x), alone, atol=1e-5)
+
+
 def parameters_of(result):
     return torch.cat([parameter.detach().flatten() for parameter in result.model.parameters()])
 
@@ -183,7 +291,7 @@ class WrongShape(torch.nn.Module):
     "call, named",
     [
         (lambda: quiz.train_quiz("bass"), "'base'.*not 'bass'"),
-        (lambda: quiz.train_quiz("base", "soon"), "'late', 'early', not 'soon'"),
+        (lambda: quiz.train_quiz("base", "soon"), "'late', 'early', 'lamp', 'colour', not 'soon'"),
         (lambda: quiz.train_quiz("base", width=0), "width.*not 0"),
         (lambda: quiz.train_quiz("base", key_dim=2.0), "key_dim.*not 2.0"),
         (lambda: quiz.train_quiz("base", steps=True), "steps.*not True"),
@@ -200,7 +308,7 @@ class WrongShape(torch.nn.Module):
             lambda: quiz.train_quiz(METHODS["base"](4, 8)),
             "method must make modules; here is one module, a VectorBase",
         ),
-        (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'late', 'early', not 'soon'"),
+        (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'late', 'early', 'lamp', 'colour', not 'soon'"),
         (lambda: quiz.train_module_quiz(MRLABase, channels=0), "channels.*not 0"),
         (
             lambda: quiz.train_module_quiz(lambda channels: WrongShape()),

@@ -58,7 +58,7 @@ def grade(path: str | Path, class_name: str | None = None, quiz: bool = True,
           progress: bool = True) -> list[dict]:
     """All checks on the class in a file: a list of {"check": its name, "passed": ..., "text": the finding}.
 
-    `passed` is True or False, and None where something is only reported. Takes about half a minute, nearly
+    `passed` is True or False, and None where something is only reported. Takes about a minute, nearly
     all of it for the corridor quiz (left out if `quiz` is False); `progress` shows a bar on stderr meanwhile.
     Raises ValueError as `load_class` does; whatever the class itself raises is a failed check.
     """

@@ -1,0 +1,40 @@
+"""The table of three questions and its 2 x 2: from made-up records, and from those that are committed."""
+
+from mrla_minimal.course import who_knows
+
+
+def records_of(method, number, lamp, colour):
+    return [{"method": method, "question": question, "accuracy": accuracy}
+            for question, accuracies in (("late", number), ("lamp", lamp), ("colour", colour))
+            for accuracy in accuracies]
+
+
+def test_a_question_is_solved_if_every_seed_solves_it():
+    records = [*records_of("base", (0.99, 1.0), (0.99, 0.9), (0.3, 0.99)),
+               *records_of("mudd", (0.5, 0.3), (), ())]
+    assert who_knows.verdicts(records) == {
+        "base": {"number": "solved", "lamp": "between", "colour": "between"},
+        "mudd": {"number": "not solved"}}
+
+
+def test_the_2_x_2_fills_from_the_records():
+    records = [*records_of("neither", (0.3,), (0.3,), (0.3,)), *records_of("reader", (1.0,), (0.3,), (0.3,)),
+               *records_of("writer", (0.3,), (1.0,), (0.3,)), *records_of("both", (1.0,), (1.0,), (1.0,)),
+               *records_of("odd", (0.7,), (1.0,), (0.99,))]
+    places = who_knows.cells(who_knows.verdicts(records))
+    assert places == {(False, False): ["neither"], (True, False): ["reader"],
+                      (False, True): ["writer", "odd"], (True, True): ["both"]}
+    assert who_knows.two_by_two(records).splitlines()[1:] == [
+        "the reader adds nothing neither                             writer",
+        "                                                            odd (number between, colour solved)",
+        "the reader adds a query reader                              both"]
+
+
+def test_the_table_shows_the_lowest_and_the_highest_seed():
+    _, row = who_knows.three_questions_table(
+        records_of("odd", (0.7, 0.62), (1.0, 1.0), (0.3, 0.28))).splitlines()
+    assert row.split() == "odd 0.62-0.70 between 1.00-1.00 solved 0.28-0.30 not solved 2".split()
+
+
+def test_an_empty_cell_has_its_row():
+    assert len(who_knows.two_by_two(records_of("neither", (0.3,), (0.3,), (0.3,))).splitlines()) == 3
