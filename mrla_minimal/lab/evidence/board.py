@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mrla_minimal.lab.files import Busy, take_lock, write_json
+from mrla_minimal.lab.files import Busy, exclusive, take_lock, write_json
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ class Board:
             number = int(path.stem.rpartition("-")[2])
             if number == self._number:
                 continue
-            with suppress(Busy):
-                take_lock(path, wait=False).release()       # it can be taken: its process is gone
+            with suppress(Busy), exclusive(path, wait=False):       # it can be taken: its process is gone
                 self._place(number, "json").unlink(missing_ok=True)
                 continue
             with suppress(FileNotFoundError):               # it is just coming, or going

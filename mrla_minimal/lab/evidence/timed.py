@@ -167,9 +167,12 @@ class Blocks:
         return None
 
     def _ends(self, blocks, processes, now, paces):
-        """When these blocks will have ended, in seconds from now, by what the processes are at."""
-        tasks = [[Task(job.id, self._left(job, paces), self._waits_for(job))
-                  for job in self._of(block, self._taken)] for block in blocks]
+        """When these blocks will have ended, in seconds from now, by what the processes are at.
+
+        Without what waits for a trunk that is trained elsewhere: nobody here knows how long.
+        """
+        tasks = [[Task(job.id, self._left(job, paces), trunk) for job in self._of(block, self._taken)
+                  if (trunk := self._waits_for(job)) not in self.elsewhere] for block in blocks]
         missing = self.sitting.jobs - len(processes)
         coming = [2.0] * missing if self.sitting.passed < JOINING else []      # some may not be here yet
         free = [*(each.left(now) for each in processes), *coming]

@@ -14,7 +14,7 @@ from tiny_suites import run_tiny, tiny_suite
 from mrla_minimal.lab.engine import Run, training
 from mrla_minimal.lab.evidence import board, run_suite, running, sitting, timed
 from mrla_minimal.lab.evidence.blocks import load_stops
-from mrla_minimal.lab.evidence.jobs import final_jobs
+from mrla_minimal.lab.evidence.jobs import final_jobs, trunk_job
 from mrla_minimal.lab.evidence.pacing import Pace
 from mrla_minimal.lab.evidence.records import load_records
 
@@ -144,15 +144,25 @@ def test_a_wall_clock_that_is_set_changes_nothing(tmp_path, clock, monkeypatch, 
     assert order(run_tiny(tmp_path, minutes=1.2)) == blocks_of(0, 1, 2)
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, clock):
-    """One without a time limit: it is nowhere on the board."""
-    job = final_jobs(tiny_suite(), ("plain",), (0,), None)[0]
+def run_beside_another(tmp_path, suite, job, minutes):
+    """The records, while a process without a time limit is at a job: it is nowhere on the board."""
     folder = tmp_path / "runs" / "tiny" / job.folder
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
-        records = run_tiny(tmp_path, minutes=0.8)
+        return run_tiny(tmp_path, suite, minutes=minutes)
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path, clock):
+    suite = tiny_suite()
+    records = run_beside_another(tmp_path, suite, final_jobs(suite, ("plain",), (0,), None)[0], 0.8)
     assert order(records) == [(0, "mrla-light"), *blocks_of(1)]
     assert load_stops(tmp_path / "records.jsonl", "tiny")[0]["complete"] == [1]
+
+
+def test_the_branches_of_a_trunk_that_another_process_is_at_are_left_too(tmp_path, clock):
+    branch = final_jobs(BRANCHES, ("uniform",), (0,), None)[0]
+    records = run_beside_another(tmp_path, BRANCHES, trunk_job(BRANCHES, branch), 0.8)
+    assert order(records) == [(1, variant) for variant in BRANCHES.variants]
 
 
 def test_a_line_a_minute_says_how_it_stands(tmp_path, monkeypatch, capsys):
