@@ -35,18 +35,27 @@ _KIN = {
     "light": "mrla-light",
     "layer-tagged": "layer",
     "layer, tagged": "layer",
+    "dla": "dla-base",
 }
 COLOURS = {
     **figures.COLOURS,
     **{method: figures.COLOURS[kin] for method, kin in _KIN.items()},
     "last": "#BBBBBB",
     "state": "#F0E442",
+    "context": "#9E9E9E",
+    "base-context": "#7A5C00",
+    "dla-open": "#FF7F50",
+    "mean-dla": "#B8860B",
 }
 MARKERS = {
     **figures.MARKERS,
     **{method: figures.MARKERS[kin] for method, kin in _KIN.items()},
     "last": "d",
     "state": "*",
+    "context": "$x$",
+    "base-context": "$q$",
+    "dla-open": "$o$",
+    "mean-dla": "$m$",
     "layer-tagged": "1",
     "layer, tagged": "1",
 }
@@ -58,6 +67,11 @@ LABELS = {
     "base": "MRLA-base (Eq. 6)",
     "light": "MRLA-light (Eq. 8)",
     "state": "running state",
+    "context": "the context alone",
+    "base-context": "MRLA-base, query of a sum",
+    "dla": "keys rewritten",
+    "dla-open": "keys rewritten, gates start open",
+    "mean-dla": "mean of v, rewritten",
     "layer-tagged": "Eq. 4, layers tagged",
     "layer, tagged": "Eq. 4, layers tagged",
 }

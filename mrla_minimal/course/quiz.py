@@ -7,9 +7,11 @@ say which sign hung in the room asked for. Chance is 1/8. Questions differ in wh
     early     the exit and every room: all are given the number
     lamp      the room alone: a lamp burns in it, and the exit is told nothing
     colour    neither alone: the rooms' colours change places each time, and the exit is given one of them
+    switches  nobody until later rooms have turned off all lights but one's (`quiz_switches.py`)
 
-Each method (`quiz_methods.py`, `quiz_family.py`) gives the exit one vector, made in its own way, and the same
-small readout answers from it. The quiz needs retrieval across layers by design: it says nothing about images.
+Each method (`quiz_methods.py`, `quiz_family.py`, `quiz_switches.py`) gives the exit one vector, made in its
+own way, and the same small readout answers from it. The quiz needs retrieval across layers by design: it says
+nothing about images.
 """
 
 import functools
@@ -26,6 +28,7 @@ from tqdm import tqdm
 from mrla_minimal.course import quiz_methods
 from mrla_minimal.course.quiz_family import FAMILY_METHODS
 from mrla_minimal.course.quiz_methods import INPUTS, LAYERS, ROOMS, SIGNS, ModuleStack, OwnLinear, VectorLight
+from mrla_minimal.course.quiz_switches import DYNAMIC_METHODS, draw_switches, lit_rooms
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.shapes import check_choice, check_positive
@@ -34,8 +37,9 @@ __all__ = ["INPUTS", "LAYERS", "METHODS", "QUESTIONS", "ROOMS", "SIGNS", "Module
            "QuizModel", "QuizResult", "VectorLight", "accuracy_without_choice", "asked_rooms",
            "attention_weights", "draw_corridors", "train_module_quiz", "train_quiz", "unseen_corridors",
            "verdict"]
-METHODS = quiz_methods.METHODS | FAMILY_METHODS
-QUESTIONS = ("late", "early", "lamp", "colour")
+METHODS = quiz_methods.METHODS | FAMILY_METHODS | DYNAMIC_METHODS
+QUESTIONS = ("late", "early", "lamp", "colour")      # what `mrla check` asks
+ALL_QUESTIONS = (*QUESTIONS, "switches")
 INTERVENTIONS = ("mean", "shuffle")
 TEST_CORRIDORS = 4096
 # of the test corridors; torch reads the low 32 bits of a CPU seed, so none is larger
@@ -47,12 +51,14 @@ TEST_SEED = 2**32 - 1
 def draw_corridors(count: int, question: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw corridors: inputs (count, LAYERS, INPUTS), and answers (count,), the sign of the room asked for.
 
-    The last layer of the inputs is the exit. `question` is one of QUESTIONS. Raises ValueError for anything
-    else.
+    The last layer of the inputs is the exit. `question` is one of ALL_QUESTIONS. Raises ValueError for
+    anything else.
     """
     check_positive("count", count)
-    check_choice("question", question, QUESTIONS)
+    check_choice("question", question, ALL_QUESTIONS)
     with plain_defaults():
+        if question == "switches":
+            return draw_switches(count, generator)
         signs = torch.randint(SIGNS, (count, ROOMS), generator=generator)
         asked = torch.randint(ROOMS, (count,), generator=generator)
         inputs = torch.zeros(count, LAYERS, INPUTS)
@@ -72,7 +78,9 @@ def draw_corridors(count: int, question: str, generator: torch.Generator) -> tup
 
 def asked_rooms(inputs: Tensor, question: str) -> Tensor:
     """The room asked for, one-hot (count, ROOMS), of inputs (count, LAYERS, INPUTS) drawn for `question`."""
-    check_choice("question", question, QUESTIONS)
+    check_choice("question", question, ALL_QUESTIONS)
+    if question == "switches":
+        return lit_rooms(inputs)
     told = inputs[:, -1, SIGNS:]                                        # (count, ROOMS)
     if question == "lamp":
         return inputs[:, :ROOMS, SIGNS]
@@ -119,7 +127,8 @@ class QuizResult:
     """One trained model, and what it does on TEST_CORRIDORS corridors that no training saw.
 
     `weights_map` (ROOMS, LAYERS) holds, for each room asked for, the mean weight of each layer (a gate in
-    light); its diagonal belongs to the room asked for. It is None where the method has no weights.
+    light); its diagonal belongs to the room asked for, and a room that is never asked for has zeros. It is
+    None where the method has no weights.
     """
 
     accuracy: float
@@ -165,7 +174,7 @@ def train_module_quiz(attention_factory: Callable[[int], nn.Module], question: s
 
 def _train(build, question, steps, seed, batch, progress):
     """Adam, one cycle up to 1e-2 and down; the parameters and the corridors are both drawn from `seed`."""
-    check_choice("question", question, QUESTIONS)
+    check_choice("question", question, ALL_QUESTIONS)
     check_positive("steps", steps)
     seed = integer("seed", seed, 0, TEST_SEED - 1)
     # the caller's own stay as they were
@@ -257,7 +266,7 @@ def _weights_map(model, x, question):
     if weights is None:
         return None
     asked = asked_rooms(x, question)                                    # (batch, ROOMS), one-hot
-    return einsum(asked / asked.sum(dim=0), weights, "b rooms, b layers -> rooms layers")
+    return einsum(asked / asked.sum(dim=0).clamp(min=1), weights, "b rooms, b layers -> rooms layers")
 
 
 def _no_instance(what, given):

@@ -1,6 +1,7 @@
 """The corridor quiz's records, as the course shows them: made, continued, and printed as a table.
 
     python -m mrla_minimal.course.quiz_records      # makes data/results/quiz.jsonl, or what is missing of it
+    python -m mrla_minimal.course.quiz_records --switches       # the same for quiz-switches.jsonl
 """
 
 import argparse
@@ -23,6 +24,11 @@ from mrla_minimal.shapes import check_choice
 # longer training does for a wide residual stream, and what the softmax buys when keys have two numbers.
 CORRIDOR = ({}, dict(methods=("residual",), questions=("late",), steps=1500),
             dict(methods=("base", "base-no-softmax"), questions=("late",), widths=(4,), key_dim=2))
+# What quiz-switches.jsonl holds: a question for a memory that is rewritten, and a mean put to the late one.
+SWITCHES = (dict(questions=("switches",), methods=("base", "base-context", "dla-open", "dla"), widths=(4,),
+                 key_dim=16),
+            dict(questions=("late",), methods=("mean-dla",), widths=(4,)),
+            dict(questions=("switches",), methods=("context",), widths=(4,), key_dim=16))
 
 
 def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8, 16, 32),
@@ -99,6 +105,9 @@ def quiz_table(records: Iterable[dict]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the corridor quiz's records, or those still missing.")
-    parser.add_argument("--out", default="data/results/quiz.jsonl",
-                        help="file of JSON lines (default: %(default)s)")
-    print(quiz_table(write_quiz_records(parser.parse_args().out)))
+    parser.add_argument("--switches", action="store_true", help="those of the corridor with switches")
+    parser.add_argument("--out", help="file of JSON lines (default: data/results/quiz.jsonl, "
+                                      "with --switches quiz-switches.jsonl there)")
+    given = parser.parse_args()
+    name, parts = ("quiz-switches", SWITCHES) if given.switches else ("quiz", CORRIDOR)
+    print(quiz_table(write_quiz_records(given.out or f"data/results/{name}.jsonl", parts)))

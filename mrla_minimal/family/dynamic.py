@@ -54,14 +54,17 @@ class DynamicUnit(nn.Module):
         check_positive("reduction", reduction)
         self.channels = channels
         reduced = max(1, channels // reduction)
-        self.input_in, self.input_out = nn.Linear(channels, reduced), nn.Linear(reduced, 3 * channels)
-        self.state_in, self.state_out = nn.Linear(channels, reduced), nn.Linear(reduced, 3 * channels)
+        self.input_in = nn.Linear(channels, reduced)
+        self.input_out = nn.Linear(reduced, 3 * channels)
+        self.state_in = nn.Linear(channels, reduced)
+        self.state_out = nn.Linear(reduced, 3 * channels)
 
     def forward(self, y: Tensor, state: State | None = None) -> State:
         h, c = (torch.zeros_like(y), torch.zeros_like(y)) if state is None else state
         for name, part in (("y", y), ("h", h), ("c", c)):
             if part.shape[-1] != self.channels:
-                raise ValueError(f"{name} must end in {self.channels} channels, not {tuple(part.shape)}")
+                raise ValueError(f"{name} must end in {self.channels} channels, "
+                                 f"not {tuple(part.shape)}")
         gates = self.input_out(self.input_in(y).relu()) + self.state_out(self.state_in(h).relu())
         write, keep, new = gates.chunk(3, dim=-1)                           # (..., channels) each: i, f, g
         c = keep.sigmoid() * c + write.sigmoid() * new.tanh()               # (..., channels)
@@ -89,7 +92,7 @@ class DLABase(MRLABase):
     def __init__(self, channels: int, head_dim: int | None = None, kernel_size: int | None = None,
                  shared: DynamicUnit | None = None):
         super().__init__(channels, head_dim, kernel_size)
-        self.unit = _of_channels(shared or DynamicUnit(channels), channels)
+        self.unit = check_shared(shared or DynamicUnit(channels), channels)
 
     def forward(self, x: Tensor, memory: tuple[State, KeyValues] | None = None,
                 ) -> tuple[Tensor, tuple[State, KeyValues]]:
@@ -97,9 +100,10 @@ class DLABase(MRLABase):
         output, cache = super().forward(x, cache)                           # Eq. 6
         return output, (state, cache)
 
-    def refresh(self, x: Tensor, memory: tuple[State, KeyValues] | None) -> tuple[State, KeyValues | None]:
+    def refresh(self, x: Tensor, memory: tuple[State, KeyValues] | None,
+                ) -> tuple[State, KeyValues | None]:
         """The context after this layer, and the rewritten cache: nothing of the memory changes in place."""
-        state, cache = _context(self.unit, x, memory)
+        state, cache = context_of(self.unit, x, memory)
         check_key_value_memory(cache, split_heads(pool(x), self.head_dim), x)
         return state, cache and [self.rewritten(*entry, state) for entry in cache]
 
@@ -161,11 +165,11 @@ class DLALight(MRLALight):
     def __init__(self, channels: int, head_dim: int | None = None, kernel_size: int | None = None,
                  shared: RefreshedMap | None = None):
         super().__init__(channels, head_dim, kernel_size)
-        self.refreshed = _of_channels(shared or RefreshedMap(channels), channels)
+        self.refreshed = check_shared(shared or RefreshedMap(channels), channels)
 
     def forward(self, x: Tensor, memory: tuple[State, Tensor] | None = None,
                 ) -> tuple[Tensor, tuple[State, Tensor]]:
-        state, carried = _context(self.refreshed.unit, x, memory)
+        state, carried = context_of(self.refreshed.unit, x, memory)
         carried = torch.zeros_like(x) if carried is None else carried       # O^0
         check_same_shape("the memory's map", carried, x)
         carried = self.refreshed(carried, state)                            # M, of x's shape
@@ -173,8 +177,12 @@ class DLALight(MRLALight):
         return output, (state, output)
 
 
-def _context(unit: DynamicUnit, x: Tensor, memory: tuple | None) -> tuple[State, object]:
-    """The state after layer t, and what else the memory holds (None at a stage's first layer)."""
+def context_of(unit: DynamicUnit, x: Tensor, memory: tuple | None) -> tuple[State, object]:
+    """The state after layer t, two of (batch, channels), and what else the memory holds (None at layer 1).
+
+    x (batch, channels, height, width). Raises ValueError for an x of other channels, or if memory is no pair
+    of a state of that shape and something more.
+    """
     check_feature_map(x, unit.channels)
     row = pool(x)[:, 0]                                                     # (batch, channels)
     if memory is None:
@@ -190,7 +198,8 @@ def _context(unit: DynamicUnit, x: Tensor, memory: tuple | None) -> tuple[State,
     return unit(row, state), left
 
 
-def _of_channels(shared: nn.Module, channels: int) -> nn.Module:
+def check_shared(shared: nn.Module, channels: int) -> nn.Module:
+    """`shared`, the part of a stage; ValueError if it is for another number of channels than a layer's."""
     if shared.channels != channels:
         raise ValueError(f"a stage's layers share one unit: one of {shared.channels} channels cannot serve "
                          f"a layer of channels={channels}")

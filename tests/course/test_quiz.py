@@ -291,7 +291,7 @@ class WrongShape(torch.nn.Module):
     "call, named",
     [
         (lambda: quiz.train_quiz("bass"), "'base'.*not 'bass'"),
-        (lambda: quiz.train_quiz("base", "soon"), "'late', 'early', 'lamp', 'colour', not 'soon'"),
+        (lambda: quiz.train_quiz("base", "soon"), "'lamp', 'colour', 'switches', not 'soon'"),
         (lambda: quiz.train_quiz("base", width=0), "width.*not 0"),
         (lambda: quiz.train_quiz("base", key_dim=2.0), "key_dim.*not 2.0"),
         (lambda: quiz.train_quiz("base", steps=True), "steps.*not True"),
@@ -308,7 +308,7 @@ class WrongShape(torch.nn.Module):
             lambda: quiz.train_quiz(METHODS["base"](4, 8)),
             "method must make modules; here is one module, a VectorBase",
         ),
-        (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'late', 'early', 'lamp', 'colour', not 'soon'"),
+        (lambda: quiz.train_module_quiz(MRLABase, "soon"), "'lamp', 'colour', 'switches', not 'soon'"),
         (lambda: quiz.train_module_quiz(MRLABase, channels=0), "channels.*not 0"),
         (
             lambda: quiz.train_module_quiz(lambda channels: WrongShape()),
