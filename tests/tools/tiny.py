@@ -17,11 +17,11 @@ from mrla_minimal.lab.engine import Run, TrainConfig, TrainingInterrupted, train
 CLASSES = tuple("abcdefghij")
 
 
-def tiny_cifar(name="cifar10", root=None, source="auto", train=96, test=40):
+def tiny_cifar(name="cifar10", root=None, source="auto"):
     """Ten classes told apart by their mean colour: 96 + 40 images. It can stand in for load_cifar."""
     generator = torch.Generator().manual_seed(0)
     splits = []
-    for count in (train, test):
+    for count in (96, 40):
         labels = torch.arange(count) % 10
         base = (25 * labels)[:, None, None, None] + torch.tensor([0, 3, 6])[:, None, None]
         images = base + torch.randint(0, 10, (count, 3, 32, 32), generator=generator)

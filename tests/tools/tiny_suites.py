@@ -21,8 +21,7 @@ def tiny_suite(**changes):
 def run_tiny(tmp_path, suite=None, **changes):
     """The records of a suite run on the tiny images, in tmp_path."""
     return run_suite(suite or tiny_suite(), tmp_path / "records.jsonl", runs=tmp_path / "runs",
-                     data=tiny_cifar(), progress=False,
-                     **changes)
+                     data=tiny_cifar(), progress=False, **changes)
 
 
 def record(variant, seed, accuracy, **changes):
@@ -35,8 +34,7 @@ def record(variant, seed, accuracy, **changes):
 def diverged(variant, seed):
     """The record of a run that came to no accuracy."""
     return {"id": f"{variant}{seed}", "suite": "s", "variant": variant, "seed": seed, "phase": "final",
-            "learning_rate": 0.1,
-            "test_accuracy": None, "diverged": "the loss is nan"}
+            "learning_rate": 0.1, "test_accuracy": None, "diverged": "the loss is nan"}
 
 
 def four_variants(**changes):

@@ -44,11 +44,11 @@ def build_model(config: TrainConfig, num_classes: int, run_dir: Path | None = No
     return wipe_streams(model, config.wipe) if config.wipe else model
 
 
-def image_shape(config: TrainConfig, in_channels: int = 3) -> tuple[int, int, int]:
+def image_shape(config: TrainConfig) -> tuple[int, int, int]:
     """(channels, height, width) of the images that the model of a configuration is given."""
     if config.model == "corridor":
         return 3, TILE, TILE * (ROOMS + 1)
-    return in_channels, config.resolution, config.resolution
+    return 3, config.resolution, config.resolution
 
 
 def try_model(config: TrainConfig, run_dir: Path | None = None) -> None:
