@@ -248,7 +248,7 @@ def _root_mean_square_norm(row: Tensor) -> Tensor:
 
 def _softmax_over_depth(query: Tensor, keys: Tensor) -> Tensor:
     """(1, channels) and (batch, t, channels) -> weights (batch, 1, t)."""
-    return (query.to(keys.dtype) @ keys.transpose(1, 2)).softmax(dim=-1)
+    return (keys * query.to(keys.dtype)).sum(dim=-1).softmax(dim=-1)[:, None]
 
 
 def _check_blocks(memory, x):

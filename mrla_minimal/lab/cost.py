@@ -14,6 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mrla_minimal.channel_attention import EfficientChannelAttention, SqueezeExcitation
 from mrla_minimal.controls import DepthwiseCarry, DepthwiseGated, DepthwiseValue, UniformMean
+from mrla_minimal.family.depth_weights import (
+    AttentionResiduals,
+    BlockAttentionResiduals,
+    DenseFormer,
+    KeyCorrelatedAttention,
+    MUDDFormer,
+)
 from mrla_minimal.family.dynamic import DLABase, DLALight
 from mrla_minimal.lab.timing import take_turns
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
@@ -34,6 +41,9 @@ MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
     DepthwiseValue: lambda layers: (0, 0),
     DepthwiseGated: lambda layers: (0, 1),
     DepthwiseCarry: lambda layers: (0, 1),
+    **dict.fromkeys((DenseFormer, MUDDFormer, AttentionResiduals, BlockAttentionResiduals),
+                    lambda layers: (layers, 0) if layers > 1 else (0, 1)),
+    KeyCorrelatedAttention: lambda layers: (0, 2),      # gate * v, the share of what is new
     UniformMean: lambda layers: (0, 1),                 # a sum is no product, its division by t is
     SqueezeExcitation: lambda layers: (0, 1),
     EfficientChannelAttention: lambda layers: (0, 1),
@@ -91,7 +101,7 @@ def count_macs(model: nn.Module, image_size: int, every_product: bool = False,
     """Multiply-adds of one forward pass for one image of (in_channels, image_size, image_size).
 
     in_channels: None stands for what the model's first convolution takes. Counted: convolutions, linear maps,
-    each q.k, and the weighted sums of MRLABase and LayerAttention over two or more layers. With
+    each q.k, and the weighted sums over two or more layers of MRLABase and its like. With
     `every_product` also the maps that any attention of this package scales: gates, lambdas, the one weight of
     a first layer, a mean's division. Never counted: norms, pooling, additions, and what a module from
     elsewhere multiplies map by map. The model may be on any device, meta included, and is left as it was.

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from mrla_minimal.hosting import CHANNEL_ATTENTIONS, LAYER_ATTENTIONS
+from mrla_minimal.hosting import CHANNEL_ATTENTIONS, FAMILY_ATTENTIONS, LAYER_ATTENTIONS
 from mrla_minimal.lab.cost import count_macs, count_parameters, saved_activation_bytes, step_times
 from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.resnet import cifar_resnet, imagenet_resnet
@@ -95,16 +95,17 @@ def cost_rows(variants: Iterable[str] | None = None, image_size: int = 32, measu
     """Small nets for square images with each of `variants`, below the plain net.
 
     A variant is the name of a layer attention, also of one in a file of your own (FILE.py, FILE.py:CLASS), or
-    of a channel attention ("se", "eca", in a ResNet); None stands for all that the library has. `sizes` are
+    of a channel attention ("se", "eca", in a ResNet); None stands for all but the family's. `sizes` are
     depth, block and width of a "resnet", or depth, dim, heads and patch of a "vit". With `measure` step times
     are taken too, which needs some seconds. Raises ValueError for a name or a size that is none.
     """
     build, _ = _host(model, sizes, image_size)
-    places = dict.fromkeys(LAYER_ATTENTIONS, "layer_attention")
+    places = dict.fromkeys(LAYER_ATTENTIONS | FAMILY_ATTENTIONS, "layer_attention")
     if model == "resnet":
         places |= dict.fromkeys(CHANNEL_ATTENTIONS, "channel_attention")
     models = {"plain": build()}
-    for name in places if variants is None else variants:
+    every = [name for name in places if name not in FAMILY_ATTENTIONS]
+    for name in every if variants is None else variants:
         own = OwnAttention.parse(name)
         if own:
             label = own.short_name if own.short_name not in models else name

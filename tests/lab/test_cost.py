@@ -178,6 +178,24 @@ class ByKeyword(nn.Module):
         return self.inner(memory=memory, x=x)
 
 
+def test_the_familys_weighted_sums_count_as_bases_do():
+    """Two layers a stage of 4, 8, 16 channels: each has its w.k, and layer 2 its sum of two maps."""
+    macs = {name: cost.count_macs(cifar_resnet(14, width=4, layer_attention=name), 8)
+            for name in ("uniform", "denseformer", "mudd", "attnres", "kcla")}
+    stages = [(4, 8 * 8), (8, 4 * 4), (16, 2 * 2)]                      # channels, pixels
+    sums = sum(2 * channels * pixels for channels, pixels in stages)
+    assert macs["denseformer"] - macs["uniform"] == sums
+    assert macs["attnres"] - macs["uniform"] == sums + sum(3 * channels for channels, _ in stages)
+    network = sum(2 * (channels * channels + 32 * channels) for channels, _ in stages)
+    assert macs["mudd"] - macs["uniform"] == sums + network
+    row = cost.count_macs(cifar_resnet(14, width=4, layer_attention="attnres"), 8, every_product=True)
+    assert row - macs["attnres"] == sum(channels * pixels for channels, pixels in stages)   # layer 1's weight
+
+
+def test_the_table_of_costs_takes_a_name_of_the_family_when_asked():
+    assert [row.name for row in cost_tables.cost_rows(["kcla"], depth=14, width=4)] == ["plain", "kcla"]
+
+
 @pytest.mark.parametrize("name", LAYER_ATTENTIONS)
 def test_an_attention_that_is_called_by_keyword_counts_the_same(name):
     attention = LAYER_ATTENTIONS[name]
