@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from mrla_minimal.course.quiz import SIGNS, verdict
 from mrla_minimal.lab import figures
 from mrla_minimal.lab.figures import mark_source, plot_contrasts, plot_suite, save_figure
 
@@ -95,13 +96,13 @@ def use_style() -> None:
     })
 
 
-def _bars(axis: Axes, title: str, bars: Mapping[str, float], chance: float) -> None:
+def _bars(axis: Axes, title: str, bars: Mapping[str, float]) -> None:
     """A bar a method, with its verdict beside it."""
+    chance = 1 / SIGNS
     for position, (method, accuracy) in enumerate(bars.items()):
         look = {"color": COLOURS.get(method, "white"), "hatch": HATCHES.get(method), "edgecolor": "black"}
         axis.barh(position, accuracy, 0.7, **look)
-        verdict = "solved" if accuracy > 0.95 else "not solved" if accuracy < 0.6 else "between"
-        axis.text(max(accuracy, chance) + 0.03, position, verdict, va="center")
+        axis.text(max(accuracy, chance) + 0.03, position, verdict(accuracy), va="center")
     axis.axvline(chance, color="black", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(bars)), [LABELS.get(method, method) for method in bars])
     axis.set(title=title, xlim=(0, 1.35), ylim=(len(bars) - 0.4, -0.6))
@@ -109,7 +110,7 @@ def _bars(axis: Axes, title: str, bars: Mapping[str, float], chance: float) -> N
     axis.set_xticks([0, 0.5, 1])
 
 
-def quiz_bars(accuracies: Mapping[str, Mapping[str, float]], chance: float = 1 / 8) -> Figure:
+def quiz_bars(accuracies: Mapping[str, Mapping[str, float]]) -> Figure:
     """The corridor quiz: a panel a question, a bar a method.
 
     accuracies: {title: {method: accuracy from 0 to 1}}. A bar above 0.95 is called solved, one below 0.6 not
@@ -119,7 +120,7 @@ def quiz_bars(accuracies: Mapping[str, Mapping[str, float]], chance: float = 1 /
     size = (7 if len(accuracies) == 1 else 9, 1.3 + 0.45 * most)
     figure, axes = plt.subplots(1, len(accuracies), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, bars) in zip(axes[0], accuracies.items(), strict=True):
-        _bars(axis, title, bars, chance)
+        _bars(axis, title, bars)
     return figure
 
 
@@ -129,7 +130,7 @@ def quiz_picture(bars: Mapping[str, float], weights: Sequence[Sequence[float]]) 
     bars: {method: accuracy from 0 to 1}; weights: a row for each room asked for. Returns the figure.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(1.2, 1), layout="constrained")
-    _bars(axes[0], "which sign hung in that room?", bars, chance=1 / 8)
+    _bars(axes[0], "which sign hung in that room?", bars)
     attention_map(weights, axes[1], ylabel="room asked for", title="what MRLA-base's exit reads")
     return figure
 
