@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mrla_minimal.lab.data import data_roots, find_cifar
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.engine.precision import choose_precision
+from mrla_minimal.lab.files import repository_root
 
 NEEDED = ("torch", "numpy", "einops", "tqdm", "matplotlib", "PIL", "platformdirs", "requests", "urllib3",
           "filelock", "scipy")
@@ -89,6 +90,20 @@ def check_data(name: str) -> Check:
     return "WARN", f"{name}: not here (looked in {looked}); to download it: mrla fetch {name}"
 
 
+def check_records() -> Check:
+    """Whether the committed records and checkpoints, which a package alone does not bring, are at hand."""
+    root = repository_root()
+    if root is None:
+        return "WARN", ("records and checkpoints: not here, for this folder lies in no copy of the "
+                        "repository; notebooks 08 to 11 read them from its data/")
+    records, checkpoints = (len(list((root / "data" / kind).glob(pattern)))
+                            for kind, pattern in (("results", "*.jsonl"), ("checkpoints", "*.pt")))
+    if not records or not checkpoints:
+        return "WARN", (f"{root / 'data'}: {records} files of records, {checkpoints} checkpoints; "
+                        "git checkout data brings back what is missing")
+    return "OK", f"{root / 'data'}: {records} files of records, {checkpoints} checkpoints"
+
+
 def check_disk(folder: str | Path) -> Check:
     """Whether a run or a data set can be written to `folder`, or to where it would be made."""
     folder = Path(folder)
@@ -130,6 +145,7 @@ def examine() -> Iterator[Check]:
         status, text = check_data(name)
         present += status == "OK"
         yield status, text
+    yield check_records()
     here, there = Path.cwd().resolve(), Path(data_roots()[0]).resolve()
     yield check_disk(here)
     if there != here:
