@@ -157,6 +157,17 @@ METHODS: dict[str, Callable[[int, int], nn.Module]] = {
 
 # The module form
 
+class Layers(nn.ModuleList):
+    """Layer attentions one after the other: maps (layers, batch, channels, height, width) -> the last's.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        memory = None
+        for feature, attention in zip(features, self, strict=True):
+            output, memory = attention(feature, memory)                 # (batch, channels, height, width)
+        return output
+
+
 class ModuleStack(nn.Module):
     """Nine layers of the library's kind on maps of one pixel: (batch, LAYERS, INPUTS) -> (batch, channels).
 
@@ -169,14 +180,15 @@ class ModuleStack(nn.Module):
         super().__init__()
         before = [OwnLinear(INPUTS, 16), nn.ReLU()] if hidden else []
         self.encoder = nn.Sequential(*before, OwnLinear(16 if hidden else INPUTS, channels))
-        self.attentions = nn.ModuleList(map(sharing(attention_factory), [channels] * LAYERS))
+        # where the modules are in another process, their stack is made there, and is asked as one
+        stack = getattr(attention_factory, "layers", None)
+        self.attentions = stack(channels, LAYERS) if stack else Layers(
+            map(sharing(attention_factory), [channels] * LAYERS))
 
     def forward(self, x: Tensor) -> Tensor:
         features = rearrange(self.encoder(x), "batch layers channels -> layers batch channels 1 1")
-        memory = None
-        for feature, attention in zip(features, self.attentions, strict=True):
-            output, memory = attention(feature, memory)                 # (batch, channels, 1, 1)
-        if output.shape != feature.shape:
-            raise ValueError(f"the output must have x's shape {tuple(feature.shape)}, "
+        output = self.attentions(features)                              # (batch, channels, 1, 1)
+        if output.shape != features[0].shape:
+            raise ValueError(f"the output must have x's shape {tuple(features[0].shape)}, "
                              f"not {tuple(output.shape)}")
         return output.flatten(1)                                        # (batch, channels)

@@ -26,9 +26,9 @@ from mrla_minimal.lab.cli_parser import (
 )
 from mrla_minimal.lab.cli_runs import add_run_commands
 from mrla_minimal.lab.cli_suite import add_suite_commands
+from mrla_minimal.lab.cli_teach import add_teaching_commands
 from mrla_minimal.lab.cli_train import add_train_command
 from mrla_minimal.lab.engine.config import DATASETS
-from mrla_minimal.lab.plugins import OwnAttention
 
 # The sizes that `mrla cost` takes: what kind of value each is, and of which model.
 COST_SIZES = {"depth": (whole, "either"), "block": (str, "a resnet"), "width": (whole, "a resnet"),
@@ -72,17 +72,6 @@ def run_cost(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     return 0
 
 
-def run_check(arguments: argparse.Namespace) -> tuple[int, dict]:
-    from mrla_minimal.course.checks.coursework import grade, report
-
-    named = OwnAttention.parse(arguments.file)
-    file, class_name = (named.path, named.class_name) if named else (arguments.file, None)
-    results = grade(file, arguments.class_name or class_name)
-    print(report(results))
-    failed = any(result["passed"] is False for result in results)
-    return int(failed), {"file": file, "passed": not failed, "checks": results}
-
-
 def run_bench(arguments: argparse.Namespace) -> int:
     from mrla_minimal.lab import bench
 
@@ -122,15 +111,7 @@ def build_parser() -> Parser:
     cost.add_argument("--measure", action="store_true", help="time a step too, as a ratio to the plain net")
     json_option(cost)
 
-    check = add_command(commands, "check", "grade a layer attention of your own", run_check,
-                        ("mrla check my_attention.py", "mrla check my_attention.py:LastTwo --json"),
-                        "Grade a layer attention of your own. The file's code is run: "
-                        "a stranger's, only in a sandbox.")
-    check.add_argument("file", metavar="FILE",
-                       help="a Python file with an nn.Module class built as Class(channels); or FILE:CLASS")
-    check.add_argument("--class", dest="class_name", metavar="NAME",
-                       help="which class, if the file holds several")
-    json_option(check)
+    add_teaching_commands(commands)
 
     bench = add_command(commands, "bench", "ratios measured on this machine", run_bench,
                         ("mrla bench attention", "mrla bench engine"))
@@ -157,7 +138,7 @@ def _what_this_machine_lacks(error: Exception) -> str | None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run a command; with --json, what it prints goes to stderr, and its record alone to stdout."""
-    if not getattr(arguments, "json", False):
+    if getattr(arguments, "json", False) is not True:       # or the name of a file to write it to
         outcome = arguments.function(arguments)
         return outcome[0] if isinstance(outcome, tuple) else outcome
     with redirect_stdout(sys.stderr):

@@ -142,8 +142,18 @@ def _rename(name, new):
 
 # Telling where it went wrong
 
+class Told(Exception):
+    """An exception of code that ran in another process: its first line, and that with where it came from."""
+
+    def __init__(self, text: str, place: str):
+        super().__init__(text)
+        self.text, self.place = text, place
+
+
 def first_line(error: BaseException) -> str:
     """An exception on one line, its type first."""
+    if isinstance(error, Told):
+        return error.text
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -154,6 +164,8 @@ def where(error: BaseException, attention: type[nn.Module] | None = None) -> str
     If it went through none, as where a call does not fit the class, then with the line where `attention`
     begins. Of a module that lies beside the file it says how to import it.
     """
+    if isinstance(error, Told):
+        return error.place
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _FILES]
     if frames:
         place = f"({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})"

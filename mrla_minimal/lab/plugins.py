@@ -66,7 +66,7 @@ class OwnAttention:
         """
         if self.sum:
             return self
-        path, here = _existing(self.path), Path.cwd()
+        path, here = existing(self.path), Path.cwd()
         if path.resolve().is_relative_to(here):     # one spelling, and no folder of this machine
             path = path.resolve().relative_to(here)
         return replace(self, path=path.as_posix(), sum=_read(path)[1])
@@ -96,7 +96,7 @@ class OwnAttention:
     def keep_copy(self, run_dir: str | Path) -> None:
         """Put the version of the file that is trained into its run's folder, whole, where `load` looks too.
         """
-        source, now = _read(_existing(self.path))
+        source, now = _read(existing(self.path))
         # if not, it was changed this moment: the process has what it loaded, and there is no copy
         if now == self.sum:
             replace_file(self._places(run_dir)[-1], lambda file: file.write(source))
@@ -128,7 +128,7 @@ def load_class(path: str | Path, class_name: str | None = None) -> type[nn.Modul
 
     Raises ValueError if the file is not there or does not run, or if it is not clear which class is meant.
     """
-    path = _existing(path)
+    path = existing(path)
     return _class_of(run_file(path, _read(path)[0]), path, class_name)
 
 
@@ -137,7 +137,7 @@ def load_one(path: str | Path, kind: type[T]) -> T:
 
     ValueError as `load_class`, or unless it is exactly one.
     """
-    path = _existing(path)
+    path = existing(path)
     made = vars(run_file(path, _read(path)[0])).values()
     found = {id(value): value for value in made if isinstance(value, kind)}
     if len(found) != 1:
@@ -145,7 +145,8 @@ def load_one(path: str | Path, kind: type[T]) -> T:
     return found.popitem()[1]
 
 
-def _existing(path):
+def existing(path: str | Path) -> Path:
+    """The path, if it is a Python file that is there; ValueError if not."""
     path = Path(path)
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"{path} must be a Python file, *.py, that exists")

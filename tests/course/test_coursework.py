@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mrla_minimal.course import submissions
 from mrla_minimal.course.checks import coursework
 from mrla_minimal.course.checks.coursework import CHECKS
 from mrla_minimal.lab import cli
@@ -293,6 +294,13 @@ def no_quiz(monkeypatch):
     monkeypatch.setattr(coursework, "quiz_verdict", lambda attention, question, progress: "not run here")
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """`mrla check` runs the file in this process: that another finds the same, test_submissions.py says."""
+    monkeypatch.setattr(submissions, "check_apart",
+                        lambda path, class_name, *_, **__: coursework.grade(path, class_name))
+
+
 def all_pass(results):
     return [result["passed"] for result in results] == [True] * len(CHECKS) + [None] * len(
         coursework.REPORTED
@@ -463,7 +471,7 @@ def test_the_quiz_shows_how_far_it_is(write, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_exit_status_0_and_a_line_for_each_check(write, no_quiz, capsys):
+def test_exit_status_0_and_a_line_for_each_check(write, here, no_quiz, capsys):
     assert cli.main(["check", str(write(LIGHT))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("[OK]") for line in lines) == len(CHECKS)
@@ -476,7 +484,7 @@ def test_exit_status_0_and_a_line_for_each_check(write, no_quiz, capsys):
     assert lines[-1] == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
 
 
-def test_exit_status_1_when_a_check_fails(write, no_quiz, capsys):
+def test_exit_status_1_when_a_check_fails(write, here, no_quiz, capsys):
     assert cli.main(["check", str(write(BASE.replace("else list(memory)", "else memory")))]) == 1
     assert "[FAIL] memory is a value: layer 2 changes the memory" in capsys.readouterr().out
 
@@ -490,14 +498,14 @@ def test_exit_status_1_when_a_check_fails(write, no_quiz, capsys):
     (LIGHT + BASE, [], "its classes: MyLight, MyBase"),
     (LIGHT, ["--class", "Other"], "must name an nn.Module class"),
 ])
-def test_exit_status_2_and_one_line_for_bad_input(write, tmp_path, capsys, source, options, words):
+def test_exit_status_2_and_one_line_for_bad_input(write, here, tmp_path, capsys, source, options, words):
     path = tmp_path / "missing.py" if source is None else write(source)
     assert cli.main(["check", str(path), *options]) == 2
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
-def test_class_chooses_among_several(write, no_quiz, capsys):
+def test_class_chooses_among_several(write, here, no_quiz, capsys):
     path = write(LIGHT + BASE)
     assert cli.main(["check", str(path), "--class", "MyBase"]) == 0
     assert "grows with depth" in capsys.readouterr().out

@@ -1,13 +1,13 @@
-"""`mrla check FILE`: grade a layer attention of your own.
+"""Grade a layer attention of your own.
 
 By what all of them share (signature.py), and by what training asks of them (as_trained.py).
 
-The file holds one nn.Module class that is built as Class(channels), or several and one is named. It is run in
-this process: what its code does to files or to the network is not held back. Grade strangers' files where
-that does no harm.
+The file holds one nn.Module class that is built as Class(channels), or several and one is named. `grade` runs
+it in this process, where its code may do and change what it likes: it is for your own files. `mrla check`
+and submissions.py ask the same of code that runs in a process of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -63,22 +63,25 @@ def grade(path: str | Path, class_name: str | None = None, quiz: bool = True,
     Raises ValueError as `load_class` does; whatever the class itself raises is a failed check.
     """
     with plain_defaults():
-        attention = load_class(path, class_name)
-        results = []
-        for name, check in tqdm(CHECKS.items(), desc="checks", leave=False, disable=not progress):
-            passed, text = _outcome(check, attention)
-            results.append({"check": name, "passed": passed, "text": text})
-            if name in NEEDED and not passed:
-                text = "the other checks were not run: they need what this one asks for"
-                return [*results, {"check": "note", "passed": None, "text": text}]
-        reported = dict(REPORTED)
-        if quiz:
-            for question in QUESTIONS:
-                asked = partial(quiz_verdict, question=question, progress=progress)
-                reported[f"corridor quiz, {question} question"] = asked
-        for name, check in reported.items():
-            results.append({"check": name, "passed": None, "text": _outcome(check, attention)[1]})
-        return results
+        return list(findings(load_class(path, class_name), quiz, progress))
+
+
+def findings(attention: Attention, quiz: bool = True, progress: bool = True) -> Iterator[dict]:
+    """All checks on a class, one after the other, each as `grade` gives it."""
+    for name, check in tqdm(CHECKS.items(), desc="checks", leave=False, disable=not progress):
+        passed, text = _outcome(check, attention)
+        yield {"check": name, "passed": passed, "text": text}
+        if name in NEEDED and not passed:
+            text = "the other checks were not run: they need what this one asks for"
+            yield {"check": "note", "passed": None, "text": text}
+            return
+    reported = dict(REPORTED)
+    if quiz:
+        for question in QUESTIONS:
+            reported[f"corridor quiz, {question} question"] = partial(
+                quiz_verdict, question=question, progress=progress)
+    for name, check in reported.items():
+        yield {"check": name, "passed": None, "text": _outcome(check, attention)[1]}
 
 
 def report(results: list[dict]) -> str:
