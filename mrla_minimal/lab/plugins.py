@@ -91,7 +91,12 @@ class OwnAttention:
                                  "train anew, or bring that version back")
             _VERSIONS[key] = run_file(place, found[place][0])
         attention = _class_of(_VERSIONS[key], path, wanted.class_name)
-        return lambda channels: build(attention, channels, path)
+
+        def build_it(channels, **shared):
+            return build(attention, channels, path, **shared)
+
+        build_it.shared_part = getattr(attention, "shared_part", None)      # hosting.sharing looks for it
+        return build_it
 
     def keep_copy(self, run_dir: str | Path) -> None:
         """Put the version of the file that is trained into its run's folder, whole, where `load` looks too.
@@ -106,14 +111,14 @@ class OwnAttention:
         return [path] if run_dir is None else [path, Path(run_dir) / path.name]
 
 
-def build(attention: type[nn.Module], channels: int, path: str | Path) -> nn.Module:
-    """attention(channels), a class of the file `path`. ValueError, with the line, if it is not built so.
+def build(attention: type[nn.Module], channels: int, path: str | Path, **shared: nn.Module) -> nn.Module:
+    """attention(channels, **shared), a class of the file `path`. ValueError, with the line, if it cannot be.
 
     What it imports meanwhile is looked for beside its file first, as when the file ran.
     """
     try:
         with running_again(attention.__module__):
-            return attention(channels)
+            return attention(channels, **shared)
     except (Exception, SystemExit) as error:
         name = attention.__name__
         raise ValueError(f"{path}: {name} must be built as {name}(channels), "

@@ -13,6 +13,7 @@ import torch
 from tiny import tiny_cifar
 
 from mrla_minimal import MRLALight, cifar_resnet
+from mrla_minimal.hosting import attention_factory
 from mrla_minimal.lab import cli, cost_tables, data, evidence, plugins
 from mrla_minimal.lab.engine import TrainConfig, build_model, run
 from mrla_minimal.lab.evidence import running
@@ -94,6 +95,13 @@ def test_the_model_is_made_of_the_files_class(folder):
     assert {type(block.layer_attention).__name__ for stage in model.stages for block in stage} == {"LastTwo"}
     for name, value in other.state_dict().items():      # the host starts as every variant of this seed does
         assert torch.equal(model.state_dict()[name], value)
+
+
+def test_the_layers_of_a_stage_share_what_the_files_class_says(folder):
+    source = "from mrla_minimal.family.dynamic import DLABase\n\nclass Mine(DLABase):\n    pass\n"
+    (folder / "shares.py").write_text(source, encoding="utf-8")
+    build = attention_factory(OwnAttention("shares.py").load(), None)
+    assert build(8).unit is build(8).unit and build(16).unit.channels == 16
 
 
 def test_a_file_runs_once_in_a_process_and_again_when_changed(folder):
