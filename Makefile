@@ -5,7 +5,7 @@ PYTEST = MRLA_OFFLINE=1 $(BIN)/python -m pytest -n 2
 # Every output of 00 to 06 is compared (strict); 07 to 12 train and time, and only their tagged cells are (lax).
 NBVAL = --dist loadfile --nbval-cell-timeout 120
 
-.PHONY: train lab test test-slow notebooks
+.PHONY: train lab test test-slow notebooks site test-site
 
 train: .venv/train
 	$(BIN)/mrla train
@@ -24,6 +24,12 @@ test-slow: .venv/test
 notebooks: .venv/test
 	MRLA_OFFLINE=1 $(BIN)/python notebooks/run_all.py
 
+site: .venv/site
+	$(BIN)/python site/build.py
+
+test-site: site
+	$(BIN)/python -m pytest site/tests
+
 # One stamp file for each set of extras; a change of what is wanted installs again. The scripts in an environment name
 # its place, so one that was moved, or came with a copied folder, is made anew.
 IN_PLACE = grep -qsF -e '!$(CURDIR)/.venv/' -e '"$(CURDIR)/.venv/' -e ' $(CURDIR)/.venv/' $(BIN)/pip
@@ -33,7 +39,8 @@ MOVED := $(if $(wildcard .venv),$(shell $(IN_PLACE) || echo moved))
 .venv/train: EXTRAS =
 .venv/course: EXTRAS = [course]
 .venv/test: EXTRAS = [test]
-.venv/train .venv/course .venv/test: pyproject.toml constraints.txt $(MOVED)
+.venv/site: EXTRAS = [site]
+.venv/train .venv/course .venv/test .venv/site: pyproject.toml constraints.txt $(MOVED)
 	@$(IN_PLACE) && $(BIN)/python -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 	{ $(PYTHON) -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 	  { echo "$(PYTHON) must be Python 3.11 or newer that can make virtual environments (on Debian and Ubuntu:" \

@@ -1,0 +1,39 @@
+"""What people can play with: it answers to the keyboard, and shows what its script counts.
+
+That the script counts what the library counts is tests/test_keeps.py.
+"""
+
+import pytest
+
+from conftest import HTML
+
+pytestmark = pytest.mark.skipif(not HTML.exists(), reason="the site is not built: make site")
+SHOWN = """() => [...document.querySelectorAll(".explorable tbody tr")].map(row => ({
+  name: row.querySelector("th").textContent,
+  values: [...row.querySelectorAll("td")].map(cell => Number(cell.dataset.value)),
+  texts: [...row.querySelectorAll("td")].map(cell => cell.textContent),
+}))"""
+
+
+@pytest.mark.parametrize("page_name", ["what_a_layer_keeps.html", "notebooks/11_what_it_costs.html"])
+def test_what_a_layer_keeps_answers_to_the_keyboard(opened, page_name):
+    page, complaints = opened(1280)
+    page.goto((HTML / page_name).as_uri())
+    for key, presses, value in (("layers", ["ArrowRight", "ArrowRight"], 11), ("channels", ["Home"], 8),
+                                ("size", ["ArrowLeft"], 28), ("batch", ["End"], 256)):
+        slider = page.locator(f".explorable input[name={key}]")
+        slider.focus()
+        for press in presses:
+            page.keyboard.press(press)
+        assert slider.get_attribute("aria-valuetext") == str(value)
+    counted = page.evaluate("countMemories({layers: 11, channels: 8, size: 28, batch: 256})")
+    for row, one in zip(page.evaluate(SHOWN), counted, strict=True):
+        values = [one["handed"], one["handedBytes"] / 2**20, one["kept"], one["keptBytes"] / 2**20,
+                  one["macs"] / 1e6]
+        assert row["name"] == one["name"] and row["values"] == pytest.approx(values, rel=1e-6)
+        for text, value, digits in zip(row["texts"], values, (0, 2, 0, 2, 2), strict=True):
+            assert len(text.partition(".")[2]) == digits
+            assert float(text.replace(",", "")) == pytest.approx(value, abs=0.500001 * 10**-digits)
+    words = page.locator(".explorable svg").get_attribute("aria-label")
+    assert "For 11 layers: Eq. 4 77, MRLA-base 22" in words
+    assert complaints == []
