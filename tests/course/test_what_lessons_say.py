@@ -205,7 +205,8 @@ def difference(summary, a, b):
 def test_08_opens_with_what_all_records_say():
     said(lesson("08").cells[0].source,
          "**Found so far** Where choice or memory must help, it is found, by more than ten points of "
-         "accuracy. On CIFAR-10 itself nothing is decided.")
+         "accuracy. On CIFAR-10 itself one thing is decided: carrying the attention's last output makes a "
+         "small ResNet learn a little faster. Whether it ends better is open.")
     (opening,) = [cell.source for cell in lesson("08").cells if cell.id == "08-101"]
     found = overview(summaries(RESULTS))
     said(opening, "1. **The measurement can see:** where choice must help (the corridor), MRLA-base gains "
@@ -215,21 +216,24 @@ def test_08_opens_with_what_all_records_say():
     assert 26 < points(finals("amnesia-15"), "mrla-light", "depthwise") < 34
     for suite, name in (("corridor-width4", "mrla-base - uniform"), ("amnesia-15", "mrla-light - depthwise")):
         assert contrasts(suite)[name].interval[0] > 0
-    said(opening, "2. **On CIFAR-10 itself nothing is decided:** no primary contrast of our small nets says "
-                  "that layer attention helps, or that it does not.")
+    said(opening, "2. **On CIFAR-10 itself one primary contrast is decided:** a memory lowers the loss of "
+                  "the first epoch, by 0.04 nat.")
     asked = [each.contrast for each in found.losses + found.accuracies if each.contrast.primary]
-    assert {row.reading for row in asked} <= UNDECIDED
-    said(opening, "3. **That is not \"no effect\":** the seeds are too few so far")
-    assert not any(row.reading.startswith("within") for row in asked)
+    (decided,) = [row for row in asked if row.reading not in UNDECIDED]
+    assert (decided.name, decided.reading) == ("memory", "lowers the loss")
+    assert decided.name in contrasts("first-epoch-thin56") and round(decided.mean, 2) == -0.04
+    said(opening, "3. **Everything else is open:** what the gate is worth")
     said(opening, "A ReLU after the norm makes the first epoch slow: depthwise with that ReLU and the plain "
                   "mean, which has it too, lie close together and far behind depthwise.")
     means = {name: mean(runs.values())
              for name, runs in read_summary("first-epoch-thin56").values["first_epoch_loss"].items()}
     behind = [means[name] - means["depthwise"] for name in ("depthwise-relu", "uniform")]
     assert min(behind) > 0.3 and abs(behind[0] - behind[1]) < min(behind) / 3
-    said(opening, "And the six variants of our four-epoch pilot are *not* all equal.")
-    equal = read_summary("cifar10-thin56-cpu").omnibus
-    assert equal.variants == 6 and max(equal.p, equal.permuted) < 0.05
+    said(opening, "And neither the six variants of our four-epoch pilot nor the four of the ten-epoch suite "
+                  "are all equal.")
+    for suite, variants in (("cifar10-thin56-cpu", 6), ("scratch-gpu", 4)):
+        equal = read_summary(suite).omnibus
+        assert equal.variants == variants and max(equal.p, equal.permuted) < 0.05
 
 
 def test_08_says_what_the_amnesia_nets_show():
@@ -255,14 +259,33 @@ def test_08_says_what_the_first_epoch_shows():
     said(words, "Uniform lies close to depthwise-relu: most of its distance to depthwise is the ReLU's "
                 "price, not that of averaging layers.")
     assert mean(relu) > 0.7 * mean(difference(summary, "uniform", "depthwise"))
-    said(words, "Memory and gate move the loss by less than a fifth of that, and neither is decided.")
+    text = markdown(lesson("08"))
+    said(text, "It lowers the loss in all seeds but one, by less than a tenth of what the ReLU costs, and the "
+               "test holds after Holm. How it compares with the margin is not settled: 0.03 nat lies inside "
+               "the interval. The gate is undecided.")
     effects = {row.name: row for row in summary.contrasts if row.b is None and row.primary}
-    assert effects.keys() == {"memory", "gate"}
-    for row in effects.values():
-        assert abs(row.mean) < mean(relu) / 5 and row.reading in UNDECIDED
-    said(words, "Base minus uniform changes its sign with the seed.")
+    memory, gate = effects["memory"], effects["gate"]
+    assert sum(each > 0 for each in memory.differences.values()) == 1 and -memory.mean < mean(relu) / 10
+    assert memory.adjusted < 0.05 and memory.interval[0] < -0.03 < memory.interval[1] < 0
+    assert gate.reading == "undecided"
+    said(text, "Base minus uniform changes its sign with the seed: in one seed, that of the highest rate, "
+               "base is far behind.")
     base = difference(summary, "mrla-base", "uniform")
     assert min(base) < 0 < max(base)
+
+
+def test_08_says_what_ten_epochs_show():
+    words, summary = shown_below(lesson("08"), "08-114"), read_summary("scratch-gpu")
+    said(words, "(b). The plain mean learns far more slowly at first, and has caught up with most of it by the "
+                "tenth epoch.")
+    first, last = (summary.values[measure] for measure in ("first_epoch_loss", "test_loss"))
+    behind = [mean(values["uniform"].values()) - mean(values["depthwise"].values()) for values in (first, last)]
+    assert 0.4 < behind[0] < 0.6 and 0 < behind[1] < behind[0] / 5
+    said(words, "MRLA-light is ahead of depthwise in each seed, by less than a point; base and the plain mean "
+                "take turns. With three seeds both stay estimates.")
+    light, base = (difference(summary, *pair) for pair in SUITES["scratch-gpu"].primary[::-1])
+    assert 0 < min(light) and max(light) < 0.01 and min(base) < 0 < max(base)
+    assert {row.reading for row in summary.contrasts} == {ESTIMATE}
 
 
 def test_08_says_what_one_seed_of_the_pilot_would_have_claimed():
@@ -302,9 +325,9 @@ def test_09_says_what_the_amnesia_records_show():
     said(words, "**The released light gets none of it**: it lies where `depthwise` lies.")
     assert abs(rows["mrla-light-released - depthwise"].mean) < 0.01
     said(words, "No gain shows of the gate over the carry alone, nor of base's choice over the mean")
-    said(words, "both intervals contain 0, and both are several points wide")
+    said(words, "both intervals contain 0, and both are a few points wide")
     for row in (rows["mrla-light - depthwise-carry"], rows["mrla-base - uniform"]):
-        assert holds_zero(row) and 0.03 < row.interval[1] - row.interval[0]
+        assert holds_zero(row) and 0.02 < row.interval[1] - row.interval[0]
 
 
 def test_09_says_what_the_first_epochs_records_show():
@@ -325,15 +348,15 @@ def test_09_says_what_the_first_epochs_records_show():
     said(words, "Against `depthwise-relu`, which shares the ReLU, most of it is gone.")
     assert rows["uniform - depthwise-relu"].mean < rows["uniform - depthwise"].mean / 2
     whole = markdown(notebook)
-    said(whole, "Of the two parts of light the memory is ahead so far: it lowers the loss a little, and its "
-                "interval lies below 0. The gate's mean is on the bad side, and its interval contains 0. "
-                "With fewer than eight seeds both are estimates, and no tests.")
-    assert -0.1 < rows["memory"].mean < rows["memory"].interval[1] < 0
-    assert rows["gate"].mean > 0 and holds_zero(rows["gate"])
-    assert rows["gate"].n < 8
+    said(whole, "Of the two parts of light **the memory helps**: it lowers the loss, by less than a tenth of "
+                "what the ReLU costs, and the test holds after Holm's adjustment.")
+    assert rows["memory"].reading == "lowers the loss" and -rows["memory"].mean < relu.mean / 10
+    said(whole, "The gate's mean is on the bad side, and its interval contains 0: undecided.")
+    assert rows["gate"].mean > 0 and rows["gate"].reading == "undecided"
     said(shown_below(notebook, "09-38"), "Both lines fall from left to right, nearly in parallel")
     assert means["depthwise-carry"] < means["depthwise"] and means["mrla-light"] < means["depthwise-gated"]
-    assert holds_zero(rows["memory x gate"])
+    said(markdown(notebook), "Their interaction lies within the margin.")
+    assert rows["memory x gate"].reading.startswith("within 0.03 nat")
     assert abs(rows["memory x gate"].mean) < abs(rows["memory"].mean)
 
 
@@ -359,12 +382,17 @@ def test_09_says_what_the_start_of_the_queries_does():
     shared = sorted(set.intersection(*(set(losses[name]) for name in asked)), key=rates.get)
     behind = {name: [losses[name][seed] - losses["uniform"][seed] for seed in shared]
               for name in asked[1:]}
-    said(words, "At the two lowest rates base learns about as fast as the uniform mean.")
-    assert all(abs(more) < 0.15 for more in behind["mrla-base"][:2])
-    said(words, "At the highest it is far behind, by more than half a nat.")
-    assert behind["mrla-base"][-1] > 0.5
-    said(words, "Begun with queries of 0 it is ahead even there.")
-    assert behind["base-zero-query"][-1] < 0
+    said(words, "In most seeds base, its zero-query start and the uniform mean lie within 0.12 nat of each "
+                "other, and either may be ahead.")
+    for gaps in behind.values():
+        near = [gap for gap in gaps if abs(gap) < 0.12]
+        assert len(near) > len(gaps) / 2 and min(near) < 0 < max(near)
+    said(words, "At the highest rate base is far behind, by more than half a nat; at the rate just below it is "
+                "ahead.")
+    assert behind["mrla-base"][-1] > 0.5 and behind["mrla-base"][-2] < 0
+    early = [gap for seed, gap in zip(shared, behind["mrla-base"], strict=True) if seed < 5]
+    said(words, "When there were five seeds, that run looked like a rule")
+    assert len(early) == 5 and len(shared) == 9 and early[-1] > 0.5
 
 
 def cell_below(notebook, words):
@@ -486,6 +514,18 @@ def test_10_says_what_the_pilots_interventions_show():
             frozen, other = taken[variant, "mean", refitted], taken[variant, "shuffle", refitted]
             assert all(-2.5 < one < -1 for one in frozen), (variant, frozen)
             assert all(two < one for one, two in zip(frozen, other, strict=True))
+
+
+def test_10_says_what_ten_epochs_interventions_show():
+    words = shown_below(lesson("10"), "10-74")
+    said(words, "After ten epochs two of base's three nets do lose by a fixed table, four times the standard "
+                "error and more.")
+    found = {name: [change(record, "mean", True) for record in interventions("scratch-gpu")
+                    if record["variant"] == name] for name in ("mrla-base", "mrla-light")}
+    errors = {name: [lost / error for lost, error in nets] for name, nets in found.items()}
+    assert len(errors["mrla-base"]) == 3 and sum(each < -4 for each in errors["mrla-base"]) == 2
+    said(words, "Light's gates are used as before.")
+    assert all(each < -3 for each in errors["mrla-light"])
 
 
 def test_10_says_what_its_own_interventions_show():
