@@ -222,6 +222,9 @@ def test_08_opens_with_what_all_records_say():
     (decided,) = [row for row in asked if row.reading not in UNDECIDED]
     assert (decided.name, decided.reading) == ("memory", "lowers the loss")
     assert decided.name in contrasts("first-epoch-thin56") and round(decided.mean, 2) == -0.04
+    said((ROOT / "README.md").read_text(encoding="utf-8"),
+         "on CIFAR-10 a memory makes a small ResNet learn a little faster; what choosing is worth, and who ends "
+         "better, is open")
     said(opening, "3. **Everything else is open:** what the gate is worth")
     said(opening, "A ReLU after the norm makes the first epoch slow: depthwise with that ReLU and the plain "
                   "mean, which has it too, lie close together and far behind depthwise.")
