@@ -76,6 +76,14 @@ def test_what_they_point_to_is_there(name):
             assert any((place / path).exists() for place in places), path
 
 
+def test_the_lecture_plans_name_lessons_that_are_there():
+    text = (ROOT / "notebooks" / "lecture_plan.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    named = {number for row in rows for number in re.findall(r"\b\d\d\b", row[2])}
+    there = {path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    assert {f"{number:02}" for number in range(12)} <= named <= there
+
+
 @pytest.mark.slow
 def test_the_wheel_works_from_another_folder(tmp_path):
     source = tmp_path / "source"        # building leaves folders beside what it builds

@@ -59,6 +59,13 @@ HOSTILE = {
                     setattr(module, name, lambda *args, **more: (True, "passed"))
         coursework._outcome = lambda *args: (True, "passed")
         memory = None""", "depth: another X^1 does not change what layer 2 puts out"),
+    "answers of its own": ("""
+        import os
+        for number in range(3, 40):
+            try:
+                os.write(number, bytes(64))
+            except OSError:
+                pass""", "process: the process answers what it was not asked"),
     "reading what is expected": ("""
         import gc, sys
         frame, found = sys._getframe(), [x]
@@ -125,7 +132,7 @@ def found_in(remote, path, quiz=False):
     return list(coursework.findings(remote.load(path), quiz=quiz, progress=False))
 
 
-@pytest.mark.parametrize("source", [LIGHT, BASE], ids=["light", "base"])
+@pytest.mark.parametrize("source", [LIGHT, pytest.param(BASE, marks=pytest.mark.slow)], ids=["light", "base"])
 def test_the_lines_are_those_of_the_grader_that_runs_the_file_itself(remote, write, source):
     path = write(source)
     assert found_in(remote, path) == coursework.grade(path, quiz=False, progress=False)
@@ -322,6 +329,7 @@ def test_a_file_that_holds_something_else_is_not_written_over(write, tmp_path, n
         assert other.read_text(encoding="utf-8") == content
 
 
+@pytest.mark.slow
 def test_a_file_whose_process_ends_while_it_is_loaded_is_not_gradable(write, capsys):
     assert cli.main(["check", str(write("import os\nos._exit(0)\n"))]) == 2
     err = capsys.readouterr().err

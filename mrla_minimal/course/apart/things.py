@@ -5,16 +5,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mrla_minimal.course.apart.whole import become, is_whole, put_together, taken_apart
-from mrla_minimal.course.apart.wire import Foul
+from mrla_minimal.course.apart.whole import become, is_whole, put_together, state_of, taken_apart
 from mrla_minimal.course.apart.worker import LAYERS
 
 if TYPE_CHECKING:
     from mrla_minimal.course.apart.remote import Remote
 
 PARTS = {kind.__name__: kind for kind in (nn.Conv1d, nn.Conv2d, nn.Linear, nn.Identity)}
-# What a wrong answer may do to the code that reads it
-FOUL = (Foul, ValueError, TypeError, RuntimeError, LookupError, AttributeError)
+# What an answer of the wrong kind may do to the code that reads it: whoever holds the other end may send it
+FOUL = Exception
 
 
 class RemoteModule(nn.Module):
@@ -33,7 +32,7 @@ class RemoteModule(nn.Module):
         """Parts, parameters and buffers as they are told; what is here already keeps its place."""
         for name, value in told["said"].items():
             setattr(self, name, value is True)
-        here = _state_of(self)
+        here = state_of(self)
         for part in told["modules"]:
             module = _part(self, part)
             for name, tensor, needs_gradient, number in part["parameters"]:
@@ -49,7 +48,7 @@ class RemoteModule(nn.Module):
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """What the module over there returns."""
         watch = [name for name, part in self.named_modules() if part._forward_hooks and name]
-        answer = self._remote.call(self._number, arguments, named, _state_of(self), watch)
+        answer = self._remote.call(self._number, arguments, named, state_of(self), watch)
         try:
             self._take(answer["state"])
             for name, output in answer["seen"]:
@@ -65,7 +64,7 @@ class RemoteModule(nn.Module):
             self._make(state)
             state = {f"{part['name']}.{name}".lstrip("."): value for part in state["modules"]
                      for name, value, *_ in [*part["parameters"], *part["buffers"]]}
-        here = _state_of(self)
+        here = state_of(self)
         for name, value in (state or {}).items():
             here[name].copy_(value)
 
@@ -76,8 +75,8 @@ class RemoteModule(nn.Module):
 
     def __deepcopy__(self, memo: dict) -> "RemoteModule":
         twin = self._remote.ask("duplicate", target=self._number)["value"]
-        theirs = _state_of(twin)
-        for name, tensor in _state_of(self).items():
+        theirs = state_of(twin)
+        for name, tensor in state_of(self).items():
             theirs[name].data = tensor.detach().clone()
         return twin
 
@@ -175,11 +174,6 @@ def _part(module, told):
                 made._parameters[of] = None     # theirs is registered in its place
         holder.add_module(name, made)
     return holder._modules[name]
-
-
-def _state_of(module):
-    return {**dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def write_back(old: Any, new: Any) -> None:

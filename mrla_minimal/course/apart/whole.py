@@ -7,6 +7,7 @@ classes that it knows already, without calling them, and gives them numbers, tex
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 OURS, TORCHS = "mrla_minimal.", "torch.nn.modules."
@@ -70,6 +71,12 @@ def become(module: nn.Module, other: nn.Module) -> None:
     module.load_state_dict(other.state_dict())
     for name, part in other.named_modules():
         vars(module.get_submodule(name)).update(_plain_of(part))
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's parameters and buffers, all of them, by all their names."""
+    return {**dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def _plain_of(module):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+LARGEST_HEADER = 2**24
 LARGEST = 2**28         # bytes of a message: a batch of the largest maps takes a hundredth
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
@@ -71,6 +72,8 @@ def pack(value: Any, describe: Callable[[object], Any] | None = None) -> tuple[b
         listed.append([NAMES[tensor.dtype], list(tensor.shape), order, tensor.requires_grad])
         parts.append(data)
     header = json.dumps([tree, listed]).encode()
+    if len(header) > LARGEST_HEADER:
+        raise ValueError(f"what is handed over has too many parts ({len(tensors)} tensors)")
     message = b"".join([struct.pack("<I", len(header)), header, *parts])
     if len(message) > LARGEST:
         raise ValueError(f"{len(message)} bytes are more than can be handed over ({LARGEST})")
@@ -101,6 +104,8 @@ def unpack(message: bytes, restore: Callable[[Any], object] | None = None,
     """
     try:
         (length,) = struct.unpack_from("<I", message)
+        if length > LARGEST_HEADER:     # a few bytes of JSON are many of Python's
+            raise Foul(f"a header of {length} bytes")
         tree, listed = json.loads(message[4 : 4 + length].decode())
         tensors, place = [], 4 + length
         for name, shape, order, needs_gradient in listed:
@@ -109,13 +114,13 @@ def unpack(message: bytes, restore: Callable[[Any], object] | None = None,
         places = [place for place, tensor in enumerate(tensors) if tensor.requires_grad]
     except Foul:
         raise
-    except (Exception, RecursionError) as error:
+    except Exception as error:
         raise Foul(f"{type(error).__name__} in a message") from error
     for place, tensor in zip(places, instead([tensors[place] for place in places]), strict=True):
         tensors[place] = tensor
     try:
         return _value(tree, tensors, restore)
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except Exception as error:
         raise Foul(f"{type(error).__name__} in a message") from error
 
 

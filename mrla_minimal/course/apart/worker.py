@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mrla_minimal.course.apart.whole import is_whole, put_together, taken_apart
+from mrla_minimal.course.apart.whole import is_whole, put_together, state_of, taken_apart
 from mrla_minimal.course.apart.wire import outline, pack, unpack
 from mrla_minimal.course.quiz_methods import Layers
 from mrla_minimal.hosting import sharing
@@ -217,7 +217,7 @@ class Worker:
 
     def _changed_state(self, module, state):
         """The parts anew where a call has made parameters or buffers; else the values that it has changed."""
-        now = _state_of(module)
+        now = state_of(module)
         if now.keys() != state.keys():
             return self._parts_of(module)
         changed = {name: value.detach() for name, value in now.items() if not torch.equal(value, state[name])}
@@ -240,17 +240,12 @@ class _OneCall(nn.Module):
         return self.thing(*self.arguments, **self.named)
 
 
-def _state_of(module):
-    return {**dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False))}
-
-
 def _take(module, state):
     """Let the module's parameters and buffers be those that the other end holds.
 
     By .data: of a value that is as before, autograd need not know.
     """
-    for name, tensor in _state_of(module).items():
+    for name, tensor in state_of(module).items():
         value = state.get(name)
         if value is not None and (value.dtype != tensor.dtype or not torch.equal(value, tensor)):
             tensor.data = value
