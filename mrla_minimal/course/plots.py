@@ -75,6 +75,8 @@ LABELS = {
     "mean-dla": "mean of v, rewritten",
     "layer-tagged": "Eq. 4, layers tagged",
     "layer, tagged": "Eq. 4, layers tagged",
+    "hyper-connections": "hyper-connections, 4 streams",
+    "rla": "RLA",
 }
 HATCHES = {
     "mean": "//",

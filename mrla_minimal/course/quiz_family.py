@@ -22,12 +22,12 @@ class VectorDenseFormer(nn.Module):
     def __init__(self, width: int, key_dim: int):
         super().__init__()
         self.value = OwnLinear(INPUTS, width)
-        self.by_layer = nn.Parameter(_exit_alone())
+        self.by_layer = nn.Parameter(exit_alone())
         self.weights = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weights(self.by_layer.expand(len(x), LAYERS))    # (batch, layers)
-        return _weighted(weights, self.value(x))                        # (batch, width)
+        return weighted(weights, self.value(x))                        # (batch, width)
 
 
 class VectorMUDDFormer(nn.Module):
@@ -40,12 +40,12 @@ class VectorMUDDFormer(nn.Module):
         self.leave = nn.Linear(hidden, LAYERS)
         nn.init.zeros_(self.leave.weight)
         with torch.no_grad():
-            self.leave.bias.copy_(_exit_alone())
+            self.leave.bias.copy_(exit_alone())
         self.weights = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weights(self.leave(F.gelu(self.enter(x[:, -1]))))        # (batch, layers)
-        return _weighted(weights, self.value(x))                        # (batch, width)
+        return weighted(weights, self.value(x))                        # (batch, width)
 
 
 class VectorAttentionResiduals(nn.Module):
@@ -69,7 +69,7 @@ class VectorAttentionResiduals(nn.Module):
         keys = F.rms_norm(values, values.shape[-1:]) if self.key is None else self.key(x)
         query = self.query(x[:, -1]) if isinstance(self.query, nn.Linear) else self.query
         logits = (keys * query[:, None]).sum(dim=-1)                    # (batch, layers)
-        return _weighted(self.weights(logits.softmax(dim=-1)), values)  # (batch, width)
+        return weighted(self.weights(logits.softmax(dim=-1)), values)  # (batch, width)
 
 
 class VectorBlockAttentionResiduals(nn.Module):
@@ -84,7 +84,7 @@ class VectorBlockAttentionResiduals(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sums = torch.stack([part.sum(dim=1) for part in self.value(x).split(self.block, dim=1)], dim=1)
         logits = F.rms_norm(sums, sums.shape[-1:]) @ self.query         # (batch, blocks)
-        return _weighted(logits.softmax(dim=-1), sums)                  # (batch, width)
+        return weighted(logits.softmax(dim=-1), sums)                  # (batch, width)
 
 
 class VectorKeyCorrelatedAttention(nn.Module):
@@ -103,7 +103,7 @@ class VectorKeyCorrelatedAttention(nn.Module):
         keys, query = self.key(x), self.query(x)[:, -1]                 # (batch, layers, d), (batch, d)
         weights = self.weights(keys.norm(dim=-1).clamp(max=10.0).softmax(dim=-1))       # (batch, layers)
         gate = (query * F.normalize(keys[:, -1], dim=-1)).sum(dim=-1, keepdim=True).sigmoid()
-        return gate * self.value(_weighted(weights, x))                 # (batch, width)
+        return gate * self.value(weighted(weights, x))                 # (batch, width)
 
 
 class HyperConnections(nn.Module):
@@ -139,7 +139,7 @@ class HyperConnections(nn.Module):
         streams = values.new_zeros(len(x), write.shape[-1], values.shape[-1])       # (batch, n, width)
         for t in range(LAYERS):
             streams = mix[t] @ streams + write[:, t, :, None] * values[:, t, None]
-        return _weighted(self.read(x)[:, -1].sigmoid(), streams)        # (batch, width)
+        return weighted(self.read(x)[:, -1].sigmoid(), streams)        # (batch, width)
 
 
 class RecurrentLayerAggregation(nn.Module):
@@ -167,12 +167,12 @@ class RecurrentLayerAggregation(nn.Module):
         return state
 
 
-def _exit_alone() -> Tensor:
+def exit_alone() -> Tensor:
     """The weights (LAYERS,) that read the exit, the last layer, alone."""
     return F.one_hot(torch.tensor(LAYERS - 1), LAYERS).float()
 
 
-def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+def weighted(weights: Tensor, values: Tensor) -> Tensor:
     """(batch, layers) and (batch, layers, width) -> (batch, width)."""
     return einsum(weights, values, "b layers, b layers c -> b c")
 

@@ -21,7 +21,8 @@ COURSE = [
     "00_start_here", "01_self_attention", "02_attention_that_runs_forward", "03_attention_across_layers",
     "04_recurrent_layer_attention", "05_mrla_on_feature_maps", "06_mrla_light", "07_training_a_small_resnet",
     "08_does_layer_attention_help", "09_which_part_matters", "10_looking_inside", "11_what_it_costs",
-    "12_vision_transformer",
+    "12_vision_transformer", "13_boxes_and_masks", "14_what_a_layer_may_know",
+    "15_a_memory_that_is_rewritten",
 ]
 TAUGHT_IN = {
     "attention": ("01",),
@@ -118,7 +119,7 @@ def library(module):
 
 
 SHIPPED = {}
-for module in ("shapes", *TAUGHT_IN, "course/quiz", "course/quiz_methods"):
+for module in ("shapes", *TAUGHT_IN, "course/quiz", "course/quiz_methods", "course/quiz_family"):
     SHIPPED |= library(module)
 BLOCKS = {"ResidualBlock": ("resnet", "05"), "TransformerBlock": ("vit", "12")}      # of the hosts
 SHIPPED |= {name: library(module)[name] for name, (module, _) in BLOCKS.items()}

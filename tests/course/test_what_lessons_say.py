@@ -7,6 +7,7 @@ import torch
 from test_notebooks import LESSONS, ROOT, markdown, number, printed, read
 
 from mrla_minimal import cifar_resnet
+from mrla_minimal.course import who_knows
 from mrla_minimal.lab.cost import count_macs
 from mrla_minimal.lab.engine import build_model, load_model
 from mrla_minimal.lab.engine.config import config_from_dict
@@ -25,6 +26,7 @@ from mrla_minimal.lab.evidence.measures import MEASURES
 from mrla_minimal.lab.evidence.overview import overview
 from mrla_minimal.lab.evidence.readings import ESTIMATE
 from mrla_minimal.lab.evidence.tables import summaries
+from mrla_minimal.lab.files import read_records
 
 RESULTS = ROOT / "data" / "results"
 UNDECIDED = {ESTIMATE, "undecided", "undecided after Holm"}
@@ -673,3 +675,33 @@ def test_11_says_what_the_pilots_records_show():
     accuracies = finals(name)
     assert round(points(accuracies, "mrla-light", "depthwise")) == 1
     assert min(points(accuracies, other, "plain") for other in ("mrla-light", "depthwise")) > 0
+
+
+# 14
+
+def test_14_says_what_the_three_questions_records_show():
+    notebook = lesson("14")
+    found = who_knows.verdicts(read_records(RESULTS / "who-knows.jsonl")[0])
+    solved = {method: [name for name, word in words.items() if word == "solved"]
+              for method, words in found.items()}
+    assert solved["base"] == ["number", "lamp", "colour"] and solved["denseformer"] == []
+    assert solved["mudd"] == ["number"]
+    for method in ("attnres", "light", "kcla", "hyper-connections", "rla"):
+        assert solved[method] == ["lamp"]
+    between = [(method, name) for method, words in found.items() for name, word in words.items()
+               if word == "between"]
+    assert between == [("hyper-connections", "number")]
+    text = markdown(notebook)
+    said(text, "Base solves all three questions. MUDDFormer solves *number* alone. Attention Residuals, "
+               "light, KCLA, hyper-connections and RLA solve *lamp* alone. DenseFormer solves none")
+    said(text, "One cell of the 24 lies between solved and not solved: hyper-connections on *number*.")
+    said(text, "(b). Base solves three, six others solve one each, and DenseFormer solves none.")
+    assert sum(map(len, solved.values())) == 9
+
+
+def test_14_draws_what_it_says_of_the_six_matrices():
+    differ, ranks = table(lesson("14"), "14-36"), table(lesson("14"), "14-39")
+    assert {name.split(" the two")[0].strip() for name, (number,) in differ.items() if number == 0.0} == {
+        "residual sum", "DenseFormer"}
+    assert {name.split()[0]: number for name, (number,) in ranks.items()} == {
+        "residual": 1, "MRLA-light": 1, "DenseFormer": 3, "MUDDFormer": 3, "Att.": 3, "MRLA-base": 3}

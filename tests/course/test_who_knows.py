@@ -1,6 +1,12 @@
 """The table of three questions and its 2 x 2: from made-up records, and from those that are committed."""
 
+from pathlib import Path
+
 from mrla_minimal.course import who_knows
+from mrla_minimal.course.quiz import METHODS
+from mrla_minimal.lab.files import read_records
+
+COMMITTED = Path(__file__).parents[2] / "data" / "results" / "who-knows.jsonl"
 
 
 def records_of(method, number, lamp, colour):
@@ -38,3 +44,17 @@ def test_the_table_shows_the_lowest_and_the_highest_seed():
 
 def test_an_empty_cell_has_its_row():
     assert len(who_knows.two_by_two(records_of("neither", (0.3,), (0.3,), (0.3,))).splitlines()) == 3
+
+
+def test_the_committed_records_fill_the_2_x_2():
+    records, complaints = read_records(COMMITTED)
+    assert not complaints and len(records) == 5 * 3 * len(who_knows.MEMORIES)
+    assert set(who_knows.MEMORIES) <= set(METHODS)
+    assert {record["steps"] for record in records} == {500} and {record["width"] for record in records} == {4}
+    found = who_knows.verdicts(records)
+    expected = {"denseformer": (False, False), "mudd": (True, False), "attnres": (False, True),
+                "light": (False, True), "kcla": (False, True), "base": (True, True)}
+    for method, (reader, writer) in expected.items():
+        said = {"number": reader, "lamp": writer, "colour": reader and writer}
+        assert found[method] == {name: "solved" if yes else "not solved" for name, yes in said.items()}
+    assert found["hyper-connections"]["number"] != "solved" and found["hyper-connections"]["lamp"] == "solved"

@@ -9,6 +9,7 @@ from tiny import tiny_cifar
 from tiny_suites import NETS, export_nets, run_nets
 
 from mrla_minimal.course.quiz_records import quiz_table
+from mrla_minimal.course.who_knows import three_questions_table, two_by_two
 from mrla_minimal.lab import cli, data
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint, read_config, train
 from mrla_minimal.lab.evidence import committed
@@ -176,6 +177,8 @@ def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
     assert all(f"{table.marker}\n```\n{table.text}\n```\n" in text for table in found)
     quiz_records = read_records(folder / "quiz.jsonl")[0]
     assert len(quiz_records) == 350 and quiz_table(quiz_records) in text
+    of_three_questions = read_records(folder / "who-knows.jsonl")[0]
+    assert three_questions_table(of_three_questions) in text and two_by_two(of_three_questions) in text
 
 
 def test_the_quiz_table_by_hand():
