@@ -142,7 +142,8 @@ class Detector(nn.Module):
 
     def _mask_logits(self, fine: Tensor, boxes: Tensor, image: Tensor, slot: Tensor) -> Tensor:
         """(objects, 14, 14): of the boxes (batch, most, 4) those at the places (image, slot)."""
-        return self.mask_head(roi_align(fine, boxes, MASK, stride=2)[image, slot])[:, 0]
+        # In half precision, coordinates would be off by whole pixels.
+        return self.mask_head(roi_align(fine.float(), boxes, MASK, stride=2)[image, slot])[:, 0]
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """{"class", "box", "mask"}, to be added up. Nothing in it waits for the device.
@@ -190,8 +191,11 @@ class Detector(nn.Module):
 
         Of two boxes of one class whose IoU is above `overlap` the better stays. Boxes end at the image's
         border; a mask is where its probability is above a half. Call it in evaluation mode.
+        Raises ValueError if what the points say is not finite.
         """
         fine, logits, boxes, _ = self(images)
+        if not (logits.isfinite().all() and boxes.isfinite().all()):
+            raise ValueError("not all scores and boxes of the detector are finite")
         height, width = images.shape[2:]
         border = boxes.new_tensor([width, height, width, height]).cpu()
         scores, places = logits.sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)

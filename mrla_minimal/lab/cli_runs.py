@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mrla_minimal.lab import engine
+from mrla_minimal.lab.cli_detect import add_detect_command, evaluate_detector
 from mrla_minimal.lab.cli_parser import (
     add_command,
     hushed,
@@ -22,7 +23,7 @@ DEVICES = "auto, cuda, cuda:1, mps or cpu (default: cpu)"
 
 
 def add_run_commands(commands: argparse._SubParsersAction) -> None:
-    evaluate = add_command(commands, "evaluate", "accuracy of a run or a checkpoint", run_evaluate,
+    evaluate = add_command(commands, "evaluate", "accuracy, or average precision, of a run", run_evaluate,
                            ("mrla evaluate runs/base",
                             "mrla evaluate runs/base --split train --device auto --json"))
     evaluate.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
@@ -47,6 +48,8 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     trust_option(predict)
     json_option(predict)
 
+    add_detect_command(commands, DEVICES)
+
     runs = add_command(commands, "runs", "list the runs in a folder", run_runs,
                        ("mrla runs", "mrla runs results --json"))
     runs.add_argument("folder", metavar="FOLDER", nargs="?",
@@ -70,6 +73,8 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[int, dict]:
 
     model, state = engine.load_model(arguments.run, arguments.device, arguments.trust)
     config = state["config"]
+    if TrainConfig(**config).detects:
+        return evaluate_detector(arguments, model, state, _model_of(state))
     if state["source"] not in (config["dataset"], "synthetic"):
         raise ValueError(f"{arguments.run} was trained on images of your own ({state['source']}), which "
                          "this command does not know; in Python: evaluate(load_model(RUN)[0], split)")

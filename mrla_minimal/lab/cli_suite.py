@@ -154,8 +154,9 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
     lines = committed.export_checkpoints(suite, records, "runs", data / "checkpoints",
                                          data / "results" / "checkpoints.jsonl", arguments.data_root)
     for line in lines:
-        rounded, before = 100 * line["rounded_test_accuracy"], 100 * line["test_accuracy"]
-        print(f"{data / 'checkpoints' / line['file']}: test accuracy {rounded:.2f} %, "
+        name = next(name for name in line if name.startswith("test_"))
+        rounded, before = 100 * line[f"rounded_{name}"], 100 * line[name]
+        print(f"{data / 'checkpoints' / line['file']}: {name.replace('_', ' ')} {rounded:.2f} %, "
               f"before rounding {before:.2f} %")
     print(f"{len(lines)} checkpoints written; those that were there already are left as they are")
     return 0, {"written": lines}

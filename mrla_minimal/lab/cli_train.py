@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 from mrla_minimal.lab import engine
+from mrla_minimal.lab.cli_detect import precision_text
 from mrla_minimal.lab.cli_parser import (
     add_command,
     folder_name,
@@ -21,6 +22,7 @@ from mrla_minimal.lab.cli_parser import (
 )
 from mrla_minimal.lab.cli_runs import describe_run
 from mrla_minimal.lab.engine import PRESETS, TrainConfig
+from mrla_minimal.lab.engine.presets import preset_for
 
 EXAMPLES = (
     "mrla train --layer-attention mrla-base --epochs 3 --name base",
@@ -33,7 +35,8 @@ def add_train_command(commands: argparse._SubParsersAction) -> None:
     train = add_command(commands, "train", "train one model", run_train, EXAMPLES,
                         "Train one model; the folder runs/NAME keeps it.")
     train.add_argument("--preset", choices=list(PRESETS),
-                       help="where the defaults come from (default: quick, or vit with --model vit)")
+                       help="where the defaults come from (default: quick; vit with --model vit, nuclei "
+                       "with --dataset nuclei, ...)")
     train.add_argument("--name", type=folder_name,
                        help="the run's folder under runs/ (default: after the model, the data and the seed)")
     train.add_argument("--out", metavar="FOLDER", help="the run's folder, anywhere, in place of runs/NAME")
@@ -73,12 +76,11 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 def config_of(arguments: argparse.Namespace, base: TrainConfig | None = None) -> TrainConfig:
     """`base`, or else the preset, with what was given on the command line in place of its own.
 
-    Without a preset it is the model's own short one: the recipe of a ResNet does not train a transformer.
+    Without a preset it is the own short one of the model, or of the dataset.
     """
     names = {entry.name for entry in dataclasses.fields(TrainConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    preset = arguments.preset or ("vit" if given.get("model") == "vit" else "quick")
-    base = base or TrainConfig(**PRESETS[preset])
+    base = base or TrainConfig(**PRESETS[arguments.preset or preset_for(given)])
     return dataclasses.replace(base, **given)
 
 
@@ -128,11 +130,15 @@ def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
         names = ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoint.pt", "curves.png")
         there = [name for name in names if (result.run_dir / name).exists()]
         print(f"run folder {result.run_dir}: {', '.join(there)}")
-    print(f"test accuracy {100 * result.test_accuracy:.2f} %")
     last = result.metrics[-1]
+    if config.detects:
+        print(f"average precision on test, in per cent\n{precision_text(last, 'test_')}")
+        reached = {name: value for name, value in last.items() if "AP" in name}
+    else:
+        print(f"test accuracy {100 * result.test_accuracy:.2f} %")
+        reached = {"test_accuracy": result.test_accuracy, "test_loss": last["test_loss"]}
     speed = result.images_per_second
     return 0, {"run": str(result.run_dir), "source": result.source, "precision": result.precision,
-               "test_accuracy": result.test_accuracy, "test_loss": last["test_loss"],
-               "epoch": last["epoch"], "step": last["step"],
+               **reached, "epoch": last["epoch"], "step": last["step"],
                "parameters": result.parameters, "training_seconds": result.seconds,
                "images_per_second": speed if math.isfinite(speed) else None}

@@ -47,9 +47,11 @@ class ByField:
         return summed_up(read_precision(self.hits, total, counts[self.field]).mean(axis=1))
 
 
-def by_field(found: Sequence[Found], fields: Sequence[str]) -> ByField:
+def by_field(found: Sequence[Found], fields: Sequence[str], levels: int | None = None) -> ByField:
     """What was found in images of one class of object, and in which of the fields, one name an image.
 
+    levels: round scores to so many parts of 1, and take what then is equal field by field. What takes room in
+    a text is the order of fields: with 200 levels it is a quarter as long, and AP moves by 0.01 points.
     Raises ValueError if there are several classes, or another number of names.
     """
     if len(found) != len(fields):
@@ -65,8 +67,10 @@ def by_field(found: Sequence[Found], fields: Sequence[str]) -> ByField:
         scores.append(image.scores[order])
         hits.append(match(image.overlaps[order]))
         places.append(np.full(len(order), number[name]))
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    return ByField(np.concatenate(places)[order], np.concatenate(hits, axis=1)[:, order], truths)
+    scores, places = np.concatenate(scores), np.concatenate(places)
+    order = np.argsort(-scores, kind="stable") if levels is None else \
+        np.lexsort((places, -np.round(levels * scores)))
+    return ByField(places[order], np.concatenate(hits, axis=1)[:, order], truths)
 
 
 def to_text(kept: ByField) -> str:

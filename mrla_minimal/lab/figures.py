@@ -132,7 +132,7 @@ def _whole_numbers(ticks: Iterable[float], last: int) -> list[float]:
 def plot_curves(
     metrics: Sequence[dict], path: str | Path | None = None, source: str = "cifar10",
 ) -> Figure | None:
-    """Loss and accuracy against epochs, left and right.
+    """Loss and accuracy against epochs, left and right; of a detector, average precision on the right.
 
     metrics: one run's list of epoch records, as in metrics.jsonl. A source other than CIFAR is written into
     the title. Returns the figure, or writes it to `path`.
@@ -142,13 +142,19 @@ def plot_curves(
     styles = {
         "train": ("#000000", "o", "-"), "validation": ("#E69F00", "D", "--"), "test": ("#0072B2", "s", "--"),
     }
-    sides = ((axes[0], "loss", 1, "mean cross-entropy"), (axes[1], "accuracy", 100, "accuracy (%)"))
+    loss, right = "mean cross-entropy", "accuracy"
+    for measure in ("box_AP", "mask_AP"):
+        if any(name.endswith(measure) for name in metrics[-1]):
+            loss, right = "mean loss", measure
+    title = right.replace("_", " ")
+    sides = ((axes[0], "loss", 1, loss), (axes[1], right, 100, f"{title} (%)"))
     for axis, what, scale, unit in sides:
         for split, (colour, marker, line) in styles.items():
             name = f"{split}_{what}"
             points = [(record["epoch"], scale * record[name]) for record in metrics if name in record]
-            if split == "train" and len(metrics) <= 10:    # a short run shows what happened within its epochs
-                parts = f"train_{what}_parts"
+            parts = f"train_{what}_parts"
+            if split == "train" and len(metrics) <= 10 and parts in metrics[-1]:
+                # a short run shows what happened within its epochs
                 points = [(record["epoch"] - 1 + number / len(record[parts]), scale * part)
                           for record in metrics for number, part in enumerate(record[parts], start=1)]
             if points:
@@ -160,9 +166,10 @@ def plot_curves(
         axis.set_xlim(left=0)
         axis.set_xticks(_whole_numbers(axis.get_xticks(), epochs[-1]) or epochs)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     axes[0].set_title("loss (train: as training saw the images)")
-    axes[1].set_title("accuracy")
+    axes[1].set_title(title)
     mark_source(figure, source)
     if path is None:
         return figure

@@ -55,6 +55,17 @@ def test_the_text_holds_it_all_and_is_small():
     assert len(to_text(kept)) < 200 and again.average_precision() == kept.average_precision()
 
 
+def test_rounded_scores_are_taken_field_by_field():
+    kept = by_field(found(), FIELDS, 3)
+    rounded = [np.round(3 * image.scores) for image in found()]
+    for level in range(3):
+        first = sum(int((scores > level).sum()) for scores in rounded)
+        some = kept.field[first : first + sum(int((scores == level).sum()) for scores in rounded)]
+        assert len(some) and (np.diff(some) >= 0).all()
+    assert np.array_equal(kept.hits.sum(1), by_field(found(), FIELDS).hits.sum(1))
+    assert kept.average_precision() == pytest.approx(by_field(found(), FIELDS).average_precision(), abs=0.1)
+
+
 @pytest.mark.parametrize("wrong", [
     "", "[]", "7", '{"truths": [1]}', '{"truths": [1], "detections": "AAAA"}',
     json.dumps({**json.loads(to_text(by_field(found(), FIELDS))), "truths": [5]}),

@@ -21,6 +21,13 @@ class Crop:
     size: int
 
 
+def generator_of(purpose: str, seed: int, step: int) -> torch.Generator:
+    """The chance of one purpose in one step, which no other step shares."""
+    # torch's CPU generator takes the low 32 bits of a seed, so seed and step are mixed by a hash.
+    mixed = hashlib.blake2b(f"{purpose}, {seed}, {step}".encode(), digest_size=4).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(mixed, "little"))
+
+
 def plan_crops(images: Tensor, size: int, count: int, seed: int, step: int) -> list[Crop]:
     """The `count` crops of one training step, a function of (seed, step) alone, so that a run can be resumed.
 
@@ -32,9 +39,7 @@ def plan_crops(images: Tensor, size: int, count: int, seed: int, step: int) -> l
         raise ValueError(f"a crop of {size} x {size} pixels does not fit into images of {width} x {height}")
     if len(images) < 1 or count < 1:
         raise ValueError(f"crops need at least one image and a count of 1, not {len(images)} and {count}")
-    # torch's CPU generator takes the low 32 bits of a seed, so seed and step are mixed by a hash.
-    mixed = hashlib.blake2b(f"crops, {seed}, {step}".encode(), digest_size=4).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(mixed, "little"))
+    generator = generator_of("crops", seed, step)
     choices = (len(images), height - size + 1, width - size + 1, 8)
     drawn = [torch.randint(most, (count,), generator=generator, device="cpu").tolist() for most in choices]
     return [Crop(*numbers, size) for numbers in zip(*drawn, strict=True)]

@@ -1,11 +1,12 @@
 """The engine: from a configuration to a trained model that survives being interrupted."""
 
 from mrla_minimal.lab.engine.checkpoint import load_model, read_checkpoint, read_config
-from mrla_minimal.lab.engine.config import PRESETS, TrainConfig
+from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.folder import usable_root
 from mrla_minimal.lab.engine.graph import GraphRun, open_run
 from mrla_minimal.lab.engine.model import build_model, build_optimizer, learning_rate_at
 from mrla_minimal.lab.engine.precision import choose_precision
+from mrla_minimal.lab.engine.presets import PRESETS
 from mrla_minimal.lab.engine.run import Run, TrainingDiverged, evaluate
 from mrla_minimal.lab.engine.training import (
     Result,

@@ -1,4 +1,4 @@
-"""Everything that decides how a run ends: `TrainConfig`, its presets, and its form in a file."""
+"""Everything that decides how a run ends: `TrainConfig`, and its form in a file."""
 
 import dataclasses
 import functools
@@ -24,7 +24,8 @@ from mrla_minimal.lab.plugins import OwnAttention
 from mrla_minimal.resnet import BLOCKS, SHORTCUTS
 from mrla_minimal.vit import READS
 
-DATASETS = ("cifar10", "cifar100")
+DATASETS = ("cifar10", "cifar100")          # whole images are classified
+SCENES = ("nuclei", "blood")                # objects are found in them: a detector on a resnet
 SOURCES = ("auto", "real", "synthetic")
 SCHEDULES = ("cosine", "steps")
 OPTIMIZERS = ("sgd", "adamw")
@@ -61,13 +62,14 @@ def _option(default, help, check=None, choices=None):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides how a run ends. The defaults are the quick preset; `PRESETS` holds the others.
+    """Everything that decides how a run ends. The defaults are the quick preset; presets.py holds the others.
 
     Numbers and booleans may be numpy's; what is kept is Python's own, so that JSON can hold it.
     Raises ValueError naming the field, what was given and what is allowed.
     """
 
-    dataset: str = _option("cifar10", "which images", choices=DATASETS)
+    dataset: str = _option(
+        "cifar10", "which images; nuclei and blood train a detector", choices=(*DATASETS, *SCENES))
     source: str = _option(
         "auto", "auto: the real files, else a download, else the built-in set", choices=SOURCES)
     data_root: str | None = _option(
@@ -148,6 +150,12 @@ class TrainConfig:
                              f"{self.trunk_epochs} of {length}")
         if self.trunk is not None and not self.trunk_epochs:
             raise ValueError(f"trunk_epochs must be at least 1 with a trunk ({self.trunk!r}), not 0")
+        if self.detects:
+            self._leave_alone("model", "resolution", "wipe", "label_smoothing", "augment", "trunk_epochs",
+                              "compile", "cuda_graph", given=f"dataset {self.dataset!r}")
+            if self.source == "synthetic":
+                raise ValueError(f"source must be 'auto' or 'real' with dataset {self.dataset!r}, "
+                                 "not 'synthetic'")
         if self.model == "corridor":
             self._leave_alone("dataset", "resolution", "wipe", "depth", "block", "shortcut", "drop_path",
                               "channel_attention")
@@ -162,6 +170,11 @@ class TrainConfig:
                              "for the ReLU of 'depthwise-relu' to follow")
 
     @property
+    def detects(self) -> bool:
+        """Whether it trains a detector, and no classifier."""
+        return self.dataset in SCENES
+
+    @property
     def is_trunk(self) -> bool:
         """Whether it stops after `trunk_epochs`, for branches to go on from there."""
         return self.trunk_epochs > 0 and self.trunk is None
@@ -171,29 +184,24 @@ class TrainConfig:
         """What to call the net without its attentions: "ResNet-56", "ResNet-26 at 16 pixels, 15 % wiped"."""
         if self.model == "corridor":
             return f"corridor of {self.width} channels"
+        if self.detects:
+            return f"detector on ResNet-{self.depth}"
         pixels = "" if self.resolution == 32 else f" at {self.resolution} pixels"
         if self.model == "vit":
             emptied = f", emptied every {self.reset_every} blocks" if self.reset_every else ""
             return f"ViT-{self.depth} of dim {self.dim}, patches of {self.patch}{pixels}{emptied}"
         return f"ResNet-{self.depth}{pixels}" + (f", {100 * self.wipe:g} % wiped" if self.wipe else "")
 
-    def _leave_alone(self, *names):
-        """ValueError if one of these fields, of which another choice makes no use, is not at its default."""
+    def _leave_alone(self, *names, given=None):
+        """ValueError if one of these fields, of which the choice `given` makes no use, is not at its default.
+
+        given: None for that of the model.
+        """
+        given = given or f"model {self.model!r}"
         for entry in dataclasses.fields(self):
             if entry.name in names and getattr(self, entry.name) != entry.default:
-                raise ValueError(f"{entry.name} must be {shown(entry.default)} with model {self.model!r}, "
+                raise ValueError(f"{entry.name} must be {shown(entry.default)} with {given}, "
                                  f"not {shown(getattr(self, entry.name))}")
-
-
-_ADAMW = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "warmup_epochs": 0.3}
-PRESETS = {
-    "quick": {},
-    "standard": {"epochs": 200, "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4,
-                 "warmup_epochs": 5.0, "schedule": "cosine"},
-    "vit": {"model": "vit", "depth": 12, "dim": 64, "heads": 2, "resolution": 16, "epochs": 4, **_ADAMW},
-    "vit-gpu": {"model": "vit", "depth": 12, "dim": 192, "drop_path": 0.1, "epochs": 200, **_ADAMW,
-                "batch_size": 128, "warmup_epochs": 10.0, "label_smoothing": 0.1},
-}
 
 
 def config_from_dict(values: dict, where: str | Path) -> TrainConfig:

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from mrla_minimal.lab.data import Cifar, EpochPlan
+from mrla_minimal.lab.data.scenes import Scenes
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.config import TrainConfig
+from mrla_minimal.lab.engine.detection import DetectionRun
 from mrla_minimal.lab.engine.model import build_optimizer
 from mrla_minimal.lab.engine.run import Run
 
@@ -82,7 +84,12 @@ class GraphRun(Run):
 
 
 def open_run(config: TrainConfig, world: World, run_dir: Path | None = None,
-             data: Cifar | None = None) -> Run:
-    """The Run of a configuration: a GraphRun if it asks for CUDA graphs and its device is a GPU."""
+             data: Cifar | Scenes | None = None) -> Run:
+    """The Run of a configuration: of a detector, or a GraphRun if it asks for that and its device is a GPU.
+
+    `data` is a `Scenes` for a detector.
+    """
+    if config.detects:
+        return DetectionRun(config, world, run_dir, data)
     kind = GraphRun if config.cuda_graph and world.device.type == "cuda" else Run
     return kind(config, world, run_dir, data)

@@ -5,9 +5,10 @@ And in which order, cropped and flipped how.
 
 from dataclasses import dataclass
 
-from mrla_minimal.lab.data import Cifar, EpochPlan, Split, averaged, hold_out, plan_epoch
+from mrla_minimal.lab.data import Cifar, EpochPlan, Split, averaged, hold_out, load_cifar, plan_epoch
 from mrla_minimal.lab.data.corridors import KINDS, hang, require_cifar10
 from mrla_minimal.lab.data.images import PADDING
+from mrla_minimal.lab.data.scenes import Scenes, load_scenes
 from mrla_minimal.lab.engine.config import TrainConfig
 
 
@@ -19,6 +20,11 @@ class Inputs:
     validation: Split | None
     test: Split
     classes: tuple[str, ...]
+
+
+def load_data(config: TrainConfig, root: str | None, source: str) -> Cifar | Scenes:
+    """The images that a configuration names, from another root and source than it says."""
+    return load_scenes(config.dataset, root) if config.detects else load_cifar(config.dataset, root, source)
 
 
 def crop_padding(config: TrainConfig) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mrla_minimal.detector import Detector
 from mrla_minimal.lab.data.corridors import ROOMS, TILE
+from mrla_minimal.lab.data.scenes import CROPS, MASKED
 from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.variants import FURTHER_ATTENTIONS
 from mrla_minimal.lab.own_files import where
@@ -37,10 +39,12 @@ def build_model(config: TrainConfig, num_classes: int, run_dir: Path | None = No
                          image_size=config.resolution, num_classes=num_classes, layer_attention=attention,
                          head_dim=config.head_dim, reset_every=config.reset_every, read=config.read,
                          drop_path=config.drop_path, in_channels=in_channels)
-    model = cifar_resnet(config.depth, block=config.block, in_channels=in_channels, num_classes=num_classes,
-                         layer_attention=attention, channel_attention=config.channel_attention,
-                         head_dim=config.head_dim, shortcut=config.shortcut, width=config.width,
-                         drop_path=config.drop_path)
+    host = {"block": config.block, "num_classes": num_classes, "layer_attention": attention,
+            "channel_attention": config.channel_attention, "head_dim": config.head_dim,
+            "shortcut": config.shortcut, "width": config.width, "drop_path": config.drop_path}
+    if config.detects:
+        return Detector(config.depth, masks=config.dataset in MASKED, **host)
+    model = cifar_resnet(config.depth, in_channels=in_channels, **host)
     return wipe_streams(model, config.wipe) if config.wipe else model
 
 
@@ -48,6 +52,8 @@ def image_shape(config: TrainConfig) -> tuple[int, int, int]:
     """(channels, height, width) of the images that the model of a configuration is given."""
     if config.model == "corridor":
         return 3, TILE, TILE * (ROOMS + 1)
+    if config.detects:
+        return 3, CROPS[config.dataset], CROPS[config.dataset]
     return 3, config.resolution, config.resolution
 
 

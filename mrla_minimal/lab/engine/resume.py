@@ -15,8 +15,10 @@ from mrla_minimal.lab.engine.precision import PRECISIONS
 from mrla_minimal.lab.engine.run import Run
 
 MAY_DIFFER = (*CIRCUMSTANCES, "epochs", "steps")        # it may go on elsewhere, and for longer
-NEEDED = ("epoch", "train_loss", "train_accuracy", "learning_rate")     # in every record of an epoch
-KINDS = {"source": text, "epoch": integer, "step": integer}     # the others: losses, accuracies, a rate
+NEEDED = ("epoch", "train_loss", "learning_rate")       # in every record of an epoch
+# The others: losses, accuracies and precisions, a rate.
+KINDS = {"source": text, "epoch": integer, "step": integer, "test_mask_fields": text}
+SHARES = ("accuracy", "AP", "AP50", "AP75")
 # What an optimiser remembers of each parameter, in its shape; AdamW counts its steps too.
 MEMORIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 PARTS = ("threads", "step", "losses", "hits", "metrics", "seconds", "random")
@@ -57,20 +59,21 @@ def restore(run: Run, state: dict, path: Path) -> None:
 def _restore_position(run, state):
     """How far the run had come, and what it measured on the way."""
     step = integer("step", state["step"], 0, run.total_steps)
-    metrics = _checked_metrics(state["metrics"], step)
+    metrics = _checked_metrics(run, state["metrics"], step)
     measured = metrics[-1]["step"] if metrics else 0        # the steps since are of an epoch not yet closed
-    for name in ("losses", "hits"):
-        if not isinstance(state[name], list) or len(state[name]) != step - measured:
-            raise ValueError(f"{name} must be a list of {step - measured}, not {shown(state[name])}")
+    for name, size in (("losses", step - measured), ("hits", run.counts_right * (step - measured))):
+        if not isinstance(state[name], list) or len(state[name]) != size:
+            raise ValueError(f"{name} must be a list of {size}, not {shown(state[name])}")
     losses = [not_negative("a loss", loss) for loss in state["losses"]]
     accuracies = [share("an accuracy", accuracy) for accuracy in state["hits"]]
-    if step == run.last_step and (measured != step or "test_accuracy" not in metrics[-1]):
+    if step == run.last_step and (measured != step or run.result not in metrics[-1]):
         raise ValueError(f"the run ended at step {step}, and its metrics do not")
     run.step, run.losses, run.accuracies, run.metrics = step, losses, accuracies, metrics
     run.seconds = not_negative("seconds", state["seconds"])
 
 
-def _checked_metrics(metrics, step):
+def _checked_metrics(run, metrics, step):
+    needed = (*NEEDED, "train_accuracy") if run.counts_right else NEEDED
     if not isinstance(metrics, list):
         raise ValueError(f"metrics must be a list of records, not {shown(metrics)}")
     before = 0
@@ -78,8 +81,8 @@ def _checked_metrics(metrics, step):
         if not isinstance(record, dict):
             raise ValueError(f"metrics must be a list of records, and {shown(record)} is none")
         before = integer("the step of an epoch", record.get("step"), before + 1, step)
-        for name, value in {**dict.fromkeys(NEEDED), **record}.items():
-            check = KINDS.get(name, share if str(name).endswith("accuracy") else not_negative)
+        for name, value in {**dict.fromkeys(needed), **record}.items():
+            check = KINDS.get(name, share if str(name).endswith(SHARES) else not_negative)
             several = str(name).endswith("parts") and isinstance(value, list)
             for number in value if several else [value]:
                 check(f"{shown(name)} of an epoch", number)

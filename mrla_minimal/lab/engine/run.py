@@ -72,10 +72,14 @@ class Run:
     """The state of one run on this process: data, model, optimiser, and how far it has come.
 
     `data` is a `Cifar` of one's own, or None: then what the configuration names is loaded. `step` counts
-    optimiser steps from 0; `losses` and `accuracies` hold those of the current epoch as numbers, in order.
+    optimiser steps from 0; `losses` and `accuracies` hold those of the current epoch as numbers, in order;
+    where there are no right answers (detection.py), `accuracies` stays empty.
     `precision` is what it computes in. Raises ValueError for a configuration or for images that cannot be
     trained.
     """
+
+    result = "test_accuracy"        # what the last epoch's metrics must hold
+    counts_right = True             # whether a step has right answers to count
 
     def __init__(self, config: TrainConfig, world: World, run_dir: Path | None = None,
                  data: Cifar | None = None):
@@ -84,10 +88,7 @@ class Run:
             raise ValueError(f"batch_size must be divisible by the {world.size} processes, "
                              f"which {config.batch_size} is not")
         try_model(config, run_dir)      # wrong arguments are told before the data is fetched
-        if data is None:
-            data = world.first_then_others(
-                lambda: load_cifar(config.dataset, config.data_root, config.source))
-        self._take_data(arguments.images("data", data))
+        self._take_data(world.first_then_others(self._load) if data is None else data)
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = build_model(config, len(self.classes), run_dir, self.in_channels)
@@ -106,9 +107,13 @@ class Run:
         self._unread = []
         self._plan = None, None
 
+    def _load(self):
+        """The images that the configuration names."""
+        return load_cifar(self.config.dataset, self.config.data_root, self.config.source)
+
     def _take_data(self, data):
         """Bring the splits to the device, and count the steps."""
-        inputs, device = prepared(self.config, data), self.world.device
+        inputs, device = prepared(self.config, arguments.images("data", data)), self.world.device
         self.source, self.fingerprint, self.classes = data.source, data.fingerprint, inputs.classes
         self.in_channels = inputs.train.images.shape[1]
         self.training, self.test = inputs.train.to(device), inputs.test.to(device)
@@ -187,12 +192,16 @@ class Run:
         with autocast(self.world.device, self.precision):
             logits = self.forward(images)
         loss = F.cross_entropy(for_loss(logits), labels, label_smoothing=self.config.label_smoothing)
+        self.descend(loss)
+        right = (logits.detach().argmax(dim=1) == labels).sum().to(loss.dtype)
+        return torch.stack([loss.detach() * len(labels), right])
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """Change the net by the gradient of a loss."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        right = (logits.detach().argmax(dim=1) == labels).sum().to(loss.dtype)
-        return torch.stack([loss.detach() * len(labels), right])
 
     def read_losses(self) -> None:
         """Bring the losses since the last call to the host, summed over the processes.
@@ -205,12 +214,12 @@ class Run:
         rows = self.world.sum(rows if self.world.device.type == "mps" else rows.double()).tolist()
         first = self.step - len(self._unread)
         self._unread = []
-        for step, (loss, right) in enumerate(rows, start=first):
+        for step, (loss, *right) in enumerate(rows, start=first):
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"the loss is {loss} at step {step + 1} of {self.total_steps}, "
                                        f"learning rate {self.rate(step):.4g}")
             self.losses.append(loss / self.config.batch_size)
-            self.accuracies.append(right / self.config.batch_size)
+            self.accuracies += [count / self.config.batch_size for count in right]
 
     def require_finite(self) -> None:
         """TrainingDiverged unless all weights, and all statistics of batch norms, are finite numbers."""
@@ -230,30 +239,32 @@ class Run:
         record, is not finite.
         """
         self.read_losses()
-        record = {
-            "source": self.source,
-            "epoch": (self.step - 1) // self.steps_per_epoch + 1,
-            "step": self.step,
-            "train_loss": sum(self.losses) / len(self.losses),
-            "train_accuracy": sum(self.accuracies) / len(self.accuracies),
-            "train_loss_parts": means_of_parts(self.losses),
-            "train_accuracy_parts": means_of_parts(self.accuracies),
-            "learning_rate": self.rate(self.step - 1),
-        }
+        record = {"source": self.source, "epoch": (self.step - 1) // self.steps_per_epoch + 1,
+                  "step": self.step}
+        trained = {"loss": self.losses, "accuracy": self.accuracies}
+        trained = {name: numbers for name, numbers in trained.items() if numbers}
+        record |= {f"train_{name}": sum(numbers) / len(numbers) for name, numbers in trained.items()}
+        record |= {f"train_{name}_parts": means_of_parts(numbers) for name, numbers in trained.items()}
+        record |= {"learning_rate": self.rate(self.step - 1)}
         if self.world.parallel:     # each process has its own BN statistics; those of rank 0 are the model's
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         self.require_finite()
-        splits = {"test": self.test}
+        record |= self.measured()
+        self.metrics.append(record)
+        self.losses, self.accuracies = [], []
+        return record
+
+    def measured(self) -> dict:
+        """What the net now reaches on the held-out images, and on the test images if it is time for them."""
+        splits, reached = {"test": self.test}, {}
         if self.validation is not None:
             splits = {"validation": self.validation} | (splits if self.finished else {})
         for name, split in splits.items():
             loss, accuracy = evaluate(self.model, split, self.world, precision=self.precision,
                                       channels_last=self.config.channels_last)
-            record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-        self.metrics.append(record)
-        self.losses, self.accuracies = [], []
-        return record
+            reached |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        return reached
 
     def state(self) -> dict:
         """All that a resumed run needs, of kinds that weights_only loading admits.

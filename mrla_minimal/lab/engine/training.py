@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from mrla_minimal.lab.arguments import boolean, not_negative
 from mrla_minimal.lab.data import Cifar
+from mrla_minimal.lab.data.scenes import Scenes
 from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine.branch import branch_off, finished_trunk, trunk_of
 from mrla_minimal.lab.engine.checkpoint import save
@@ -33,11 +34,11 @@ from mrla_minimal.lab.plugins import OwnAttention
 class Result:
     """What a finished run is remembered by.
 
-    Accuracies are fractions of 1; the throughput is of training steps alone; `precision` is what they were
-    computed in.
+    Accuracies are fractions of 1, and None for a detector, whose last metrics hold its average precision; the
+    throughput is of training steps alone; `precision` is what they were computed in.
     """
 
-    test_accuracy: float
+    test_accuracy: float | None
     metrics: list[dict]
     source: str
     fingerprint: str
@@ -90,14 +91,14 @@ def _signals_noted() -> Iterator[list[int]]:
 
 
 @plain_defaults()
-def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar | None = None,
+def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar | Scenes | None = None,
           resume: bool = False, trust: bool = False, progress: bool = True, checkpoint_seconds: float = 60.0,
           until: float | None = None, on_record: Callable[[dict], None] | None = None,
           trunk_dir: str | Path | None = None) -> Result:
     """Train one model as `config` says, and return its Result.
 
     Everything is written to `run_dir` (None: a new folder under runs/). `data` holds images of one's own,
-    of any size and number of channels; None loads what `config` names:
+    of any size and number of channels (Scenes for a detector); None loads what `config` names:
 
         train_split = Split(images, labels)         # uint8 (N, channels, height, width); int64 (N,)
         data = Cifar(train_split, test_split, ("cat", "dog"), source="pets", fingerprint="pets, version 1")
@@ -172,7 +173,7 @@ def train(config: TrainConfig, run_dir: str | Path | None = None, *, data: Cifar
                 with suppress(OSError):                     # a folder that holds something stays
                     run_dir.rmdir()
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    return Result(run.metrics[-1]["test_accuracy"], run.metrics, run.source, run.fingerprint, parameters,
+    return Result(run.metrics[-1].get("test_accuracy"), run.metrics, run.source, run.fingerprint, parameters,
                   run.seconds, run.images_per_second, run_dir, run.precision, run.trunk)
 
 
@@ -214,8 +215,9 @@ def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, until, on_reco
             run.seconds += time.perf_counter() - started
             bar.update()
             if reads and progress:
-                bar.set_postfix_str(f"loss {run.losses[-1]:.3f}, accuracy {100 * run.accuracies[-1]:.0f} %, "
-                                    f"{run.images_per_second:.0f} images/s", refresh=False)
+                right = [f"accuracy {100 * accuracy:.0f} %" for accuracy in run.accuracies[-1:]]
+                bar.set_postfix_str(", ".join([f"loss {run.losses[-1]:.3f}", *right,
+                                               f"{run.images_per_second:.0f} images/s"]), refresh=False)
             if epoch_ends:
                 record = run.close_epoch()
                 if first:
@@ -250,9 +252,11 @@ def _describe(record, config, images_per_second):
     """An epoch's record on one line."""
     position = f"epoch {record['epoch']}/{config.epochs}" if config.steps is None else \
         f"step {record['step']}/{config.steps}"
-    parts = [position, f"loss {record['train_loss']:.3f}", f"train {100 * record['train_accuracy']:.2f} %"]
-    parts += [f"{name} {100 * record[f'{name}_accuracy']:.2f} %" for name in ("validation", "test")
-              if f"{name}_accuracy" in record]
+    parts = [position, f"loss {record['train_loss']:.3f}"]
+    for name in ("train", "validation", "test"):
+        parts += [f"{name} {100 * record[f'{name}_{what}']:.2f} %{unit}"
+                  for what, unit in (("accuracy", ""), ("box_AP", " box AP"), ("mask_AP", " mask AP"))
+                  if f"{name}_{what}" in record]
     return "  ".join([*parts, f"{images_per_second:.0f} images/s"])
 
 

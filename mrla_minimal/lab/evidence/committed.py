@@ -14,15 +14,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mrla_minimal.lab.data import Cifar, load_cifar
+from mrla_minimal.lab.data import Cifar
+from mrla_minimal.lab.data.scenes import Scenes, views
 from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint
 from mrla_minimal.lab.engine.checkpoint import model_of_state
-from mrla_minimal.lab.engine.config import config_from_dict
-from mrla_minimal.lab.engine.inputs import prepared
+from mrla_minimal.lab.engine.config import CIRCUMSTANCES, TrainConfig, config_from_dict, differing_fields
+from mrla_minimal.lab.engine.detection import find_objects, precision_by_kind
+from mrla_minimal.lab.engine.inputs import load_data, prepared
 from mrla_minimal.lab.evidence.blocks import load_stops
 from mrla_minimal.lab.evidence.contrasts import Summary, summarise
 from mrla_minimal.lab.evidence.declared import SUITES
-from mrla_minimal.lab.evidence.jobs import run_folder
+from mrla_minimal.lab.evidence.jobs import Job, run_folder
 from mrla_minimal.lab.evidence.records import load_interventions, load_records
 from mrla_minimal.lab.evidence.suites import Suite
 from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, repository_root
@@ -140,7 +142,7 @@ def small_state(state: dict, record_id: str) -> dict:
 
 def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, folder: str | Path,
                        index: str | Path, data_root: str | Path | None = None,
-                       data: Cifar | None = None) -> list[dict]:
+                       data: Cifar | Scenes | None = None) -> list[dict]:
     """Write folder/SUITE-VARIANT.pt of each variant's first finished seed, and its line in `index`.
 
     Returns the new lines. A checkpoint that has its line already is left as it is. What is written is tested,
@@ -158,12 +160,11 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
         record = min(of_variant, key=lambda record: record["seed"])
         run_dir = run_folder(suite, record, runs)
         state = small_state(read_checkpoint(run_dir), record["id"])
+        config = config_from_dict(state["config"], run_dir)
         if data is None:
-            source = "synthetic" if state["source"] == "synthetic" else "real"
-            data = load_cifar(state["config"]["dataset"], data_root, source)
+            data = load_data(config, data_root, "synthetic" if state["source"] == "synthetic" else "real")
         if data.fingerprint != record["fingerprint"]:
             raise ValueError(f"{run_dir} was trained on other images than these {data.source} ones")
-        config = config_from_dict(state["config"], run_dir)
         whole = io.BytesIO()
         torch.save(state, whole)
         size = len(whole.getbuffer())
@@ -173,8 +174,7 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
         rounded = model_of_state(state, path)
         line = {
             "file": path.name, "id": record["id"], "suite": suite.name, "variant": variant,
-            "seed": record["seed"], "note": suite.note, "test_accuracy": record["test_accuracy"],
-            "rounded_test_accuracy": evaluate(rounded, prepared(config, data).test)[1],
+            "seed": record["seed"], "note": suite.note, **_before_and_after(record, rounded, config, data),
             "source": data.source,
             "fingerprint": data.fingerprint, "sha256": hashlib.sha256(whole.getbuffer()).hexdigest()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,3 +183,29 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
             append_record(index, line)
         lines.append(line)
     return lines
+
+
+def _before_and_after(record: dict, rounded: nn.Module, config: TrainConfig, data: Cifar | Scenes) -> dict:
+    """What a run reached on test, and what its rounded weights reach."""
+    if not config.detects:
+        return {"test_accuracy": record["test_accuracy"],
+                "rounded_test_accuracy": evaluate(rounded, prepared(config, data).test)[1]}
+    seen = list(views(data.test, data.crop))
+    scores = precision_by_kind(find_objects(rounded, seen), [None] * len(seen))
+    name = "mask_AP" if "mask_AP" in scores else "box_AP"
+    return {f"test_{name}": record["metrics"][-1][f"test_{name}"], f"rounded_test_{name}": scores[name]}
+
+
+def net_of(job: Job, path: Path, sha256: str | None = None) -> tuple[nn.Module | None, dict | None]:
+    """(model, state) of a job's checkpoint; two Nones, and told, if the checkpoint is of another run.
+
+    What the suite's own configuration names may run, and nothing that only the file names. Raises
+    ValueError for a file that is damaged, or has another sum.
+    """
+    state = read_checkpoint(path, sha256)
+    differing = differing_fields(job.config, config_from_dict(state["config"], path),
+                                 CIRCUMSTANCES)
+    if differing:
+        print(f"note: {path} is of another run, and is not looked into: {'; '.join(differing)}")
+        return None, None
+    return model_of_state(state, path, job.config.device, trust=True), state

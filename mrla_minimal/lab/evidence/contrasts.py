@@ -125,8 +125,8 @@ class Summary:
 
     @property
     def accuracies(self) -> Values:
-        """variant -> seed -> test accuracy."""
-        return self.values["test_accuracy"]
+        """variant -> seed -> test accuracy; {} for detectors."""
+        return self.values.get("test_accuracy", {})
 
 
 def check_definition(suite: Suite, record: dict, fields: Iterable[str], config: dict) -> None:

@@ -1,4 +1,4 @@
-"""What is measured of a finished run: three numbers of its record, each with its unit and its better side."""
+"""What is measured of a finished run: a few numbers of its record, each with its unit and its better side."""
 
 import math
 from collections.abc import Callable
@@ -63,6 +63,10 @@ def _first_epoch_loss(record: dict) -> float | None:
     return None if metrics[0].get("epoch") != 1 else metrics[0].get("train_loss")
 
 
+def _average_precision(name: str) -> Callable[[dict], float | None]:
+    return lambda record: (record.get("metrics") or [{}])[-1].get(f"test_{name}")
+
+
 MEASURES = {measure.name: measure for measure in (
     Measure("test_accuracy", "test accuracy of the last epoch", "accuracy", "points", 100.0, 2, "higher",
             1.0, _test_accuracy),
@@ -71,4 +75,8 @@ MEASURES = {measure.name: measure for measure in (
     # While every image is seen for the first time, the training loss is one of predicting what is new.
     Measure("first_epoch_loss", "mean training loss of the first epoch", "epoch-1 loss", "nat", 1.0, 3,
             "lower", 0.1, _first_epoch_loss),
+    Measure("mask_AP", "average precision of masks", "mask AP", "points", 100.0, 2, "higher", 1.0,
+            _average_precision("mask_AP")),
+    Measure("box_AP", "average precision of boxes", "box AP", "points", 100.0, 2, "higher", 1.0,
+            _average_precision("box_AP")),
 )}

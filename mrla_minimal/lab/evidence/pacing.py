@@ -10,8 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mrla_minimal.lab.data import Cifar
+from mrla_minimal.lab.data.scenes import views
 from mrla_minimal.lab.device import join_world, plain_defaults
 from mrla_minimal.lab.engine import Run, TrainConfig, TrainingDiverged, evaluate, open_run
+from mrla_minimal.lab.engine.detection import BATCH, find_objects
 from mrla_minimal.lab.evidence.interventions import chooses
 from mrla_minimal.lab.files import append_record, read_records
 from mrla_minimal.lab.timing import seconds_of
@@ -69,10 +71,14 @@ def estimate(config: TrainConfig, data: Cifar, sitting: float, kind: str) -> Pac
     built = time.perf_counter() - started
     once = seconds_a_step(run, 1, warm_up=4)        # the fourth step captures a CUDA graph, if there is one
     step = seconds_a_step(run, max(3, min(20, math.ceil(1.0 / once))), warm_up=0)
-    few = type(run.test)(run.test.images[:500], run.test.labels[:500])
-    test = len(run.test) / len(few) * min(_seconds_of_test(run, few) for _ in range(2))
     steps, looks = run.last_step - run.first_step, run.last_step == run.total_steps and chooses(run.model)
-    tests = math.ceil(steps / run.steps_per_epoch) + LOOKS * looks
+    if config.detects:
+        whole, tests = list(views(run.test, run.crop)), 1
+        few = whole[:BATCH]
+    else:
+        whole, tests = run.test, math.ceil(steps / run.steps_per_epoch) + LOOKS * looks
+        few = type(whole)(whole.images[:500], whole.labels[:500])
+    test = len(whole) / len(few) * min(_seconds_of_test(run, few) for _ in range(2))
     seconds = built + steps * step + tests * test
     return Pace(sitting, kind, seconds, run.first_step, run.last_step, False)
 
@@ -80,7 +86,8 @@ def estimate(config: TrainConfig, data: Cifar, sitting: float, kind: str) -> Pac
 def _seconds_of_test(run, few):
     def test():
         with suppress(TrainingDiverged):        # told when it is run: numbers that are none take as long
-            evaluate(run.model, few, precision=run.precision, channels_last=run.config.channels_last)
+            look = find_objects if run.config.detects else evaluate
+            look(run.model, few, precision=run.precision, channels_last=run.config.channels_last)
 
     return seconds_of(test, run.world.device)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrla_minimal.lab.arguments import boolean, integer, one_of, positive, share, shown, text
-from mrla_minimal.lab.engine.config import CIRCUMSTANCES
+from mrla_minimal.lab.engine.config import CIRCUMSTANCES, SCENES
 from mrla_minimal.lab.evidence.suites import beyond_defaults
 from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, to_line
 
@@ -45,6 +45,16 @@ def _tuned(name: str, value: Any) -> list:
     if not isinstance(value, list) or not value or not isinstance(value[-1], dict):
         raise ValueError(f"{name} must be a list of epochs, not {shown(value)}")
     share(f"{name}: validation_accuracy", value[-1].get("validation_accuracy"))
+    return value
+
+
+def _detected(name: str, value: Any) -> list:
+    """The metrics of a detector: the last epoch's average precision is its result."""
+    last = value[-1] if isinstance(value, list) and value else None
+    for field in ("test_box_AP", "test_mask_AP"):
+        reached = _table(f"{name}: the last epoch", last).get(field)
+        if field == "test_box_AP" or reached is not None:       # masks are not in every set
+            share(f"{name}: {field}", reached)
     return value
 
 
@@ -88,13 +98,28 @@ _HOW = {"phase": functools.partial(one_of, allowed=("tuning", "final")), "learni
 _DIVERGED = {**_WHICH, **_HOW, "test_accuracy": functools.partial(one_of, allowed=(None,)), "diverged": text}
 _RUN = {**_WHICH, **_HOW, "test_accuracy": share, "source": text, "fingerprint": text}
 _TUNING = {**_RUN, "metrics": _tuned}
+_DETECTION = {**{field: check for field, check in _RUN.items() if field != "test_accuracy"},
+              "metrics": _detected}
 _ACCURACIES = {"learned": share, "mean": share, "shuffle": share, "uniform": share}
 _INTERVENTION = {**_WHICH, **_ACCURACIES, "images": integer, "changed": _changed}
+
+
+def _detects(record: dict) -> bool:
+    config = record.get("config")
+    return isinstance(config, dict) and config.get("dataset") in SCENES
+
+
+def _result(record: dict) -> Any:
+    """What two records of one run must agree on."""
+    whole = _detects(record) and "metrics" in record
+    return record["metrics"][-1] if whole else record.get("test_accuracy")
 
 
 def _fields_of_run(record: dict) -> dict:
     if "diverged" in record:
         return _DIVERGED
+    if _detects(record):
+        return _DETECTION
     fields = _TUNING if record.get("phase") == "tuning" else _RUN
     return fields | {"trunk": _left_at} if "trunk" in record else fields
 
@@ -193,7 +218,7 @@ def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]
     if strangers:
         raise ValueError(f"runs and interventions are kept apart: {', '.join(strangers)} cannot go to "
                          f"{target} (interventions are in files named *{INTERVENTIONS}.jsonl)")
-    load, compared = load_records, ("test_accuracy",)
+    load, compared = load_records, ()
     if of_interventions:
         load, compared = load_every_intervention, (*_ACCURACIES, "changed", "refitted")
     with exclusive(f"{target}.lock"):
@@ -201,7 +226,8 @@ def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]
         for path in (target, *paths):
             for record in load(path):
                 other = merged.setdefault((record["id"], is_whole(record)), record)
-                if any(other.get(name) != record.get(name) for name in ("fingerprint", *compared)):
+                differ = any(other.get(name) != record.get(name) for name in ("fingerprint", *compared))
+                if differ or _result(other) != _result(record):
                     which = f"record {record['id']} ({record['variant']}, seed {record['seed']})"
                     raise ValueError(f"{path}: {which} differs from the one of the same id that was read "
                                      "before; keep one of them")

@@ -17,7 +17,7 @@ from torch import nn
 
 from mrla_minimal.lab.arguments import positive
 from mrla_minimal.lab.cost import count_macs
-from mrla_minimal.lab.data import Cifar, load_cifar
+from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.engine import (
     Result,
@@ -26,14 +26,11 @@ from mrla_minimal.lab.engine import (
     TrainingDiverged,
     TrainingOutOfTime,
     build_model,
-    read_checkpoint,
     train,
 )
-from mrla_minimal.lab.engine.checkpoint import model_of_state
-from mrla_minimal.lab.engine.config import CIRCUMSTANCES, config_from_dict, differing_fields
-from mrla_minimal.lab.engine.inputs import prepared
+from mrla_minimal.lab.engine.inputs import load_data, prepared
 from mrla_minimal.lab.engine.model import image_shape, try_model
-from mrla_minimal.lab.evidence.committed import read_index
+from mrla_minimal.lab.evidence.committed import net_of, read_index
 from mrla_minimal.lab.evidence.interventions import chooses, intervene
 from mrla_minimal.lab.evidence.jobs import (
     Job,
@@ -121,7 +118,7 @@ class Work:
         which = config.dataset, config.data_root, source
         if self.data is None and which not in self.loaded:
             self.loaded.clear()
-            self.loaded[which] = load_cifar(*which)
+            self.loaded[which] = load_data(config, config.data_root, source)
         return self.loaded[which] if self.data is None else self.data
 
     def through(self, jobs: Sequence[Job]) -> int:
@@ -137,7 +134,8 @@ class Work:
                 return None
             append_once(self.records_path, record, load_records)
         late = self.until is not None and time.monotonic() >= self.until
-        if job.phase == "final" and "diverged" not in record and not late:
+        looks = job.phase == "final" and "diverged" not in record and not job.config.detects
+        if looks and not late:
             self.look_inside(job, record)
         return record
 
@@ -179,16 +177,20 @@ class Work:
     def results(self, job: Job, result: Result) -> dict:
         """What a record says of a finished run: all that is needed to compare it."""
         classes, shape = 100 if result.source == "cifar100" else 10, image_shape(job.config)
-        if self.data is not None:
+        if job.config.detects:
+            data = self.load(job.config, job.config.source)
+            classes, shape = len(data.classes), (3, data.crop, data.crop)
+        elif self.data is not None:
             test = prepared(job.config, self.data)
             classes, shape = len(test.classes), tuple(test.test.images.shape[1:])
         priced = shape == (3, shape[2], shape[2])       # count_macs knows square images in colour
         trunk = trunk_job(self.suite, job)
         of_trunk = {} if trunk is None else {"trunk": {"id": trunk.id} | result.trunk}
-        return of_trunk | {
-            "test_accuracy": result.test_accuracy, "metrics": result.metrics,
+        accuracy = {} if job.config.detects else {"test_accuracy": result.test_accuracy}
+        return of_trunk | accuracy | {
+            "metrics": result.metrics,
             "parameters": result.parameters,
-            "macs": count_macs(build_model(job.config, classes), shape[2]) if priced else None,
+            "macs": count_macs(build_model(job.config, classes), shape[2], in_channels=3) if priced else None,
             "seconds": round(result.seconds, 1), "images_per_second": round(result.images_per_second, 1),
             "device": device_name(choose_device(job.config.device)), "precision": result.precision,
             "versions": versions(), "commit": self.commit,
@@ -258,18 +260,3 @@ class Work:
             if model is not None:
                 return model, state, "float16"
         return None, None, None
-
-
-def net_of(job: Job, path: Path, sha256: str | None = None) -> tuple[nn.Module | None, dict | None]:
-    """(model, state) of a job's checkpoint; two Nones, and told, if the checkpoint is of another run.
-
-    What the suite's own configuration names may run, and nothing that only the file names. Raises
-    ValueError for a file that is damaged, or has another sum.
-    """
-    state = read_checkpoint(path, sha256)
-    differing = differing_fields(job.config, config_from_dict(state["config"], path),
-                                 CIRCUMSTANCES)
-    if differing:
-        print(f"note: {path} is of another run, and is not looked into: {'; '.join(differing)}")
-        return None, None
-    return model_of_state(state, path, job.config.device, trust=True), state

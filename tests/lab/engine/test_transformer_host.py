@@ -7,8 +7,8 @@ import torch
 from tiny import tiny_cifar, tiny_train
 
 from mrla_minimal.lab.engine import TrainConfig, build_model, load_model
-from mrla_minimal.lab.engine.config import PRESETS
 from mrla_minimal.lab.engine.folder import new_run_dir
+from mrla_minimal.lab.engine.presets import PRESETS
 from mrla_minimal.lab.engine.run import evaluate
 from mrla_minimal.vit import VisionTransformer
 

@@ -1,0 +1,118 @@
+"""Suites of detectors: run, recorded, compared by average precision, exported."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny_scenes import tiny_scenes
+from tiny_suites import record
+
+from mrla_minimal.lab.engine import PRESETS
+from mrla_minimal.lab.evidence import SUITES, Suite, load_records, merge_records, report, run_suite, summarise
+from mrla_minimal.lab.evidence.committed import export_checkpoints
+from mrla_minimal.lab.evidence.measures import MEASURES
+from mrla_minimal.lab.evidence.pacing import estimate
+from mrla_minimal.lab.evidence.report import summary_as_json
+from mrla_minimal.lab.fields import from_text
+from mrla_minimal.lab.files import to_line
+
+FOUND = Suite("discs", {"plain": {"layer_attention": None}, "mrla-light": {"layer_attention": "mrla-light"}},
+              {"dataset": "nuclei", "depth": 8, "width": 8, "batch_size": 4, "steps": 2, "device": "cpu",
+               "optimizer": "adamw", "learning_rate": 6e-3}, seeds=(0,),
+              primary=(("mrla-light", "plain"),), measure="mask_AP", margin=1.0)
+
+
+def detection(variant, seed, box, mask, **changes):
+    """A record of suite "discs", of a run that was never made."""
+    last = {"epoch": 1, "step": 2, "train_loss": 1.0, "test_box_AP": box, "test_mask_AP": mask}
+    made = record(variant, seed, 0.0, suite="discs", metrics=[last], learning_rate=6e-3, source="nuclei",
+                  config=dataclasses.asdict(FOUND.config(variant, seed)), **changes)
+    del made["test_accuracy"]
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("discs")
+    records = run_suite(FOUND, folder / "records.jsonl", runs=folder / "runs", data=tiny_scenes(),
+                        progress=False)
+    return folder, records
+
+
+def test_a_record_says_what_was_found(made):
+    folder, records = made
+    assert [row["variant"] for row in records] == ["plain", "mrla-light"] == [
+        row["variant"] for row in load_records(folder / "records.jsonl")]
+    for row in records:
+        last = row["metrics"][-1]
+        assert "test_accuracy" not in row and row["source"] == "discs" and row["macs"] > 1e6
+        kept = from_text(last["test_mask_fields"]).average_precision()
+        assert kept["AP"] == pytest.approx(last["test_mask_AP"], abs=0.02)
+        assert row["recipe"]["dataset"] == "nuclei"
+    assert not (folder / "records-interventions.jsonl").exists()
+
+
+def test_it_is_asked_of_masks_and_boxes_stand_beside(made):
+    summary = summarise(made[1], FOUND)
+    text = report(summary)
+    assert "asked of the average precision of masks" in text and "detector on ResNet-8" in text
+    assert "mask AP %" in text and "box AP %" in text and "accuracy" not in text
+    assert summary_as_json(summary)["accuracies"] == {}
+
+
+def test_differences_are_in_points_and_read_by_the_margin():
+    records = [detection("plain", seed, 0.4 + 0.01 * seed, 0.5 + 0.001 * seed) for seed in range(9)]
+    records += [detection("mrla-light", seed, 0.41 + 0.01 * seed, 0.5 + 0.001 * seed + 0.0005 * (seed % 3))
+                for seed in range(9)]
+    row, = summarise(records, FOUND).contrasts
+    assert row.measure == "mask_AP" and MEASURES["mask_AP"].difference(row.mean) == "+0.05"
+    assert row.reading == "a above b, by less than 1 points"
+    assert summarise(records, FOUND).further["box_AP"][0].mean == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"metrics": []}, "last epoch must be a table"), ({"metrics": [{}]}, "test_box_AP must be a number"),
+    ({"metrics": [{"test_box_AP": 0.5, "test_mask_AP": 1.5}]}, "test_mask_AP must be a number from 0 to 1"),
+    ({"metrics": None}, "last epoch must be a table"), ({"source": 1}, "source must be a text"),
+])
+def test_records_that_are_damaged(tmp_path, changes, words):
+    (tmp_path / "a.jsonl").write_text(to_line({**detection("plain", 0, 0.4, 0.5), **changes}))
+    with pytest.raises(ValueError, match=words):
+        load_records(tmp_path / "a.jsonl")
+
+
+def test_two_records_of_one_run_must_agree(tmp_path):
+    one, two, other = (tmp_path / name for name in ("one.jsonl", "two.jsonl", "other.jsonl"))
+    one.write_text(to_line(detection("plain", 0, 0.4, 0.5)))
+    two.write_text(to_line(detection("plain", 0, 0.4, 0.5)) + to_line(detection("plain", 1, 0.4, 0.5)))
+    other.write_text(to_line(detection("plain", 0, 0.4, 0.51)))
+    assert len(merge_records([one, two], tmp_path / "all.jsonl")) == 2
+    with pytest.raises(ValueError, match="differs from the one of the same id"):
+        merge_records([one, other], tmp_path / "wrong.jsonl")
+
+
+def test_a_checkpoint_is_tested_as_rounded(made):
+    folder, records = made
+    line, = export_checkpoints(FOUND, records[:1], folder / "runs", folder / "checkpoints",
+                               folder / "index.jsonl", data=tiny_scenes())
+    assert line["test_mask_AP"] == records[0]["metrics"][-1]["test_mask_AP"]
+    assert line["rounded_test_mask_AP"] == pytest.approx(line["test_mask_AP"], abs=0.02)
+    assert json.loads((folder / "index.jsonl").read_text()) == line
+    assert (folder / "checkpoints" / "discs-plain.pt").stat().st_size < 1e6
+
+
+def test_how_long_a_run_would_take_is_estimated():
+    pace = estimate(FOUND.config("plain", 0), tiny_scenes(), 0.0, "plain")
+    assert (pace.first, pace.last, pace.measured) == (0, 2, False) and pace.seconds > 0
+
+
+def test_the_suites_are_the_presets_with_other_attentions():
+    for name, seeds in (("nuclei", 9), ("blood", 9)):
+        suite = SUITES[f"{name}-cpu"]
+        assert len(suite.seeds) == seeds and suite.committed
+        config = dataclasses.asdict(suite.config("mrla-light", 0))
+        assert config | PRESETS[name] == config and config["source"] == "real"
+    nuclei = SUITES["nuclei-cpu"]
+    assert nuclei.primary == (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
+    assert nuclei.measure == "mask_AP" and set(nuclei.variants) == {
+        "plain", "depthwise", "mrla-light", "mrla-light-released", "uniform", "mrla-base"}
