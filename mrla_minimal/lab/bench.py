@@ -1,12 +1,13 @@
 """Ratios, each measured in one run against a yardstick that stands in full: `mrla bench`.
 
-The data side against a training step, and the engine against a bare loop; bench_attention.py has the
-attentions against their naive forms. In each, the candidates take turns, and ratios are printed: absolute
-times belong to a machine.
+The data side against a training step, the engine against a bare loop, a detector with and without attention;
+bench_attention.py has the attentions against their naive forms. In each, the candidates take turns, and
+ratios are printed: absolute times belong to a machine.
 """
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 from mrla_minimal import cifar_resnet
 from mrla_minimal.lab.bench_attention import bench_attention, spread, step_of
 from mrla_minimal.lab.data import load_cifar, plan_epoch, take_batch
+from mrla_minimal.lab.data.scenes import load_scenes
 from mrla_minimal.lab.device import World, choose_device, device_name
-from mrla_minimal.lab.engine import Run, TrainConfig, build_model, build_optimizer
+from mrla_minimal.lab.engine import PRESETS, Run, TrainConfig, build_model, build_optimizer, open_run
 from mrla_minimal.lab.engine.precision import autocast, choose_precision
 from mrla_minimal.lab.timing import take_turns
 
@@ -89,4 +91,31 @@ def _engine_and_bare_loop(config: TrainConfig, device: torch.device, steps: int)
     return {"engine": engine, "bare": bare}
 
 
-BENCHMARKS = {"data": bench_data, "attention": bench_attention, "engine": bench_engine}
+def bench_detector(steps: int = 3, rounds: int = 5) -> None:
+    """`mrla bench detector`: training steps a second of a detector of nuclei, plain and with MRLA-base."""
+    device, scenes = choose_device(), load_scenes("nuclei")
+    recipe = TrainConfig(**PRESETS["nuclei"], layer_attention=None)
+
+    def stepping(attention: str | None) -> Callable[[], None]:
+        run = open_run(replace(recipe, layer_attention=attention), World(0, 1, device), data=scenes)
+
+        def step() -> None:
+            for _ in range(steps):
+                run.train_step()
+            run.read_losses()
+
+        return step
+
+    names = {"plain": None, "mrla-base": "mrla-base"}
+    seconds = take_turns({name: stepping(attention) for name, attention in names.items()}, rounds, 1, device,
+                         progress=True)
+    rates = {name: [steps / each for each in times] for name, times in seconds.items()}
+    ratios = [base / plain for base, plain in zip(rates["mrla-base"], rates["plain"], strict=True)]
+    print(f"detector of nuclei, {recipe.batch_size} crops a step, {device_name(device)}")
+    for name, each in rates.items():
+        print(f"  {name:<10} {statistics.median(each):6.2f} steps/s")
+    print(f"  mrla-base / plain: {spread(ratios)}")
+
+
+BENCHMARKS = {"data": bench_data, "attention": bench_attention, "engine": bench_engine,
+              "detector": bench_detector}

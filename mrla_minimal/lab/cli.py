@@ -115,7 +115,7 @@ def build_parser() -> Parser:
 
     bench = add_command(commands, "bench", "ratios measured on this machine", run_bench,
                         ("mrla bench attention", "mrla bench engine"))
-    bench.add_argument("what", choices=["data", "attention", "engine"])
+    bench.add_argument("what", choices=["data", "attention", "engine", "detector"])
     return parser
 
 

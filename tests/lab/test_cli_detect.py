@@ -11,7 +11,7 @@ from tiny import tiny_cifar
 from tiny_scenes import tiny_scenes
 
 from mrla_minimal.detector import Detections
-from mrla_minimal.lab import cli, engine
+from mrla_minimal.lab import bench, cli, engine
 from mrla_minimal.lab.cli_detect import precision_text
 from mrla_minimal.lab.cli_train import config_of
 from mrla_minimal.lab.data import scenes
@@ -160,6 +160,17 @@ def test_the_files_of_the_set_are_asked_for_in_one_line(capsys, monkeypatch, tmp
                            str(tmp_path))
         assert ("no nuclei.zip" if text is None else "is damaged or another file") in message
         assert not (tmp_path / "run").exists()
+
+
+def test_steps_a_second_are_printed_with_their_ratio(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "load_scenes", scenes.load_scenes)       # the discs
+    small = {**PRESETS["nuclei"], "depth": 8, "width": 8, "batch_size": 2, "device": "cpu"}
+    monkeypatch.setitem(PRESETS, "nuclei", small)
+    bench.bench_detector(steps=1, rounds=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("detector of nuclei, 2 crops a step, ")
+    plain, base = (float(line.split()[1]) for line in lines[1:3])
+    assert float(lines[3].split()[3]) == pytest.approx(base / plain, rel=0.1)
 
 
 def test_a_set_of_boxes_alone_has_half_a_table():
