@@ -165,7 +165,7 @@ SUITES = by_name((
         draws={"learning_rate": LogUniform(5e-4, 2e-3), "weight_decay": LogUniform(0.01, 0.1)},
         about="does it help where all layers are one stage: a transformer's first epoch, over many recipes"),
     # Boxes and masks: the presets are the recipes, but for the attention. margin: a third of the least gain
-    # that the paper reports on COCO.
+    # that the paper claims on COCO.
     Suite(
         "nuclei-cpu",
         _attentions("plain", "depthwise", "mrla-light", "mrla-light-released", "uniform", "mrla-base"),

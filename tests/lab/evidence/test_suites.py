@@ -9,6 +9,7 @@ from tiny_suites import RECIPE, tiny_suite
 from mrla_minimal.lab.engine import TrainConfig, build_model
 from mrla_minimal.lab.evidence import SUITES, Effect, LogUniform
 from mrla_minimal.lab.evidence.declared import by_name
+from mrla_minimal.lab.evidence.measures import MEASURES
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -125,11 +126,10 @@ def test_the_reader_is_told_what_was_declared():
     for name, suite in declared.items():
         _, _, what, asked, measure, margin, seeds, _ = rows[name].split("|")
         net = "ViT-{} of dim" if suite.recipe.get("model") == "vit" else "ResNet-{} of width"
-        assert net.format(suite.recipe["depth"]) in what or "the same" in what
-        unit = "points" if suite.measure == "test_accuracy" else "nat"
+        assert net.format(suite.config(suite.baseline, 0).depth) in what or "the same" in what
+        unit = MEASURES[suite.measure].unit
         assert margin.strip() == f"below {suite.margin:g} {unit}" and int(seeds) == len(suite.seeds)
-        assert measure.strip() == {"test_accuracy": "test accuracy",
-                                   "first_epoch_loss": "mean training loss of the first epoch"}[suite.measure]
+        assert measure.strip() == MEASURES[suite.measure].label.removesuffix(" of the last epoch")
         for a, b in suite.primary:
             assert f"`{a}` - `{b}`" in asked
         assert asked.count("` - `") == len(suite.primary)
