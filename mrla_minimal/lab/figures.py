@@ -69,9 +69,9 @@ MARKERS = {
     "attnres": "$A$",
     "attnres-block": "$B$",
     "kcla": "$K$",
-    "dla-base": "$b$",
-    "dla-base-reread": "$r$",
-    "dla-light": "$l$",
+    "dla-base": "8",
+    "dla-base-reread": "+",
+    "dla-light": "d",
     "se": ">",
     "eca": "h",
 }

@@ -119,7 +119,8 @@ def library(module):
 
 
 SHIPPED = {}
-for module in ("shapes", *TAUGHT_IN, "course/quiz", "course/quiz_methods", "course/quiz_family"):
+for module in ("shapes", *TAUGHT_IN, "course/quiz", "course/quiz_methods", "course/quiz_family",
+               "family/dynamic"):
     SHIPPED |= library(module)
 BLOCKS = {"ResidualBlock": ("resnet", "05"), "TransformerBlock": ("vit", "12")}      # of the hosts
 SHIPPED |= {name: library(module)[name] for name, (module, _) in BLOCKS.items()}

@@ -1,5 +1,6 @@
 """What a lesson says in words of numbers beside it: of the committed records, and of its own outputs."""
 
+import itertools
 import re
 from statistics import mean
 
@@ -705,3 +706,69 @@ def test_14_draws_what_it_says_of_the_six_matrices():
         "residual sum", "DenseFormer"}
     assert {name.split()[0]: number for name, (number,) in ranks.items()} == {
         "residual": 1, "MRLA-light": 1, "DenseFormer": 3, "MUDDFormer": 3, "Att.": 3, "MRLA-base": 3}
+
+
+# 15
+
+def quiz_runs(question, method, **setting):
+    """{seed: accuracy} of the committed quiz records, all of them at width 4."""
+    found = {}
+    for name in ("quiz", "quiz-switches"):
+        for record in read_records(RESULTS / f"{name}.jsonl")[0]:
+            wanted = {"question": question, "method": method, "width": 4, "steps": 400, **setting}
+            if wanted.items() <= record.items():
+                found[record["seed"]] = record["accuracy"]
+    assert set(found) == set(range(5)), (question, method)
+    return found
+
+
+def test_15_says_what_a_mean_and_a_corridor_with_switches_show():
+    notebook = lesson("15")
+    words = shown_below(notebook, "15-27")
+    said(words, "Rewritten or not, the mean does not solve the late question on any seed.")
+    for method in ("mean", "mean-dla"):
+        assert max(quiz_runs("late", method, key_dim=8).values()) < 0.6
+    said(words, "MRLA-base solves it on every seed")
+    assert min(quiz_runs("late", "base", key_dim=8).values()) > 0.95
+
+    words = shown_below(notebook, "15-32")
+    said(words, "The static cache does not solve it on any seed, and neither does rewriting as released.")
+    said(words, "No run of these two is above 0.41")
+    for method in ("base", "dla"):
+        assert 0.35 < max(quiz_runs("switches", method, key_dim=16).values()) <= 0.41
+    said(words, "The context alone is worse still.")
+    assert max(quiz_runs("switches", "context", key_dim=16).values()) < min(
+        quiz_runs("switches", "base", key_dim=16).values())
+    said(markdown(notebook), "Gates that start open solve it on every seed. So does the static cache with")
+    for method in ("dla-open", "base-context"):
+        assert min(quiz_runs("switches", method, key_dim=16).values()) > 0.95
+
+
+def test_15s_ceiling_of_one_who_knows_the_signs_and_not_the_lamp():
+    """The commonest of four signs, over all that may hang there."""
+    said(markdown(lesson("15")), "is right in 41 % of the corridors")
+    signs = list(itertools.product(range(8), repeat=4))
+    assert round(mean(max(map(four.count, four)) / 4 for four in signs), 2) == 0.41
+
+
+def test_15_says_what_its_stages_keep():
+    notebook = lesson("15")
+    rows, words = table(notebook, "15-35"), shown_below(notebook, "15-36")
+    layers = rows["layers T"]
+    said(words, "DLA-B keeps as many maps as Eq. 4: $T(T + 3)/2$.")
+    wanted = [t * (t + 3) / 2 for t in layers]
+    assert rows["layer"] == rows["dla-base"] == wanted
+    said(words, "The control that rewrites nothing keeps as many")
+    assert rows["dla-base-reread"] == wanted
+    said(words, "MRLA-base keeps two a layer.")
+    assert rows["mrla-base"] == [2 * t for t in layers]
+    said(markdown(notebook), "DLA-L keeps four a layer, and MRLA-light three.")
+    assert rows["dla-light"] == [4 * t for t in layers]
+    assert all(3 * t - 1 <= kept <= 3 * t for t, kept in zip(layers, rows["mrla-light"], strict=True))
+
+
+def test_15_says_how_much_of_the_first_value_is_left():
+    notebook = lesson("15")
+    rows, words = table(notebook, "15-23"), shown_below(notebook, "15-24")
+    said(words, "about a hundredth of the first value is left after nine layers")
+    assert 0.003 < rows["dla-base"][-1] < 0.02 and set(rows["dla-base-reread"]) == {1.0}

@@ -179,6 +179,8 @@ def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
     assert len(quiz_records) == 350 and quiz_table(quiz_records) in text
     of_three_questions = read_records(folder / "who-knows.jsonl")[0]
     assert three_questions_table(of_three_questions) in text and two_by_two(of_three_questions) in text
+    with_switches = read_records(folder / "quiz-switches.jsonl")[0]
+    assert len(with_switches) == 30 and quiz_table(with_switches) in text
 
 
 def test_the_quiz_table_by_hand():
