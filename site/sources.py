@@ -21,8 +21,10 @@ ROOMS = {"mrla_minimal": "The subject", "mrla_minimal.family": "Its relatives",
          "mrla_minimal.course": "The course: the quiz, its pictures, the exercises' checkers"}
 # What is a page of the site, and what it is called there. Every other file is linked to in the repository.
 MOVED = {"data/results/README.md": "evidence.md", "README.md#bibliography": "bibliography.md"}
-# What people can play with: in which lesson, at the end of which section, and which script draws it.
-EXPLORABLES = {"keeps": ("11_what_it_costs", "## The bill")}
+# What people can play with: in which lesson, at the end of which section, and by which scripts.
+EXPLORABLES = {"keeps": ("11_what_it_costs", "## The bill", ("keeps.js",)),
+               "corridor": ("00_start_here", "## A corridor of eight rooms",
+                            ("corridor_nets.js", "corridor.js"))}
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,10 @@ def captions(cells: list[dict]) -> dict[int, str]:
 
 
 def explorable(name: str, static: str) -> str:
-    """The place in a page that static/NAME.js fills; `static` leads from the page to the scripts."""
+    """The place in a page that its scripts fill; `static` leads from the page to them."""
+    scripts = "".join(f'<script src="{static}/{script}" defer></script>' for script in EXPLORABLES[name][2])
     return (f'<div class="explorable" data-explorable="{name}"><p>This part needs JavaScript.</p></div>\n'
-            f'<script src="{static}/{name}.js" defer></script>')
+            f'{scripts}')
 
 
 def with_explorables(cells: list[dict], lesson: str) -> list[dict]:
@@ -130,7 +133,7 @@ def with_explorables(cells: list[dict], lesson: str) -> list[dict]:
     Raises ValueError if the section is not there.
     """
     cells = list(cells)
-    for name, (where, heading) in EXPLORABLES.items():
+    for name, (where, heading, _) in EXPLORABLES.items():
         if where != lesson:
             continue
         headings = [(index, line) for index, cell in enumerate(cells) if cell["cell_type"] == "markdown"
@@ -140,7 +143,7 @@ def with_explorables(cells: list[dict], lesson: str) -> list[dict]:
             raise ValueError(f"{lesson} has no section {heading!r}, where {name!r} would stand")
         following = [index for index, _ in headings[lines.index(heading) + 1:]]
         place = following[0] if following else len(cells)
-        source = f"**Try it.** Move the sliders.\n\n{explorable(name, '../_static')}"
+        source = f"**Try it.**\n\n{explorable(name, '../_static')}"
         cells.insert(place, {"cell_type": "markdown", "id": name, "metadata": {}, "source": source})
     return cells
 
@@ -266,8 +269,8 @@ def write_sources(folder: Path, address: str, printed: bool, root: Path = ROOT) 
             "glossary": relink(section(words, "## Glossary"), course[0].path, address, root),
             "symbols": relink(section(words, "## Symbols"), course[0].path, address, root),
             "instructors": relink(section(readme, "## For instructors"), root / "README.md", address, root),
-            "keeps": explorable("keeps", "_static"),
-            "address": address, **planted_choice(results)}
+            "address": address, **{name: explorable(name, "_static") for name in EXPLORABLES},
+            **planted_choice(results)}
     for path in PAGES.glob("*.md"):
         if path.name != "api.md":
             text = re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]], path.read_text(encoding="utf-8"))

@@ -139,8 +139,8 @@ def test_a_docstring_keeps_its_form(prose, restructured):
 
 
 def test_what_people_can_play_with_stands_at_the_end_of_its_section():
-    for name, (lesson, heading) in sources.EXPLORABLES.items():
-        assert (ROOT / f"site/static/{name}.js").exists()
+    for name, (lesson, heading, scripts) in sources.EXPLORABLES.items():
+        assert all((ROOT / "site/static" / script).exists() for script in scripts)
         page = ROOT / f"notebooks/{lesson}.ipynb"
         text = sources.notebook_for_the_site(page.read_text(encoding="utf-8"), page, ADDRESS)
         prose = ["".join(cell["source"]) for cell in json.loads(text)["cells"]]

@@ -37,3 +37,33 @@ def test_what_a_layer_keeps_answers_to_the_keyboard(opened, page_name):
     words = page.locator(".explorable svg").get_attribute("aria-label")
     assert "For 11 layers: Eq. 4 77, MRLA-base 22" in words
     assert complaints == []
+
+
+@pytest.mark.parametrize("page_name", ["the_corridor.html", "notebooks/00_start_here.html"])
+def test_the_corridor_answers_to_the_keyboard_and_fills_its_diagonal(opened, page_name):
+    page, complaints = opened(1280)
+    page.goto((HTML / page_name).as_uri())
+    told, asked = page.locator(".corridor > label > select").all()
+    words, tables = page.locator(".explorable p[aria-live]"), page.locator(".explorable table")
+
+    def filled(number):
+        return page.evaluate("""number => {
+          const rows = [...document.querySelectorAll(".explorable table")[number].tBodies[0].rows];
+          return rows.map(row => [...row.querySelectorAll("td")].map(cell => cell.dataset.value));
+        }""", number)
+
+    assert words.text_content() == "Room 3 is asked for, and F hangs there. Right: MRLA-base."
+    assert [row[0] is not None for row in filled(1)] == [room == 2 for room in range(8)]
+    asked.focus()
+    page.keyboard.press("ArrowDown")
+    assert words.text_content().startswith("Room 4 is asked for, and H hangs there.")
+    page.get_by_role("button", name="Ask for every room").focus()
+    page.keyboard.press("Enter")
+    for asked_for, row in enumerate(filled(1)):                 # MRLA-base's diagonal
+        shares = list(map(float, row))
+        assert shares.index(max(shares)) == asked_for and sum(shares) == pytest.approx(1, abs=1e-6)
+    told.focus()
+    page.keyboard.press("ArrowDown")
+    assert words.text_content().endswith("MRLA-light, MRLA-base.")     # others may guess it
+    assert sum(row[0] is not None for row in filled(2)) == 1     # other nets: the tables begin anew
+    assert tables.count() == 4 and complaints == []

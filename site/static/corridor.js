@@ -1,0 +1,209 @@
+// The corridor: eight rooms, a sign in each, and an exit that is asked for one of them. Four trained nets
+// answer. Their numbers are in corridor_nets.js; a test holds what is computed here to the library.
+"use strict";
+
+const ROOMS = 8;                // the exit is the ninth layer
+const SIGNS = "ABCDEFGH";
+const NAMES = { last: "last alone", mean: "mean of v", light: "MRLA-light", base: "MRLA-base" };
+
+// What each of the nine layers is told: a sign and the room asked for, one-hot, or zeros. In the late
+// question the exit alone is told the room, in the early one every layer is.
+function inputsOf(signs, asked, question) {
+  return Array.from({ length: ROOMS + 1 }, (_, layer) => Array.from({ length: 2 * ROOMS }, (_, place) => {
+    if (place < ROOMS) return layer < ROOMS && signs[layer] === place ? 1 : 0;
+    return (question === "early" || layer === ROOMS) && place - ROOMS === asked ? 1 : 0;
+  }));
+}
+
+const dot = (first, second) => first.reduce((sum, one, index) => sum + one * second[index], 0);
+
+// A projection of its own for each layer: weight[layer][input][output], bias[layer][output].
+function ownLinear(inputs, weight, bias) {
+  return inputs.map((input, layer) => bias[layer].map((start, output) =>
+    start + input.reduce((sum, one, place) => sum + one * weight[layer][place][output], 0)));
+}
+
+// torch's nn.Linear: weight[output][input].
+const linear = (input, weight, bias) => weight.map((row, output) => bias[output] + dot(row, input));
+
+function softmax(logits) {
+  const largest = Math.max(...logits), raised = logits.map((one) => Math.exp(one - largest));
+  const total = raised.reduce((sum, one) => sum + one, 0);
+  return raised.map((one) => one / total);
+}
+
+// What one net makes of one corridor: {queries, keys, values, weights, read, chances}. In light the weights
+// are its gates; methods that choose nothing have neither weights nor queries and keys. The chances are those
+// of the eight signs.
+function answer(net, method, inputs) {
+  const of = (name) => ownLinear(inputs, net[`method.${name}.weight`], net[`method.${name}.bias`]);
+  const values = of("value"), chooses = method === "base" || method === "light";
+  const queries = chooses ? of("query") : null, keys = chooses ? of("key") : null;
+  const scale = chooses ? Math.sqrt(keys[0].length) : 1;
+  let weights = null, read = null;
+  if (method === "last") read = values[ROOMS];
+  const weighed = (shares) => values[0].map((_, place) => dot(shares, values.map((v) => v[place])));
+  if (method === "mean") read = weighed(values.map(() => 1 / values.length));
+  if (method === "base") {                      // Eq. 6: the exit's query asks the keys of all layers
+    weights = softmax(keys.map((key) => dot(queries[ROOMS], key) / scale));
+    read = weighed(weights);
+  }
+  if (method === "light") {                     // Eq. 8: each layer gates what it writes
+    weights = keys.map((key, layer) => 1 / (1 + Math.exp(-dot(queries[layer], key) / scale)));
+    read = values.reduce((output, v, layer) => output.map((one, place) =>
+      net["method.lambda_o"][layer][place] * one + weights[layer] * v[place]), values[0].map(() => 0));
+  }
+  const told = inputs[ROOMS].slice(ROOMS);
+  const hidden = linear([...read, ...told], net["readout.0.weight"], net["readout.0.bias"]);
+  const positive = hidden.map((one) => Math.max(one, 0));
+  const chances = softmax(linear(positive, net["readout.2.weight"], net["readout.2.bias"]));
+  return { queries, keys, values, weights, read, chances };
+}
+
+// The page
+
+const make = (tag, text = "", attributes = {}) => {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+};
+
+// A number between 0 and 1 as a grey cell that also says it.
+function shade(share) {
+  const cell = make("td", share === undefined ? "" : share.toFixed(2));
+  if (share === undefined) return cell;
+  cell.dataset.value = share;
+  cell.style.background = `rgb(${[0, 0, 0].map(() => Math.round(255 * (1 - share))).join()})`;
+  cell.style.color = share > 0.54 ? "#fff" : "#000";       // whichever is told apart more easily
+  return cell;
+}
+
+function row(title, cells) {
+  const made = make("tr");
+  made.append(make("th", title, { scope: "row" }), ...cells);
+  return made;
+}
+
+function headed(caption, first) {
+  const table = make("table"), head = make("tr");
+  const layers = [...Array(ROOMS).keys()].map((room) => `room ${room + 1}`).concat("exit");
+  head.append(...[first, ...layers].map((text) => make("th", text, { scope: "col" })));
+  table.append(make("caption", caption), make("thead"), make("tbody"));
+  table.tHead.append(head);
+  return table;
+}
+
+function scrolled(part) {
+  const box = make("div", "", { class: "explorable-table", tabindex: 0 });
+  box.append(part);
+  return box;
+}
+
+function choice(label, options, start, change) {
+  const line = make("label", label), select = make("select");
+  options.forEach((text, index) => select.append(make("option", text, { value: index })));
+  select.value = start;
+  select.addEventListener("change", () => change(Number(select.value)));
+  line.append(select);
+  return line;
+}
+
+// What each method made of the corridor: how much it took of each layer, what it read, what it says.
+function answers(found, right) {
+  const table = headed("How much of each layer is taken: weights, and in MRLA-light gates", "");
+  const more = ["answer", "vector read"].map((text) => make("th", text, { scope: "col" }));
+  table.tHead.rows[0].firstChild.after(more[0]);
+  table.tHead.rows[0].append(more[1]);
+  for (const [method, one] of Object.entries(found)) {
+    const even = one.values.map((_, layer) => method === "mean" ? 1 / (ROOMS + 1) : Number(layer === ROOMS));
+    const vector = make("td", one.read.map((part) => part.toFixed(2)).join("  "), { "data-value": one.read });
+    const verdict = one.best === right ? "✓ right" : "✗ wrong";
+    const said = make("td", `${SIGNS[one.best]} ${verdict}`, { class: "answer" });
+    table.tBodies[0].append(row(NAMES[method], [said, ...(one.weights ?? even).map(shade), vector]));
+  }
+  return scrolled(table);
+}
+
+// One row for each room that has been asked for; the others are empty.
+function diagonal(method, seen) {
+  const shown = method === "base" ? "weights" : "gates";
+  const map = headed(`${NAMES[method]}: ${shown} by the room asked for`, "");
+  for (let room = 0; room < ROOMS; room += 1) {
+    const shares = seen[room] ?? Array(ROOMS + 1).fill(undefined);
+    map.tBodies[0].append(row(`asked for ${room + 1}`, shares.map(shade)));
+  }
+  return scrolled(map);
+}
+
+function keysAndQuery({ keys, queries }, open) {
+  const details = make("details");
+  const table = headed("One key a layer, and the exit's query: eight numbers each", "");
+  table.tHead.rows[0].append(make("th", "query", { scope: "col" }));
+  keys[0].forEach((_, place) => {
+    const numbers = [...keys.map((key) => key[place]), queries[ROOMS][place]];
+    table.tBodies[0].append(row(`${place + 1}`, numbers.map((one) => make("td", one.toFixed(2)))));
+  });
+  details.append(make("summary", "Keys and query of MRLA-base"), scrolled(table));
+  details.open = open;
+  return details;
+}
+
+function showCorridor(box) {
+  const signs = [2, 0, 5, 7, 1, 3, 6, 4];
+  const state = { asked: 2, question: "late" };
+  let seen = { base: {}, light: {} };           // the weights so far, by the room that was asked for
+  const form = make("form", "", { class: "corridor" });
+  const words = make("p", "", { "aria-live": "polite" }), results = make("div");
+
+  const update = () => {
+    const inputs = inputsOf(signs, state.asked, state.question), right = signs[state.asked];
+    const found = {};
+    for (const method of Object.keys(NAMES)) {
+      const one = answer(CORRIDOR_NETS[state.question][method].numbers, method, inputs);
+      found[method] = { ...one, best: one.chances.indexOf(Math.max(...one.chances)) };
+      if (one.weights) seen[method][state.asked] = one.weights;
+    }
+    const good = Object.keys(NAMES).filter((name) => found[name].best === right).map((name) => NAMES[name]);
+    words.textContent = `Room ${state.asked + 1} is asked for, and ${SIGNS[right]} hangs there. `
+      + `Right: ${good.join(", ") || "nobody"}.`;
+    const open = results.querySelector("details")?.open ?? false;
+    results.replaceChildren(answers(found, right), diagonal("base", seen.base), diagonal("light", seen.light),
+      keysAndQuery(found.base, open));
+  };
+
+  const told = ["late: the exit alone", "early: every layer"];
+  form.append(choice("Who is told the room?", told, 0, (index) => {
+    state.question = ["late", "early"][index];
+    seen = { base: {}, light: {} };             // other nets answer now
+    update();
+  }));
+  const numbers = [...Array(ROOMS).keys()].map((room) => room + 1);
+  form.append(choice("Ask for room", numbers, state.asked, (room) => {
+    state.asked = room;
+    update();
+  }));
+  const everyRoom = make("button", "Ask for every room", { type: "button" });
+  everyRoom.addEventListener("click", () => {
+    const before = state.asked;
+    for (let room = 0; room < ROOMS; room += 1) {
+      state.asked = room;
+      update();
+    }
+    state.asked = before;
+    update();
+  });
+  form.append(everyRoom);
+  const hung = make("fieldset");
+  hung.append(make("legend", "Signs"));
+  signs.forEach((sign, room) => hung.append(choice(`room ${room + 1}`, [...SIGNS], sign, (chosen) => {
+    signs[room] = chosen;
+    update();
+  })));
+  form.append(hung);
+  box.replaceChildren(form, words, results);
+  update();
+}
+
+if (typeof module !== "undefined") module.exports = { answer, inputsOf };
+else for (const box of document.querySelectorAll('[data-explorable="corridor"]')) showCorridor(box);
