@@ -86,7 +86,7 @@ def site_link(target: str, page: Path, address: str, root: Path = ROOT) -> str:
     module = re.fullmatch(r"(mrla_minimal/.+)\.py", file)
     if module:
         return f"/api/{module[1].replace('/', '.')}.rst"
-    if re.fullmatch(r"notebooks/([^/]+\.ipynb|cheat_sheet\.md)", file):
+    if re.fullmatch(r"notebooks/[^/]+\.(ipynb|md)", file):
         return f"/{file}{after}"
     return f"{address}/blob/main/{file}{after}"
 
@@ -278,12 +278,12 @@ def write_sources(folder: Path, address: str, printed: bool, root: Path = ROOT) 
     for lesson in course:
         shutil.copy(lesson.path, folder / "notebooks")
     shutil.copytree(root / "notebooks/figures", folder / "notebooks/figures")
-    sheet = root / "notebooks/cheat_sheet.md"
-    text = relink(sheet.read_text(encoding="utf-8"), sheet, address, root)
-    if printed:
-        link = '<a href="cheat_sheet.pdf">The same on two printed pages (PDF)</a>'
-        text = text.replace("\n\n", f'\n\n<p class="only-on-screen">{link}</p>\n\n', 1)
-    (folder / "notebooks/cheat_sheet.md").write_text(text, encoding="utf-8")
+    for sheet in (root / "notebooks").glob("*.md"):
+        text = relink(sheet.read_text(encoding="utf-8"), sheet, address, root)
+        if printed and sheet.stem == "cheat_sheet":
+            link = '<a href="cheat_sheet.pdf">The same on two printed pages (PDF)</a>'
+            text = text.replace("\n\n", f'\n\n<p class="only-on-screen">{link}</p>\n\n', 1)
+        (folder / "notebooks" / sheet.name).write_text(text, encoding="utf-8")
     (folder / "evidence.md").write_text(
         relink(results, root / "data/results/README.md", address, root), encoding="utf-8")
     shutil.copy(root / "data/results/summary.png", folder)

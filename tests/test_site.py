@@ -46,6 +46,7 @@ def test_a_lesson_may_have_a_letter_and_must_say_what_it_is(tmp_path):
     ("01_self_attention.ipynb#Quiz", "/notebooks/01_self_attention.ipynb#quiz"),
     ("01_self_attention.ipynb#What-we-built!", "/notebooks/01_self_attention.ipynb#what-we-built"),
     ("cheat_sheet.md", "/notebooks/cheat_sheet.md"),
+    ("lecture_plan.md", "/notebooks/lecture_plan.md"),
     ("../data/results/README.md", "/evidence.md"),
     ("../data/results/README.md#the-corridor-quiz", "/evidence.md#the-corridor-quiz"),
     ("../README.md#bibliography", "/bibliography.md"),
