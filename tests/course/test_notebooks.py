@@ -21,7 +21,7 @@ COURSE = [
     "00_start_here", "01_self_attention", "02_attention_that_runs_forward", "03_attention_across_layers",
     "04_recurrent_layer_attention", "05_mrla_on_feature_maps", "06_mrla_light", "07_training_a_small_resnet",
     "08_does_layer_attention_help", "09_which_part_matters", "10_looking_inside", "11_what_it_costs",
-    "12_vision_transformer", "13_boxes_and_masks", "14_what_a_layer_may_know",
+    "12_vision_transformer", "13a_boxes_and_masks", "13b_a_detector", "14_what_a_layer_may_know",
     "15_a_memory_that_is_rewritten",
 ]
 TAUGHT_IN = {
@@ -54,7 +54,7 @@ def read(path):
 
 
 def number(path):
-    return path.stem[:2]
+    return path.stem.partition("_")[0]
 
 
 def is_strict(path):

@@ -1,6 +1,7 @@
 """What a lesson says in words of numbers beside it: of the committed records, and of its own outputs."""
 
 import itertools
+import json
 import re
 from statistics import mean
 
@@ -676,6 +677,23 @@ def test_11_says_what_the_pilots_records_show():
     accuracies = finals(name)
     assert round(points(accuracies, "mrla-light", "depthwise")) == 1
     assert min(points(accuracies, other, "plain") for other in ("mrla-light", "depthwise")) > 0
+
+
+# 13a
+
+
+def test_13a_says_what_the_rivals_record_says():
+    record = json.loads((RESULTS / "nuclei-rival.json").read_text(encoding="utf-8"))
+    notebook, setting = lesson("13a"), record["setting"]
+    best = max(row["mask"] for row in record["val"])
+    said(markdown(notebook), f"has {100 * best:.0f} on val and {100 * record['test_mask_AP']:.0f} on test")
+    here = [row for row in record["val"] if all(row[name] == setting[name] for name in setting
+                                                if name != "ranking")]
+    shown = {row["ranking"]: [round(100 * row[what], 1) for what in ("box", "mask")] for row in here}
+    assert table(notebook, "13a-37") == shown
+    lists = table(notebook, "13a-42")
+    assert lists["both, second below"][1] > lists["first list alone"][1] > 1.8 * lists["both, mixed"][1]
+    assert lists["doubles removed"][1] < lists["both, second below"][1]
 
 
 # 14
