@@ -14,7 +14,13 @@ from mrla_minimal import MRLABase, MRLALight, UniformMean
 from mrla_minimal.course import quiz, quiz_records
 from mrla_minimal.course.quiz_family import VectorAttentionResiduals
 from mrla_minimal.course.quiz_methods import METHODS
-from mrla_minimal.family.depth_weights import AttentionResiduals, BlockAttentionResiduals, DenseFormer
+from mrla_minimal.family.depth_weights import (
+    AttentionResiduals,
+    BlockAttentionResiduals,
+    DenseFormer,
+    KeyCorrelatedAttention,
+    MUDDFormer,
+)
 
 QUICK = 200         # steps that solve what 400 solve, in the vector form
 
@@ -141,14 +147,18 @@ def test_weights_map_shows_the_room_asked_for(trained, method, question):
     assert trained("mean", "late").weights_map is None
 
 
-MODULES = {"base": MRLABase, "light": MRLALight, "uniform": UniformMean}
+MODULES = {"base": MRLABase, "light": MRLALight, "uniform": UniformMean, "denseformer": DenseFormer,
+           "mudd": MUDDFormer, "attnres": AttentionResiduals, "kcla": KeyCorrelatedAttention}
 
 
 @pytest.mark.parametrize("question, name, expected", [
     ("late", "base", "solved"), ("early", "light", "solved"),
     *(pytest.param(*row, marks=pytest.mark.slow) for row in (
         ("late", "light", "not solved"), ("late", "uniform", "not solved"),
-        ("early", "base", "solved"), ("early", "uniform", "not solved"))),
+        ("early", "base", "solved"), ("early", "uniform", "not solved"),
+        ("lamp", "attnres", "solved"), ("late", "attnres", "not solved"), ("colour", "attnres", "not solved"),
+        ("late", "mudd", "solved"), ("lamp", "mudd", "not solved"), ("lamp", "denseformer", "not solved"),
+        ("lamp", "kcla", "solved"), ("late", "kcla", "not solved"))),
 ])
 def test_the_module_learns_what_it_is_for(question, name, expected):
     accuracy = quiz.train_module_quiz(MODULES[name], question).accuracy
