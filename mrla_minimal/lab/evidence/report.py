@@ -1,6 +1,7 @@
 """The tables of a suite, as text: its variants and its contrasts; and all that is known of it, as JSON."""
 
 import dataclasses
+import json
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Contrast, Summary
 from mrla_minimal.lab.evidence.intervention_table import intervention_means
 from mrla_minimal.lab.evidence.measures import MEASURES, Measure
 from mrla_minimal.lab.evidence.readings import TEST_FROM
+from mrla_minimal.lab.files import repository_root
 
 
 def report(summary: Summary) -> str:
@@ -47,10 +49,23 @@ def _variants(summary: Summary) -> list[str]:
         columns = "".join(map(_mean_and_deviation, measures, runs))
         seeds = ranges(set().union(*runs))
         lines.append(f"{variant:<20} {seeds:<10}{columns} {rate:>6}")
+    lines += _rival(summary.source, measures)
     for what, variants in (("diverged", summary.diverged), ("not of this suite any more", summary.unknown)):
         lines += [f"{variant:<20} {what}: seeds {', '.join(map(str, seeds))}"
                   for variant, seeds in variants.items()]
     return lines
+
+
+def _rival(source: str, measures: list[Measure]) -> list[str]:
+    """The row of what needs no training, where it was measured on these images (data/nuclei/rival.py)."""
+    root = repository_root()
+    path = root and root / "data" / "results" / f"{source}-rival.json"
+    if path is None or not path.is_file():
+        return []
+    rival = json.loads(path.read_text(encoding="utf-8"))
+    columns = "".join(_mean_and_deviation(measure, {0: rival[f"test_{measure.name}"]})
+                      for measure in measures)
+    return [f"{'Otsu + watershed':<20} {'none':<10}{columns} {'-':>6}"]
 
 
 def _mean_and_deviation(measure: Measure, runs: dict[int, float]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from tiny_scenes import tiny_scenes
@@ -16,6 +17,7 @@ from mrla_minimal.lab.evidence.report import summary_as_json
 from mrla_minimal.lab.fields import from_text
 from mrla_minimal.lab.files import to_line
 
+ROOT = Path(__file__).parents[3]
 FOUND = Suite("discs", {"plain": {"layer_attention": None}, "mrla-light": {"layer_attention": "mrla-light"}},
               {"dataset": "nuclei", "depth": 8, "width": 8, "batch_size": 4, "steps": 2, "device": "cpu",
                "optimizer": "adamw", "learning_rate": 6e-3}, seeds=(0,),
@@ -68,6 +70,19 @@ def test_differences_are_in_points_and_read_by_the_margin():
     assert row.measure == "mask_AP" and MEASURES["mask_AP"].difference(row.mean) == "+0.05"
     assert row.reading == "a above b, by less than 1 points"
     assert summarise(records, FOUND).further["box_AP"][0].mean == pytest.approx(0.01)
+
+
+def test_the_rival_stands_below_the_nets_that_saw_its_images(monkeypatch, tmp_path):
+    records = [detection(variant, 0, 0.4, 0.5) for variant in FOUND.variants]
+    monkeypatch.chdir(tmp_path)
+    assert "Otsu" not in report(summarise(records, FOUND))          # no records are at hand here
+    monkeypatch.chdir(ROOT)
+    rival = json.loads((ROOT / "data" / "results" / "nuclei-rival.json").read_text(encoding="utf-8"))
+    row, = [line.split() for line in report(summarise(records, FOUND)).splitlines() if "Otsu" in line]
+    values = [f"{100 * rival[f'test_{name}_AP']:.2f}" for name in ("mask", "box")]
+    assert row == ["Otsu", "+", "watershed", "none", values[0], "-", values[1], "-", "-"]
+    others = [{**one, "source": "discs"} for one in records]
+    assert "Otsu" not in report(summarise(others, FOUND))
 
 
 @pytest.mark.parametrize("changes, words", [
