@@ -227,8 +227,8 @@ def test_08_opens_with_what_all_records_say():
     assert (decided.name, decided.reading) == ("memory", "lowers the loss")
     assert decided.name in contrasts("first-epoch-thin56") and round(decided.mean, 2) == -0.04
     said((ROOT / "README.md").read_text(encoding="utf-8"),
-         "on CIFAR-10 a memory makes a small ResNet learn a little faster; what choosing is worth, and who ends "
-         "better, is open")
+         "on CIFAR-10 a memory makes a small ResNet learn a little faster; what choosing is worth, and who "
+         "ends better, is open")
     said(opening, "3. **Everything else is open:** what the gate is worth")
     said(opening, "A ReLU after the norm makes the first epoch slow: depthwise with that ReLU and the plain "
                   "mean, which has it too, lie close together and far behind depthwise.")
@@ -267,9 +267,9 @@ def test_08_says_what_the_first_epoch_shows():
                 "price, not that of averaging layers.")
     assert mean(relu) > 0.7 * mean(difference(summary, "uniform", "depthwise"))
     text = markdown(lesson("08"))
-    said(text, "It lowers the loss in all seeds but one, by less than a tenth of what the ReLU costs, and the "
-               "test holds after Holm. How it compares with the margin is not settled: 0.03 nat lies inside "
-               "the interval. The gate is undecided.")
+    said(text, "It lowers the loss in all seeds but one, by less than a tenth of what the ReLU costs, and "
+               "the test holds after Holm. How it compares with the margin is not settled: 0.03 nat lies "
+               "inside the interval. The gate is undecided.")
     effects = {row.name: row for row in summary.contrasts if row.b is None and row.primary}
     memory, gate = effects["memory"], effects["gate"]
     assert sum(each > 0 for each in memory.differences.values()) == 1 and -memory.mean < mean(relu) / 10
@@ -283,13 +283,14 @@ def test_08_says_what_the_first_epoch_shows():
 
 def test_08_says_what_ten_epochs_show():
     words, summary = shown_below(lesson("08"), "08-114"), read_summary("scratch-gpu")
-    said(words, "(b). The plain mean learns far more slowly at first, and has caught up with most of it by the "
-                "tenth epoch.")
+    said(words, "(b). The plain mean learns far more slowly at first, and has caught up with most of it by "
+                "the tenth epoch.")
     first, last = (summary.values[measure] for measure in ("first_epoch_loss", "test_loss"))
-    behind = [mean(values["uniform"].values()) - mean(values["depthwise"].values()) for values in (first, last)]
+    behind = [mean(values["uniform"].values()) - mean(values["depthwise"].values())
+              for values in (first, last)]
     assert 0.4 < behind[0] < 0.6 and 0 < behind[1] < behind[0] / 5
-    said(words, "MRLA-light is ahead of depthwise in each seed, by less than a point; base and the plain mean "
-                "take turns. With three seeds both stay estimates.")
+    said(words, "MRLA-light is ahead of depthwise in each seed, by less than a point; base and the plain "
+                "mean take turns. With three seeds both stay estimates.")
     light, base = (difference(summary, *pair) for pair in SUITES["scratch-gpu"].primary[::-1])
     assert 0 < min(light) and max(light) < 0.01 and min(base) < 0 < max(base)
     assert {row.reading for row in summary.contrasts} == {ESTIMATE}
@@ -394,8 +395,8 @@ def test_09_says_what_the_start_of_the_queries_does():
     for gaps in behind.values():
         near = [gap for gap in gaps if abs(gap) < 0.12]
         assert len(near) > len(gaps) / 2 and min(near) < 0 < max(near)
-    said(words, "At the highest rate base is far behind, by more than half a nat; at the rate just below it is "
-                "ahead.")
+    said(words, "At the highest rate base is far behind, by more than half a nat; at the rate just below it "
+                "is ahead.")
     assert behind["mrla-base"][-1] > 0.5 and behind["mrla-base"][-2] < 0
     early = [gap for seed, gap in zip(shared, behind["mrla-base"], strict=True) if seed < 5]
     said(words, "When there were five seeds, that run looked like a rule")
