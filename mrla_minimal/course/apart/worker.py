@@ -43,7 +43,7 @@ class Worker:
     def __init__(self):
         self.things = {LAYERS: _layers}
         self._parameters = {}   # by their id: (number, parameter), for one may be in several modules
-        self._gives_whole = True
+        self._gives_whole, self._learning = True, []
         self.graphs = {}        # of calls whose gradients may be asked for: (outputs, inputs, parameters)
         self.beside = ExitStack()
         self._given = []        # the question's tensors that require gradients: (leaf, what stands for it)
@@ -62,10 +62,7 @@ class Worker:
             kind = next(base.__name__ for base in type(error).__mro__ if base.__name__ in ERRORS)
             return pack({"error": [kind, first_line(error), where(error, attention)]})[0]
         if outputs:
-            thing = self.things[target]
-            parameters = list(thing.parameters()) if isinstance(thing, nn.Module) else []
-            self.graphs[number] = outputs, [leaf for leaf, _ in self._given] + [
-                parameter for parameter in parameters if parameter.requires_grad]
+            self.graphs[number] = outputs, [leaf for leaf, _ in self._given] + self._learning
         return message
 
     # Questions
@@ -98,10 +95,13 @@ class Worker:
         """What thing number `target` returns, and what the call has changed. `settings`: see remote.py."""
         thing, state = self.things[target], settings["state"]
         self._gives_whole = not isinstance(thing, type)     # what a class makes is asked for more
+        self._learning = []
         with ExitStack() as stack:
             stack.enter_context(plain_defaults())
             if isinstance(thing, nn.Module):
                 _take(thing, state)
+                # not what the call makes: the other end does not know of it yet
+                self._learning = [parameter for parameter in thing.parameters() if parameter.requires_grad]
             macs = None
             if settings["count"]:
                 macs = count_macs(_OneCall(thing, arguments, named), 1, in_channels=1)
