@@ -51,6 +51,12 @@ def process(app, what, name, obj, options, lines) -> None:
     lines[:] = restructured(lines)
 
 
+def process_signature(app, what, name, obj, options, signature, returned) -> tuple[str | None, str | None]:
+    """Types by their own names: "list[~mrla_minimal.boxes.Box]" is list[Box]."""
+    return tuple(text and re.sub(r"~(?:\w+\.)+", "", text) for text in (signature, returned))
+
+
 def setup(app) -> dict:
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-signature", process_signature)
     return {"parallel_read_safe": True}
