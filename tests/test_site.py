@@ -150,3 +150,9 @@ def test_what_people_can_play_with_stands_at_the_end_of_its_section():
         assert before[-1] == heading
     with pytest.raises(ValueError, match="11_what_it_costs has no section '## The bill'"):
         sources.with_explorables([], "11_what_it_costs")
+
+
+def test_a_signature_calls_types_by_their_own_names():
+    signature = "(boxes: list[~mrla_minimal.boxes.Box])"
+    shown = docstrings.process_signature(None, "class", "", None, None, signature, None)
+    assert shown == ("(boxes: list[Box])", None)

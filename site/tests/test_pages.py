@@ -9,12 +9,15 @@ from conftest import HTML
 pytestmark = pytest.mark.skipif(not HTML.exists(), reason="the site is not built: make site")
 WIDTHS = (360, 1280)
 KINDS = ("index.html", "notebooks/03_attention_across_layers.html", "evidence.html", "glossary.html")
+# What sticks out of the window and lies in no box of its own that can be scrolled: it would be cut off.
 OVERFLOW = """() => {
-  const width = document.documentElement.clientWidth;
-  if (document.documentElement.scrollWidth <= width) return [];
-  return [...document.querySelectorAll(".bd-article *, main *")]
-    .filter(part => part.getBoundingClientRect().right > width + 1).slice(0, 5)
-    .map(part => `${part.tagName}.${part.className}`).concat("the page");
+  const width = document.documentElement.clientWidth, whole = document.querySelector(".bd-article-container");
+  const scrolls = part => part !== whole &&
+    (/auto|scroll/.test(getComputedStyle(part).overflowX) || scrolls(part.parentElement));
+  const out = [...whole.querySelectorAll("*")].filter(part =>
+    part.getBoundingClientRect().right > width + 1 && part.getBoundingClientRect().width && !scrolls(part));
+  return out.slice(0, 5).map(part => `${part.tagName}: ${part.textContent.trim().slice(0, 60)}`)
+    .concat(document.documentElement.scrollWidth > width ? ["the page"] : []);
 }"""
 
 
