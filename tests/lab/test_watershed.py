@@ -54,6 +54,9 @@ def test_a_flood_runs_down_from_the_peaks_and_meets_in_the_valley():
     inside = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1]], bool)
     # The valley is reached from its higher side first; nothing flows across what is outside.
     assert flood(height, markers, inside).tolist() == [[1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0]]
+    # Not the nearer peak counts, but the side of the valley.
+    slope, ends = np.array([[9, 8, 7, 6, 5, 4, 1, 2, 9]], float), np.array([[1, 0, 0, 0, 0, 0, 0, 0, 2]])
+    assert flood(slope, ends, slope > 0).tolist() == [[1, 1, 1, 1, 1, 1, 1, 2, 2]]
 
 
 def test_two_nuclei_that_touch_are_two():
