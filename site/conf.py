@@ -39,6 +39,7 @@ html_static_path = [str(HERE / "static")]
 html_css_files = ["site.css"]
 html_js_files = [("site.js", {"defer": "defer"})]
 html_domain_indices = False             # the library's own page lists its modules
+html_show_search_summary = False        # it would fetch what is found, and a page from disk may not
 html_copy_source = True                 # a notebook's download button gives the file as it is committed
 html_show_sourcelink = False
 html_last_updated_fmt = None
