@@ -111,6 +111,7 @@ def test_several_processes_are_refused():
 # What it learns
 
 
+@pytest.mark.slow
 def test_four_crops_are_learnt_by_heart_in_60_steps(tmp_path):
     scenes = tiny_scenes(4, size=64, crop=64)
     config = detection_config(depth=20, width=16, layer_attention=None, steps=60, drop_path=0.0)
