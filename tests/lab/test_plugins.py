@@ -15,8 +15,7 @@ from tiny import tiny_cifar
 from mrla_minimal import MRLALight, cifar_resnet
 from mrla_minimal.hosting import attention_factory
 from mrla_minimal.lab import cli, cost_tables, data, evidence, plugins
-from mrla_minimal.lab.engine import TrainConfig, build_model, run
-from mrla_minimal.lab.evidence import running
+from mrla_minimal.lab.engine import TrainConfig, build_model, inputs, run
 from mrla_minimal.lab.evidence.records import load_interventions
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
@@ -34,7 +33,7 @@ def readme_block(word):
 def folder(monkeypatch, tmp_path):
     """A working directory with the README's class in my_attention.py, and the tiny data in place of CIFAR."""
     monkeypatch.chdir(tmp_path)
-    for module in (run, running, data):
+    for module in (run, inputs, data):
         monkeypatch.setattr(module, "load_cifar", tiny_cifar)
     source = readme_block("class LastTwo").split("\nmodel = ")[0]
     (tmp_path / "my_attention.py").write_text(source, encoding="utf-8")

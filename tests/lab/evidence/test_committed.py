@@ -11,7 +11,7 @@ from tiny_suites import NETS, export_nets, run_nets
 from mrla_minimal.course.quiz_records import quiz_table
 from mrla_minimal.course.who_knows import three_questions_table, two_by_two
 from mrla_minimal.lab import cli, data
-from mrla_minimal.lab.engine import evaluate, load_model, read_checkpoint, read_config, train
+from mrla_minimal.lab.engine import evaluate, inputs, load_model, read_checkpoint, read_config, train
 from mrla_minimal.lab.evidence import committed
 from mrla_minimal.lab.evidence.jobs import run_folder
 from mrla_minimal.lab.evidence.tables import summaries, tables, with_tables
@@ -44,7 +44,7 @@ def test_an_exported_checkpoint_is_small_and_reaches_what_its_line_says(reposito
 
 
 def test_export_and_evaluate_on_the_command_line(repository, monkeypatch, capsys):
-    for module in (committed, data):        # a command names its images: these cannot be handed in
+    for module in (inputs, data):        # a command names its images: these cannot be handed in
         monkeypatch.setattr(module, "load_cifar", tiny_cifar)
     run_nets(variants=("mrla-light",))
     assert cli.main(["compare", "--suite", "tiny", "--export"]) == 0
