@@ -143,7 +143,7 @@ def small_state(state: dict, record_id: str) -> dict:
 def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, folder: str | Path,
                        index: str | Path, data_root: str | Path | None = None,
                        data: Cifar | Scenes | None = None) -> list[dict]:
-    """Write folder/SUITE-VARIANT.pt of each variant's first finished seed, and its line in `index`.
+    """Write folder/SUITE-VARIANT.pt of each variant's first finished seed that is in `runs`, and its line.
 
     Returns the new lines. A checkpoint that has its line already is left as it is. What is written is tested,
     as rounded, on the whole test set: of `data`, or of what the run was trained on. Only then is it written.
@@ -157,8 +157,9 @@ def export_checkpoints(suite: Suite, records: Iterable[dict], runs: str | Path, 
         of_variant = [record for record in finished if record["variant"] == variant]
         if not of_variant or path.name in known:
             continue
-        record = min(of_variant, key=lambda record: record["seed"])
-        run_dir = run_folder(suite, record, runs)
+        run_dirs = {record["seed"]: run_folder(suite, record, runs) for record in of_variant}
+        record = min(of_variant, key=lambda record: (not run_dirs[record["seed"]].exists(), record["seed"]))
+        run_dir = run_dirs[record["seed"]]
         state = small_state(read_checkpoint(run_dir), record["id"])
         config = config_from_dict(state["config"], run_dir)
         if data is None:

@@ -1,6 +1,7 @@
 """Small checkpoints, and reading what is committed."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_a_net_too_large_or_a_run_folder_gone_is_refused(repository, monkeypatch
     with pytest.raises(ValueError, match="no such checkpoint"):
         committed.export_checkpoints(NETS, records, "elsewhere", Path("data/checkpoints"),
                                      Path("data/results/checkpoints.jsonl"))
+
+
+def test_the_first_seed_whose_run_folder_is_here_is_exported(repository):
+    first, second = run_nets(variants=("plain",), seeds=(0, 1))
+    shutil.rmtree(run_folder(NETS, first))
+    assert [line["id"] for line in export_nets([first, second])] == [second["id"]]
 
 
 def test_a_checkpoint_that_cannot_be_tested_is_not_written(repository, monkeypatch):
