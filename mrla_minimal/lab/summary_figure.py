@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -39,9 +40,8 @@ def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | N
 
     Planted effects on top, then losses, accuracies, and the mean effects over two suites or more. Grey behind
     a row is its margin. A hollow marker is an estimate from fewer than eight seeds. At the right stand the
-    net and n.
-    Panels without a row are left out. Returns the figure, or writes it to `path`. Raises ValueError if no
-    suite has a primary contrast.
+    suite, its net and n. Panels without a row are left out. Returns the figure, or writes it to `path`.
+    Raises ValueError if no suite has a primary contrast.
     """
     panels = {name: [_of_finding(finding) for finding in getattr(found, name) if finding.contrast.primary]
               for name in ("planted", "losses", "accuracies")}
@@ -73,8 +73,8 @@ def _of_finding(finding: Finding) -> _Row:
     row, scale = finding.contrast, MEASURES[finding.contrast.measure].scale
     interval = None if row.interval is None else tuple(scale * end for end in row.interval)
     margin = None if row.margin is None else scale * row.margin
-    return _Row(row.a, row.b, scale * row.mean, interval, margin, f"{finding.summary.host}, n = {row.n}",
-                row.n >= TEST_FROM)
+    note = f"{finding.summary.suite}: {finding.summary.host}, n\xa0=\xa0{row.n}".replace(" %", "\xa0%")
+    return _Row(row.a, row.b, scale * row.mean, interval, margin, note, row.n >= TEST_FROM)
 
 
 def _of_effect(key: tuple[str, str | None], effect: MeanEffect) -> _Row:
@@ -103,8 +103,9 @@ def _draw(axis: Axes, rows: Sequence[_Row]) -> None:
             axis.plot(row.interval, [place, place], color=colour, linewidth=3, zorder=2)
         axis.plot([row.mean], [place], color=colour, marker=marker, markersize=9, zorder=3,
                   markerfacecolor=colour if row.tested else "white", markeredgewidth=1.5, linestyle="none")
-        axis.text(1.02, place, row.note, transform=axis.get_yaxis_transform(), va="center")
-    axis.set_yticks(range(len(rows)), [label_of(row.a, row.b) for row in rows])
+        axis.text(1.02, place, fill(row.note, 36), transform=axis.get_yaxis_transform(), va="center",
+                  fontsize="small")
+    axis.set_yticks(range(len(rows)), [fill(label_of(row.a, row.b), 26) for row in rows], fontsize="small")
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.margins(x=0.08)
     axis.grid(axis="x", alpha=0.3)

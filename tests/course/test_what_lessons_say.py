@@ -406,12 +406,13 @@ def test_09_says_what_the_start_of_the_queries_does():
 def test_12_says_what_the_transformers_records_show():
     text, summary = markdown(lesson("12")), read_summary("cifar10-vit-cpu")
     said(text, "layers 9 to 11 give layer 8 about three times its equal share")
-    said(text, "Every variant with an attention is some nine points ahead of plain. Depthwise (v alone) is too")
+    said(text, "Every variant with an attention is some nine points ahead of plain. Depthwise (v alone) is "
+               "too")
     accuracies = finals("cifar10-vit-cpu")
     for name in accuracies.keys() - {"plain"}:
         assert 8 < points(accuracies, name, "plain") < 10.5
-    said(text, "In each seed base lies within 0.03 nat of the plain mean, the suite's margin, and light within "
-               "0.03 nat of depthwise. With three seeds these are estimates")
+    said(text, "In each seed base lies within 0.03 nat of the plain mean, the suite's margin, and light "
+               "within 0.03 nat of depthwise. With three seeds these are estimates")
     assert SUITES["cifar10-vit-cpu"].margin == 0.03
     for pair in SUITES["cifar10-vit-cpu"].primary:
         gaps = difference(summary, *pair)

@@ -138,10 +138,10 @@ def run_tests(source, tests):
     """Tests on a copy of the package with this source: pytest's exit code, what it printed, seconds."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mutant") as folder:
-        copy = Path(folder)
+        copy = Path(folder) / "tools"       # the tools find golden/ beside their folder
         rooms = shutil.ignore_patterns("__pycache__", "lab", "course")
         shutil.copytree(PACKAGE, copy / PACKAGE.name, ignore=rooms)
-        shutil.copytree(TESTS / "golden", copy / "golden")
+        shutil.copytree(TESTS / "golden", copy.with_name("golden"))
         for module in {TOOLS / "layer_tools.py", *(TESTS / test.partition("::")[0] for test in tests)}:
             shutil.copy(module, copy)
         (copy / "conftest.py").write_text(CONFTEST, encoding="utf-8")

@@ -109,8 +109,11 @@ def test_the_figure_has_a_panel_a_section_and_a_row_a_primary_contrast(found, tm
     rows = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes]
     light, turned = "MRLA-light \u2212 depthwise", "depthwise \u2212 MRLA-light"
     assert rows[:3] == [[light], [light, "memory"], [light, turned, light]] and light in rows[3]
-    notes = [[text.get_text() for text in axis.texts] for axis in figure.axes]
-    assert notes[0] == ["ResNet-26, n = 8"] and notes[2] == [f"ResNet-20, n = {n}" for n in (8, 4, 2)]
+    notes = [[" ".join(text.get_text().split()) for text in axis.texts] for axis in figure.axes]
+    names = [[each.summary.suite for each in section if each.contrast.primary]
+             for section in (found.planted, found.accuracies)]
+    assert notes[0] == [f"{name}: ResNet-26, n = 8" for name in names[0]]
+    assert notes[2] == [f"{name}: ResNet-20, n = {n}" for name, n in zip(names[1], (8, 4, 2), strict=True)]
     assert notes[3][0] == "2 suites"
     assert "CIFAR-10: difference in mean training loss" in losses.get_xlabel()
     assert "nat; left is better" in losses.get_xlabel() and "points; right" in planted.get_xlabel()
