@@ -32,9 +32,17 @@ OPTIMIZERS = ("sgd", "adamw")
 MODELS = ("resnet", "vit", "corridor")
 RESOLUTIONS = (32, 24, 20, 16)
 AUGMENT = ("auto", "on", "off")
-NAMED_ATTENTIONS = (*LAYER_ATTENTIONS, *FAMILY_ATTENTIONS, *FURTHER_ATTENTIONS)
 # Where a run finds its images and how it is computed: it may go on, and be compared, with others of these.
 CIRCUMSTANCES = ("device", "data_root", "source", "cuda_graph")
+
+
+def _named_attentions():
+    """As they are now: a lesson may add its own to FURTHER_ATTENTIONS."""
+    return (*LAYER_ATTENTIONS, *FAMILY_ATTENTIONS, *FURTHER_ATTENTIONS)
+
+
+def _named_attention(name, value):
+    return one_of(name, value, _named_attentions())
 
 
 def _layer_attention(name, value):
@@ -46,9 +54,9 @@ def _layer_attention(name, value):
     if own:
         return str(own.with_sum())
     try:
-        return one_of(name, value, (*NAMED_ATTENTIONS, None))
+        return one_of(name, value, (*_named_attentions(), None))
     except ValueError:
-        allowed = ", ".join(map(repr, NAMED_ATTENTIONS))
+        allowed = ", ".join(map(repr, _named_attentions()))
         raise ValueError(f"{name} must be one of {allowed}, none, "
                          "or FILE.py or FILE.py:CLASS for one of your own, "
                          f"not {shown(value)}") from None
@@ -108,7 +116,7 @@ class TrainConfig:
         functools.partial(integer, least=0))
     trunk: str | None = _option(
         None, "layer attention of the net whose weights and momenta are gone on with after trunk_epochs",
-        or_none(functools.partial(one_of, allowed=NAMED_ATTENTIONS)),
+        or_none(_named_attention),
         (*LAYER_ATTENTIONS, None))
     batch_size: int = _option(64, "images a step, over all processes", integer)
     optimizer: str = _option("sgd", "SGD with Nesterov momentum, or AdamW", choices=OPTIMIZERS)

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mrla_minimal import MRLALight
 from mrla_minimal.lab.engine import TrainConfig
 from mrla_minimal.lab.engine.config import config_from_dict, differing_fields
+from mrla_minimal.lab.engine.variants import FURTHER_ATTENTIONS
 
 
 @pytest.mark.parametrize("field, value, allowed", [
@@ -41,6 +43,14 @@ def test_every_field_refuses_a_value_of_no_kind():
     for entry in dataclasses.fields(TrainConfig):
         with pytest.raises(ValueError, match=f"^{entry.name} must be "):
             TrainConfig(**{entry.name: object()})
+
+
+def test_a_name_that_a_lesson_adds_is_known_from_then_on(monkeypatch):
+    monkeypatch.setitem(FURTHER_ATTENTIONS, "of-a-lesson", MRLALight)
+    assert TrainConfig(layer_attention="of-a-lesson").layer_attention == "of-a-lesson"
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="layer_attention must be"):
+        TrainConfig(layer_attention="of-a-lesson")
 
 
 @pytest.mark.parametrize("digits", [400, 5000])
