@@ -13,6 +13,7 @@ from mrla_minimal.course.quiz_records import quiz_table
 from mrla_minimal.course.who_knows import three_questions_table, two_by_two
 from mrla_minimal.lab import cli, data
 from mrla_minimal.lab.engine import evaluate, inputs, load_model, read_checkpoint, read_config, train
+from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.evidence import committed
 from mrla_minimal.lab.evidence.jobs import run_folder
 from mrla_minimal.lab.evidence.tables import summaries, tables, with_tables
@@ -171,8 +172,9 @@ def test_a_committed_checkpoint_reaches_what_its_line_says(path):
         pytest.skip(f"needs the real CIFAR-10: {error}")
     line = next(line for line in read_records(ROOT / "data" / "results" / "checkpoints.jsonl")[0]
                 if line["file"] == path.name)
-    model, _ = load_model(path)
-    assert evaluate(model, cifar.test)[1] == pytest.approx(line["rounded_test_accuracy"], abs=2e-4)
+    model, state = load_model(path)
+    test = inputs.prepared(config_from_dict(state["config"], path), cifar).test
+    assert evaluate(model, test)[1] == pytest.approx(line["rounded_test_accuracy"], abs=2e-4)
 
 
 def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
