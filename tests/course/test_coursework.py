@@ -280,16 +280,6 @@ BY_KEYWORD = """
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write(source, name="my_attention.py"):
-        path = tmp_path / name
-        path.write_text(textwrap.dedent(source), encoding="utf-8")
-        return path
-
-    return write
-
-
-@pytest.fixture
 def no_quiz(monkeypatch):
     monkeypatch.setattr(coursework, "quiz_verdict", lambda attention, question, progress: "not run here")
 

@@ -83,16 +83,6 @@ def hostile(body):
     return textwrap.dedent(LIGHT).replace("        row = x.mean", f"{inner}\n        row = x.mean", 1)
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(source, name="my_attention.py"):
-        path = tmp_path / name
-        path.write_text(textwrap.dedent(source), encoding="utf-8")
-        return path
-
-    return write
-
-
 def wrong_of(results):
     return [f"{result['check']}: {result['text']}" for result in results if result["passed"] is False]
 

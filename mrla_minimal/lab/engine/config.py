@@ -56,10 +56,9 @@ def _layer_attention(name, value):
     try:
         return one_of(name, value, (*_named_attentions(), None))
     except ValueError:
-        allowed = ", ".join(map(repr, _named_attentions()))
-        raise ValueError(f"{name} must be one of {allowed}, none, "
-                         "or FILE.py or FILE.py:CLASS for one of your own, "
-                         f"not {shown(value)}") from None
+        allowed = ", ".join(map(repr, (*LAYER_ATTENTIONS, *FAMILY_ATTENTIONS)))
+        raise ValueError(f"{name} must be one of {allowed}, one of lab/engine/variants.py, none, "
+                         f"or FILE.py or FILE.py:CLASS for one of your own, not {shown(value)}") from None
 
 
 def _option(default, help, check=None, choices=None):
