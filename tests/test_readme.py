@@ -8,6 +8,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from mrla_minimal.course.checks.coursework import CHECKS, REPORTED
 from mrla_minimal.course.quiz import QUESTIONS
 from mrla_minimal.lab import cli
@@ -78,3 +80,19 @@ def test_its_pictures_and_links_are_there():
     assert len(here) > 15
     for target in here:
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", sorted(
+    path.relative_to(ROOT).as_posix() for folder in (".", "data", "notebooks", "site/pages")
+    for path in ROOT.glob(f"{folder}/**/*.md" if folder != "." else "*.md")
+    if not {".venv", "node_modules"} & set(path.parts)))
+def test_what_is_fenced_ends(page):
+    # A fence too many turns the rest of a page inside out: its text is shown as code.
+    fenced = False
+    for row in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if row.startswith("```"):
+            assert not (fenced and row.strip("`")), f"a fence is opened inside another: {row}"
+            fenced = not fenced
+        elif fenced:
+            assert not row.startswith(("<!-- mrla ", "## ", "### ", "![")), f"fenced: {row}"
+    assert not fenced

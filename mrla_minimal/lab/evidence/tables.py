@@ -61,7 +61,7 @@ def with_tables(text: str, found: Iterable[Table]) -> str:
     """A Markdown text with these tables in their places. ValueError for one that has two."""
     for table in found:
         block = f"{table.marker}\n```\n{table.text}\n```\n"
-        pattern = re.compile(re.escape(table.marker) + r"\n```\n.*?\n```\n", re.DOTALL)
+        pattern = re.compile(re.escape(table.marker) + r"\n```\n(?:.*?\n)??```\n", re.DOTALL)
         places = len(pattern.findall(text))
         if places > 1:
             raise ValueError(f"{table.marker} stands in the text {places} times: a table has one place")

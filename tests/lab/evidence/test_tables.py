@@ -64,6 +64,13 @@ def test_a_table_without_a_place_is_added_at_the_end(readme):
     assert both.count("## s\n") == 1 and both.endswith(block) and MARKER in both and TOGETHER in both
 
 
+def test_an_empty_place_is_filled_and_what_follows_it_is_kept(readme):
+    after = "\nText between.\n\n```\nsomething else\n```\n"
+    filled = anew(f"{MARKER}\n```\n```\n{after}", readme.parent)
+    report_s = report(summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"], []))
+    assert filled.startswith(f"{MARKER}\n```\n{report_s}\n```\n{after}")
+
+
 def test_the_figure_is_drawn_where_the_text_shows_it(readme):
     update_tables(readme)
     assert not readme.with_name("summary.png").exists()
