@@ -120,6 +120,19 @@ SUITES = by_name((
         baseline="depthwise", measure="first_epoch_loss", margin=0.03,
         draws=_DRAWS,
         about="who learns faster: the training loss of a first epoch at 16 pixels, over many recipes"),
+    # The same question of the family. The clean steps: a reader's content added (mudd starts as denseformer
+    # does, base as attnres, about the mean), a key of the writer's added to the mean, a unit that rewrites.
+    Suite(
+        "first-epoch-family",
+        _attentions("depthwise-relu", "uniform", "denseformer", "mudd", "attnres", "mrla-base", "kcla",
+                    "mrla-light", "dla-light"),
+        {"depth": 56, "width": 8, "resolution": 16, "epochs": 1, "batch_size": 128, "source": "real"},
+        seeds=tuple(range(20)), primary=(("attnres", "uniform"), ("dla-light", "mrla-light")),
+        effects=(Effect("reader", ("mudd", "mrla-base"), ("denseformer", "attnres")),),
+        contrasts=(("mudd", "denseformer"), ("mrla-base", "attnres"), ("mrla-base", "uniform"),
+                   ("kcla", "uniform")),
+        baseline="depthwise-relu", measure="first_epoch_loss", margin=0.03, draws=_DRAWS,
+        about="who of the family learns faster: the training loss of a first epoch at 16 pixels"),
     # Each starts with its trunk's outputs (engine/branch.py). The reordered ones are the noise: what another
     # order of the last images does to the same net.
     Suite(
