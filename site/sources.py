@@ -24,7 +24,9 @@ MOVED = {"data/results/README.md": "evidence.md", "README.md#bibliography": "bib
 # What people can play with: in which lesson, at the end of which section, and by which scripts.
 EXPLORABLES = {"keeps": ("11_what_it_costs", "## The bill", ("keeps.js",)),
                "corridor": ("00_start_here", "## A corridor of eight rooms",
-                            ("corridor_nets.js", "corridor.js"))}
+                            ("parts.js", "corridor_nets.js", "corridor.js")),
+               "images": ("10_looking_inside", "## Part C · Does it matter what is chosen?",
+                          ("parts.js", "images_nets.js", "images.js"))}
 
 
 @dataclass(frozen=True)

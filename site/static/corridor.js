@@ -60,53 +60,11 @@ function answer(net, method, inputs) {
   return { queries, keys, values, weights, read, chances };
 }
 
-// The page
-
-const make = (tag, text = "", attributes = {}) => {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-};
-
-// A number between 0 and 1 as a grey cell that also says it.
-function shade(share) {
-  const cell = make("td", share === undefined ? "" : share.toFixed(2));
-  if (share === undefined) return cell;
-  cell.dataset.value = share;
-  cell.style.background = `rgb(${[0, 0, 0].map(() => Math.round(255 * (1 - share))).join()})`;
-  cell.style.color = share > 0.54 ? "#fff" : "#000";       // whichever is told apart more easily
-  return cell;
-}
-
-function row(title, cells) {
-  const made = make("tr");
-  made.append(make("th", title, { scope: "row" }), ...cells);
-  return made;
-}
+// The page, of the parts in parts.js
 
 function headed(caption, first) {
-  const table = make("table"), head = make("tr");
   const layers = [...Array(ROOMS).keys()].map((room) => `room ${room + 1}`).concat("exit");
-  head.append(...[first, ...layers].map((text) => make("th", text, { scope: "col" })));
-  table.append(make("caption", caption), make("thead"), make("tbody"));
-  table.tHead.append(head);
-  return table;
-}
-
-function scrolled(part) {
-  const box = make("div", "", { class: "explorable-table", tabindex: 0 });
-  box.append(part);
-  return box;
-}
-
-function choice(label, options, start, change) {
-  const line = make("label", label), select = make("select");
-  options.forEach((text, index) => select.append(make("option", text, { value: index })));
-  select.value = start;
-  select.addEventListener("change", () => change(Number(select.value)));
-  line.append(select);
-  return line;
+  return tableOf(caption, [first, ...layers]);
 }
 
 // What each method made of the corridor: how much it took of each layer, what it read, what it says.
@@ -120,7 +78,8 @@ function answers(found, right) {
     const vector = make("td", one.read.map((part) => part.toFixed(2)).join("  "), { "data-value": one.read });
     const verdict = one.best === right ? "✓ right" : "✗ wrong";
     const said = make("td", `${SIGNS[one.best]} ${verdict}`, { class: "answer" });
-    table.tBodies[0].append(row(NAMES[method], [said, ...(one.weights ?? even).map(shade), vector]));
+    const shares = (one.weights ?? even).map((share) => shade(share));
+    table.tBodies[0].append(row(NAMES[method], [said, ...shares, vector]));
   }
   return scrolled(table);
 }
@@ -131,7 +90,7 @@ function diagonal(method, seen) {
   const map = headed(`${NAMES[method]}: ${shown} by the room asked for`, "");
   for (let room = 0; room < ROOMS; room += 1) {
     const shares = seen[room] ?? Array(ROOMS + 1).fill(undefined);
-    map.tBodies[0].append(row(`asked for ${room + 1}`, shares.map(shade)));
+    map.tBodies[0].append(row(`asked for ${room + 1}`, shares.map((share) => shade(share))));
   }
   return scrolled(map);
 }

@@ -1,6 +1,6 @@
 """What people can play with: it answers to the keyboard, and shows what its script counts.
 
-That the script counts what the library counts is tests/test_keeps.py.
+That what they count is the library's is for tests/test_keeps.py, test_site_corridor.py, test_site_images.py.
 """
 
 import pytest
@@ -67,3 +67,55 @@ def test_the_corridor_answers_to_the_keyboard_and_fills_its_diagonal(opened, pag
     assert words.text_content().endswith("MRLA-light, MRLA-base.")     # others may guess it
     assert sum(row[0] is not None for row in filled(2)) == 1     # other nets: the tables begin anew
     assert tables.count() == 4 and complaints == []
+
+
+@pytest.mark.parametrize("page_name", ["which_layers.html", "notebooks/10_looking_inside.html"])
+def test_the_images_answer_to_the_keyboard_and_show_the_exported_numbers(opened, page_name):
+    page, complaints = opened(1280)
+    page.goto((HTML / page_name).as_uri())
+    net, view = page.locator(".looking > label > select").all()
+    words = page.locator(".explorable p[aria-live]")
+
+    def shown(part):        # [table][row][cell that has a number]
+        return page.evaluate("""part => {
+          const numbers = row => [...row.querySelectorAll("td[data-value]")].map(cell => +cell.dataset.value);
+          const tables = [...document.querySelectorAll(`.explorable ${part} table`)];
+          return tables.map(table => [...table.tBodies[0].rows].map(numbers));
+        }""", part)
+
+    def answers(net, image):
+        chances = page.evaluate("([net, image]) => Object.values(IMAGES_NETS.nets[net].chances)"
+                                ".map(of_how => of_how[image])", [net, image])
+        return [list(row) for row in zip(*chances, strict=True)]
+
+    first = page.get_by_role("radio").first
+    assert page.get_by_role("radio").count() == 40
+    assert first.get_attribute("aria-label") == "airplane, image 1"
+    first.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert words.text_content().startswith("Image 4, of class cat. Answers as learned: ")
+    assert shown(".one-image") == [answers(0, 3)]
+    weights = page.evaluate("IMAGES_NETS.nets[0].weights[3]")
+    heads = [[layer[head] for layer in stage] for stage in weights for head in range(len(stage[0]))]
+    assert shown(".weights") == heads and len(heads) == 4
+    view.focus()
+    page.keyboard.press("ArrowDown")            # frozen at the mean
+    assert shown(".weights")[0] == page.evaluate("IMAGES_NETS.nets[0].frozen.mean[0].map(layer => layer[0])")
+    net.focus()
+    page.keyboard.press("ArrowDown")            # MRLA-light: a row of gates a stage
+    assert shown(".weights") == [[[layer[0][0] for layer in stage]]
+                                 for stage in page.evaluate("IMAGES_NETS.nets[1].frozen.mean")]
+    assert shown(".one-image") == [answers(1, 3)] and complaints == []
+
+
+def test_the_images_picture_is_there_and_is_drawn(opened):
+    page, complaints = opened(360)
+    page.goto((HTML / "which_layers.html").as_uri())
+    sizes = page.evaluate("""() => new Promise((done) => {
+      const picture = new Image();
+      picture.onload = () => done([picture.naturalWidth, picture.naturalHeight]);
+      const drawn = document.querySelector(".one-image .thumbnail");
+      picture.src = getComputedStyle(drawn).backgroundImage.slice(5, -2);
+    })""")
+    assert sizes == [320, 128] and complaints == []
