@@ -8,7 +8,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from mrla_minimal.course.index_training import (
     price,
     train,
 )
-from mrla_minimal.family.index_cache import every_pattern, greedy_search, set_pattern
+from mrla_minimal.family.index_cache import set_pattern
 from mrla_minimal.family.language_model import (
     CausalSelfAttention,
     CrossLayerAttention,
@@ -33,6 +33,8 @@ from mrla_minimal.family.language_model import (
     TinyLanguageModel,
     ValueResidual,
 )
+from mrla_minimal.family.patterns import every_pattern, greedy_search
+from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
 from mrla_minimal.lab.files import append_record, read_records
 
@@ -118,9 +120,10 @@ def write_index_records(path: str | Path, suite: str, make: Callable[[int], dict
     """Make a suite's records, one line a seed, or those that the file lacks; returns all of the suite's.
 
     A line's `id` is the first 12 hex digits of the SHA-256 of suite, seed and recipe; `commit` is that of the
-    code. Raises ValueError, and changes nothing, if the file holds something that is no record.
+    code. Raises ValueError, and changes nothing, if the file holds something that is no record, or for a seed
+    that is no integer from 0 on.
     """
-    path = Path(path)
+    path, seeds = Path(path), [integer("seed", seed, 0) for seed in seeds]
     records, complaints = read_records(path) if path.exists() else ([], [])
     if complaints:
         raise ValueError(complaints[0])
@@ -172,25 +175,28 @@ def _rounded(value):
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _main() -> Iterator[str]:
+def main(arguments: list[str] | None = None) -> None:
+    """The command: make what is missing, print the tables. Wrong arguments end it with one line, status 2."""
     parser = argparse.ArgumentParser(description="Make the index cache's records, or those still missing, "
                                                  "and print what they say.")
     parser.add_argument("--text", action="store_true", help="those of the text, in place of the hunt's")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 to 4; of the text 0 to 2")
     parser.add_argument("--out", help="file of JSON lines (default: data/results/hunt.jsonl, with --text "
                                       "topics.jsonl there)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)            # the same sums wherever it runs
     out = given.out or f"data/results/{'topics' if given.text else 'hunt'}.jsonl"
-    if given.text:
-        recipe = TEXT | {"text": topics.fingerprint(topics.topics_text())}
-        seeds = given.seeds or range(3)
-        yield prices_table(write_index_records(out, "topics", text_record, recipe, seeds), "loss")
-        return
-    seeds = given.seeds or range(5)
-    yield prices_table(write_index_records(out, "hunt", hunt_record, HUNT, seeds))
-    yield variants_table(write_index_records(out, "hunt-variants", variants_record, HUNT, seeds))
+    seeds = given.seeds or range(3 if given.text else 5)
+    try:
+        if given.text:
+            recipe = TEXT | {"text": topics.fingerprint(topics.topics_text())}
+            print(prices_table(write_index_records(out, "topics", text_record, recipe, seeds), "loss"))
+        else:
+            print(prices_table(write_index_records(out, "hunt", hunt_record, HUNT, seeds)))
+            print(variants_table(write_index_records(out, "hunt-variants", variants_record, HUNT, seeds)))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    print(*_main(), sep="\n\n")
+    main()

@@ -7,14 +7,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from mrla_minimal.family.index_cache import averaged_loss, overlap, recorded, served_by, set_pattern
+from mrla_minimal.family.index_cache import averaged_loss, overlap, recorded, set_pattern
 from mrla_minimal.family.language_model import TinyLanguageModel
+from mrla_minimal.family.patterns import served_by
 from mrla_minimal.shapes import check_choice
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]      # count, generator -> tokens, answers
 Batches = list[tuple[Tensor, Tensor]]
 SERVES = ("own", "all")
 UNASKED = -100                          # where no answer is asked for: torch's cross entropy leaves it out
+
+
+def drawn(draw: Draw, batches: int, count: int, generator: torch.Generator) -> Batches:
+    """A list of fixed batches, to measure on."""
+    return [draw(count, generator) for _ in range(batches)]
 
 
 def train(model: TinyLanguageModel, draw: Draw, steps: int, batch: int, learning_rate: float,

@@ -20,8 +20,7 @@ counted by `index_products` and `core_products`. In the paper the language model
 attention; here it stays as its dense training left it.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,6 +34,7 @@ from mrla_minimal.family.language_model import (
     TinyLanguageModel,
     causal_mask,
 )
+from mrla_minimal.family.patterns import check_pattern
 from mrla_minimal.shapes import check_choice, check_positive, check_tokens
 
 CHOICES = ("indexer", "oracle", "last", "random", "all")
@@ -131,67 +131,12 @@ def set_mask(positions: Tensor, tokens: int) -> Tensor:
     return mask.scatter(-1, positions, True)
 
 
-# Patterns
-
-def check_pattern(pattern: str, layers: int) -> None:
-    """A pattern must have one letter for each of `layers` layers, F or S, and begin with F."""
-    if not isinstance(pattern, str) or len(pattern) != layers or set(pattern) - set("FS"):
-        raise ValueError(f"a pattern for {layers} layers is {layers} letters F or S, not {pattern!r}")
-    if pattern[0] != "F":
-        raise ValueError(f"a pattern must begin with F: in {pattern!r} the first layer would take the "
-                         "positions of a layer that is not there")
-
-
 def set_pattern(model: TinyLanguageModel, pattern: str, chosen_by: str = "indexer") -> None:
     """Make each layer of a model of IndexCacheAttention F or S, as `check_pattern` wants it."""
     check_pattern(pattern, len(model.layers))
     check_choice("chosen_by", chosen_by, CHOICES)
     for layer, kind in zip(model.layers, pattern, strict=True):
         layer.attention.kind, layer.attention.chosen_by = kind, chosen_by
-
-
-def every_pattern(layers: int) -> list[str]:
-    """All 2 ** (layers - 1) patterns, from all F to F and S for the rest."""
-    check_positive("layers", layers)
-    return ["F" + "".join(rest) for rest in itertools.product("FS", repeat=layers - 1)]
-
-
-def served_by(pattern: str) -> dict[int, list[int]]:
-    """{F layer: the layers that use its set, itself first}, layers counted from 0."""
-    check_pattern(pattern, len(pattern))
-    served = {}
-    for layer, kind in enumerate(pattern):
-        if kind == "F":
-            served[layer] = []
-        served[max(served)].append(layer)
-    return served
-
-
-def released_pattern(layers: int, frequency: int) -> str:
-    """The pattern of the released option index_topk_freq: S where max(layer - 1, 0) % frequency != 0.
-
-    Layers count from 0, so the first *two* are F, and nobody but layer 0 uses layer 0's set.
-    """
-    check_positive("layers", layers)
-    check_positive("frequency", frequency)
-    return "".join("S" if max(layer - 1, 0) % frequency else "F" for layer in range(layers))
-
-
-def greedy_search(loss_of: Callable[[str], float], layers: int) -> list[tuple[str, float]]:
-    """The training-free search: turn F layers to S one by one, each time the one that costs least.
-
-    loss_of(pattern) -> the model's loss on a fixed calibration set. Returns (pattern, loss) from all F to one
-    F, after layers * (layers - 1) / 2 evaluations and that of the start. The first layer stays F.
-    """
-    pattern = "F" * layers
-    path = [(pattern, loss_of(pattern))]
-    while pattern.count("F") > 1:
-        flips = [pattern[:place] + "S" + pattern[place + 1 :]
-                 for place in range(1, layers) if pattern[place] == "F"]
-        losses = {flip: loss_of(flip) for flip in flips}
-        pattern = min(losses, key=losses.get)
-        path.append((pattern, losses[pattern]))
-    return path
 
 
 # What an indexer learns

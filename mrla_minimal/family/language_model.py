@@ -131,8 +131,8 @@ class TinyLanguageModel(nn.Module):
     embedded in dim / parts numbers -> logits (batch, tokens, symbols). `attention(dim, heads, layer)` makes
     layer number `layer`'s.
 
-    Raises ValueError for numbers that are not positive integers, and for tokens of another shape or of more
-    than `context` places.
+    Raises ValueError for sizes that are no positive integers or do not divide dim, and for tokens of another
+    shape, with a number that is no symbol, or of more than `context` places.
     """
 
     def __init__(self, symbols: int, context: int, dim: int = 64, heads: int = 4, layers: int = 6,
@@ -141,6 +141,8 @@ class TinyLanguageModel(nn.Module):
         named = {"symbols": symbols, "context": context, "layers": layers, "parts": parts}
         for name, number in named.items():
             check_positive(name, number)
+        if dim % parts:
+            raise ValueError(f"parts must divide dim={dim}, which {parts} does not")
         self.context, self.parts = context, parts
         self.symbol, self.place = nn.Embedding(symbols, dim // parts), nn.Embedding(context, dim)
         nn.init.normal_(self.place.weight, std=0.02)
@@ -157,8 +159,14 @@ class TinyLanguageModel(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Symbols and their places: tokens as for `forward` -> (batch, tokens, dim)."""
-        if not isinstance(tokens, Tensor) or tokens.dim() not in (2, 3) or tokens.is_floating_point():
-            raise ValueError("tokens must be integers of shape (batch, tokens) or (batch, tokens, parts)")
+        parts = () if self.parts == 1 else (self.parts,)
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape[2:] != parts \
+                or tokens.dim() < 2:
+            wanted = ", ".join(["batch", "tokens", *map(str, parts)])
+            raise ValueError(f"tokens must be integers of shape ({wanted})")
+        symbols = self.symbol.num_embeddings
+        if (tokens < 0).any() or (tokens >= symbols).any():
+            raise ValueError(f"symbols are numbers from 0 to {symbols - 1}")
         if tokens.shape[1] > self.context:
             raise ValueError(f"the model has {self.context} places, which {tokens.shape[1]} tokens exceed")
         x = self.symbol(tokens).flatten(2)

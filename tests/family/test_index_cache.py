@@ -12,22 +12,24 @@ from mrla_minimal.family.index_cache import (
     IndexCacheAttention,
     LightningIndexer,
     averaged_loss,
-    check_pattern,
     core_products,
     distillation_loss,
-    every_pattern,
-    greedy_search,
     index_products,
     multi_layer_loss,
     overlap,
     recorded,
-    released_pattern,
-    served_by,
     set_mask,
     set_pattern,
     top_positions,
 )
 from mrla_minimal.family.language_model import TinyLanguageModel
+from mrla_minimal.family.patterns import (
+    check_pattern,
+    every_pattern,
+    greedy_search,
+    released_pattern,
+    served_by,
+)
 from mrla_minimal.hosting import FAMILY_ATTENTIONS, LAYER_ATTENTIONS
 
 TOKENS, DIM, HEADS, K = 9, 12, 3, 3
@@ -204,6 +206,9 @@ def test_every_pattern_begins_with_f_and_is_there_once():
 
 def test_who_serves_whom():
     assert served_by("FSFFSS") == {0: [0, 1], 2: [2], 3: [3, 4, 5]}
+    for pattern in ("", "SF"):
+        with pytest.raises(ValueError, match="must begin with F"):
+            served_by(pattern)
 
 
 def test_the_released_rule_makes_the_first_two_layers_full():
