@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(prices_table(write_index_records(out, "hunt", hunt_record, HUNT, seeds)))
             print(variants_table(write_index_records(out, "hunt-variants", variants_record, HUNT, seeds)))
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """The hunt of two steps, the topics' text, how indexers are trained on them, and the records' file."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -182,7 +179,8 @@ def test_records_go_on_where_they_stopped(tmp_path):
 def test_a_wrong_seed_ends_the_command_with_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         index_records.main(["--seeds", "-1", "--out", str(tmp_path / "hunt.jsonl")])
-    assert ended.value.code == 2 and "seed must be an integer of at least 0, not -1" in capsys.readouterr().err
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "seed must be an integer from 0 to 2147483647, not -1\n"
     assert not (tmp_path / "hunt.jsonl").exists()
 
 
@@ -208,17 +206,6 @@ def test_overlaps_leave_the_model_with_all_layers_full(hunts):
     square = overlaps(model, hunts[0])
     assert len(square) == 4 and [layer.attention.kind for layer in model.layers] == list("FFFF")
     assert square[0][1] < 1
-
-
-@pytest.mark.parametrize("name", ["hunt", "topics"])
-def test_the_committed_records_name_a_commit_without_changes(name):
-    path = Path(__file__).parents[2] / "data" / "results" / f"{name}.jsonl"
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert records
-    for record in records:
-        assert len(record["commit"]) == 40 and not record["commit"].endswith("+changes")
-    if name == "topics":
-        assert len({record["text"] for record in records}) == 1
 
 
 def test_a_text_model_takes_the_place_of_a_hunt():
