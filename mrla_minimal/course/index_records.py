@@ -38,7 +38,7 @@ from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
 from mrla_minimal.lab.files import append_record, read_records
 
-HUNT = {"k": hunt.K, "steps": 500, "batch": 32, "learning_rate": 5e-3, "distil_steps": 300}
+HUNT = {"k": hunt.K, "steps": 600, "batch": 32, "learning_rate": 5e-3, "distil_steps": 300}
 TEXT = {"k": 8, "steps": 400, "batch": 16, "learning_rate": 3e-3, "distil_steps": 150,
         "context": 64, "dim": 48, "heads": 4, "layers": 6}
 CONTROLS = ("oracle", "last", "random")
