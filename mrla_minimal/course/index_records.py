@@ -180,8 +180,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the index cache's records, or those still missing, "
                                                  "and print what they say.")
     parser.add_argument("--text", action="store_true", help="those of the text, in place of the hunt's")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 to 4; of the text and of models that "
-                                                             "hand on something else, 0 to 2")
+    parser.add_argument("--seeds", type=int, nargs="+",
+                        help="default: 0 to 4; of text, and of models that hand on something else, 0 to 2")
     parser.add_argument("--out", help="file of JSON lines (default: data/results/hunt.jsonl, with --text "
                                       "topics.jsonl there)")
     given = parser.parse_args(arguments)
