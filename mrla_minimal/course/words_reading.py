@@ -118,7 +118,7 @@ def probe(train: Seen, test: Seen, kind: str) -> list[float]:
 
 
 def train_reader(seen: Seen, fusion: str, questions: str = "objects", width: int = 24, seed: int = 0,
-                 steps: int = 600, batch: int = 64) -> tuple[QuestionReader, dict[str, list[float]]]:
+                 steps: int = 1000, batch: int = 64) -> tuple[QuestionReader, dict[str, list[float]]]:
     """A reader trained on questions drawn at random, on a frozen encoder's layers; and how it learned.
 
     How it learned is the accuracy on each 50 steps' own questions: {kind: steps / 50 numbers}. Of one seed

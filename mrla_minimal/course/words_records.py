@@ -32,7 +32,7 @@ from mrla_minimal.lab.files import append_record, read_records
 from mrla_minimal.shapes import check_choice
 
 SEEDS = range(5)
-STEPS = 600
+STEPS = 1000
 # part: the encoder, its questions, the width of a reading, the fusions
 PARTS = {
     "objects": (False, "objects", 24, tuple(FUSIONS)),

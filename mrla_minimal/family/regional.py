@@ -145,7 +145,8 @@ class QuestionReader(nn.Module):
     answers), where it looked (batch, N), layer weights (batch, L).
 
     It is one cross-attention: the query is made of the question's words, keys of the fused tokens and their
-    places. A reading brings back `width` numbers. `fusion` is a name of FUSIONS. Ours, and kept small.
+    places, and both have a norm. A reading brings back `width` numbers. `fusion` is a name of FUSIONS. Ours,
+    and kept small.
     Raises ValueError for an unknown fusion, and for words that are no integers of the vocabulary.
     """
 
@@ -159,8 +160,8 @@ class QuestionReader(nn.Module):
         self.words = nn.Embedding(vocabulary, dim)
         self.places = nn.Parameter(0.02 * torch.randn(patches, dim))
         self.norm = nn.LayerNorm(dim)
-        self.query = nn.Sequential(nn.Linear(words * dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, width)
+        self.query = normed(nn.Linear(words * dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.key, self.value = normed(nn.Linear(dim, dim)), nn.Linear(dim, width)
         self.answer = nn.Sequential(nn.Linear(width + words * dim, hidden), nn.ReLU(),
                                     nn.Linear(hidden, answers))
         self.fusion = RegionalFusion(dim, depth, **FUSIONS[fusion])     # last: so all of a seed start alike
@@ -173,6 +174,14 @@ class QuestionReader(nn.Module):
         query, key = self.query(asked)[:, None], self.key(tokens + self.places)
         read, looked = softmax_attention(query, key, self.value(tokens))    # (batch, 1, width), (batch, 1, N)
         return self.answer(torch.cat([read[:, 0], asked], dim=1)), looked[:, 0], layer_weights
+
+
+def normed(*parts: nn.Module) -> nn.Sequential:
+    """The parts, the last of them linear, and a layer norm: logits of size 1 from the start. Ours.
+
+    Without it a reader's logits start near 0, and it looks everywhere alike for long.
+    """
+    return nn.Sequential(*parts, nn.LayerNorm(parts[-1].out_features))
 
 
 def gaussian_blur(rows: int, smoothing: float) -> Tensor:

@@ -160,6 +160,15 @@ def test_the_reader_reads_with_one_attention():
     assert torch.allclose(looked.sum(dim=1), torch.ones(BATCH))
 
 
+def test_a_readers_logits_have_size_1_from_the_start():
+    torch.manual_seed(3)
+    big = QuestionReader(dim=32, depth=DEPTH, patches=64, vocabulary=20, answers=9)
+    words = big.words(torch.randint(20, (50, 2)))
+    keys = big.key(torch.randn(50, 64, 32))
+    logits = (big.query(words.flatten(1))[:, None] * keys).sum(dim=-1) / 32**0.5
+    assert 0.7 < logits.std() < 1.4
+
+
 def test_readers_of_one_seed_differ_in_the_fusion_alone():
     first, second = (dict(reader(fusion=name).named_parameters()) for name in ("mean", "progressive"))
     shared = [name for name in first if not name.startswith("fusion.")]
