@@ -16,10 +16,11 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from mrla_minimal.lab.precision import THRESHOLDS, Found, match, read_precision, summed_up
+from mrla_minimal.lab.precision import RECALLS, THRESHOLDS, Found, match, summed_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,11 @@ class ByField:
     hits: np.ndarray
     truths: np.ndarray
 
+    @cached_property
+    def _places(self) -> list[np.ndarray]:
+        """Where in the order the true detections stand, at each threshold."""
+        return [np.flatnonzero(row) for row in self.hits]
+
     def average_precision(self, counts: np.ndarray | None = None) -> dict[str, float]:
         """{"AP", "AP50", "AP75"}, from 0 to 1, where field k counts counts[k] times.
 
@@ -44,7 +50,13 @@ class ByField:
         total = float(counts @ self.truths)
         if total <= 0:
             raise ValueError("these fields hold no object: the average precision is not defined")
-        return summed_up(read_precision(self.hits, total, counts[self.field]).mean(axis=1))
+        handed_in, read = counts[self.field].cumsum(), []
+        for places in self._places:     # from one true detection to the next, precision only falls
+            true, so_far = counts[self.field[places]].cumsum(), handed_in[places]
+            precision = true / np.where(so_far > 0, so_far, 1.0)
+            precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+            read.append(precision[np.searchsorted(true / total, RECALLS)].mean())
+        return summed_up(np.array(read))
 
 
 def by_field(found: Sequence[Found], fields: Sequence[str], levels: int | None = None) -> ByField:

@@ -88,16 +88,13 @@ def precision_at_recalls(found: Sequence[Found], kind: int) -> np.ndarray:
     return read_precision(np.concatenate(hits, axis=1)[:, order], total)
 
 
-def read_precision(hits: np.ndarray, total: float, counts: np.ndarray | None = None) -> np.ndarray:
+def read_precision(hits: np.ndarray, total: float) -> np.ndarray:
     """The precision at 101 recalls, (10, 101), of detections in one order, best score first.
 
-    hits boolean (10, detections), as from `match`; total, how many truths there are; counts (detections,),
-    how often each detection counts: None for once.
+    hits boolean (10, detections), as from `match`; total, how many truths there are.
     """
-    counts = np.ones(hits.shape[1]) if counts is None else counts
-    true = (hits * counts).cumsum(axis=1)                                               # (10, detections)
-    counted = counts.cumsum()
-    precision = true / np.where(counted > 0, counted, 1.0)
+    true = hits.cumsum(axis=1)                                                          # (10, detections)
+    precision = true / np.arange(1, hits.shape[1] + 1)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     precision = np.pad(precision, ((0, 0), (0, 1)))         # after the last detection: 0
     places = [np.searchsorted(recall, RECALLS) for recall in true / total]

@@ -12,7 +12,7 @@ from typing import Any
 
 from mrla_minimal.lab.evidence.blocks import how_it_stopped
 from mrla_minimal.lab.evidence.intervals import LEVEL, MARGIN, Interval, holm, paired_interval, shared_seeds
-from mrla_minimal.lab.evidence.measures import MEASURES, Measure
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure, fields_of, kinds_of
 from mrla_minimal.lab.evidence.omnibus import Omnibus, omnibus
 from mrla_minimal.lab.evidence.readings import ESTIMATE, TEST_FROM, read_interval
 from mrla_minimal.lab.evidence.suites import Suite, with_defaults
@@ -105,6 +105,8 @@ class Summary:
     rates       variant -> learning rate, unless each seed drew its own
     diverged    variant -> seeds without a result; `unknown`, variants that are gone -> seeds
     stopped     how many blocks are complete, and what ended the suite, in words; or nothing
+    kinds       kind of image -> measure -> variant -> seed -> value, of detectors
+    fields      variant -> seed -> what a detector's masks found field by field, as a text of lab/fields.py
     """
 
     suite: str
@@ -122,6 +124,8 @@ class Summary:
     diverged: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, list[int]] = field(default_factory=dict)
     stopped: str = ""
+    kinds: dict[str, dict[str, Values]] = field(default_factory=dict)
+    fields: dict[str, dict[int, str]] = field(default_factory=dict)
 
     @property
     def accuracies(self) -> Values:
@@ -183,7 +187,8 @@ def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | Non
     return Summary(suite.name, suite.note, finished[0]["source"], host_of(suite), suite.baseline,
                    suite.measure, margin_of(suite), values, rates, omnibus(values[suite.measure]),
                    rows.pop(suite.measure), rows, diverged, unknown,
-                   "" if stops is None else how_it_stopped(suite, records, stops))
+                   "" if stops is None else how_it_stopped(suite, records, stops),
+                   kinds_of(finished), fields_of(finished))
 
 
 def measured(records: Iterable[dict], suite: Suite) -> dict[str, Values]:

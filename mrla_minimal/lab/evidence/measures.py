@@ -1,7 +1,8 @@
 """What is measured of a finished run: a few numbers of its record, each with its unit and its better side."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mrla_minimal.lab.evidence.intervals import Interval
@@ -80,3 +81,28 @@ MEASURES = {measure.name: measure for measure in (
     Measure("box_AP", "average precision of boxes", "box AP", "points", 100.0, 2, "higher", 1.0,
             _average_precision("box_AP")),
 )}
+
+
+def kinds_of(records: Iterable[dict]) -> dict[str, dict[str, dict[str, dict[int, float]]]]:
+    """What detectors reach on each kind of image: kind -> measure -> variant -> seed -> value.
+
+    {} for records that tell no kinds apart.
+    """
+    kinds = {}
+    for record in records:
+        for name, value in (record.get("metrics") or [{}])[-1].items():
+            told = re.fullmatch(r"test_(\w+)_((?:mask|box)_AP)", name)
+            if told:
+                runs = kinds.setdefault(told[1], {}).setdefault(told[2], {})
+                runs.setdefault(record["variant"], {})[record["seed"]] = value
+    return kinds
+
+
+def fields_of(records: Iterable[dict]) -> dict[str, dict[int, str]]:
+    """What detectors found field by field, as lab/fields.py writes it: variant -> seed -> text; or {}."""
+    texts = {}
+    for record in records:
+        text = (record.get("metrics") or [{}])[-1].get("test_mask_fields")
+        if text is not None:
+            texts.setdefault(record["variant"], {})[record["seed"]] = text
+    return texts

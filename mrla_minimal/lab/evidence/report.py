@@ -1,17 +1,24 @@
 """The tables of a suite, as text: its variants and its contrasts; and all that is known of it, as JSON."""
 
 import dataclasses
-import json
 import statistics
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Contrast, Summary
+from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Summary
+from mrla_minimal.lab.evidence.detection_table import (
+    RIVAL,
+    against_rival,
+    answers,
+    detection_tables,
+    estimate,
+    noises,
+    rival_on,
+)
 from mrla_minimal.lab.evidence.intervention_table import intervention_means
 from mrla_minimal.lab.evidence.measures import MEASURES, Measure
 from mrla_minimal.lab.evidence.readings import TEST_FROM
-from mrla_minimal.lab.files import repository_root
 
 
 def report(summary: Summary) -> str:
@@ -22,7 +29,7 @@ def report(summary: Summary) -> str:
                f"asked of the {measure.label}: {measure.better} is better",
                *(part for line in summary.stopped.splitlines() for part in textwrap.wrap(line, 100))],
               _variants(summary), _omnibus(summary), _contrasts(summary, measure), _further(summary),
-              _legend(summary, measure)]
+              *detection_tables(summary), _legend(summary, measure)]
     return "\n\n".join("\n".join(lines) for lines in tables if lines)
 
 
@@ -57,15 +64,13 @@ def _variants(summary: Summary) -> list[str]:
 
 
 def _rival(source: str, measures: list[Measure]) -> list[str]:
-    """The row of what needs no training, where it was measured on these images (data/nuclei/rival.py)."""
-    root = repository_root()
-    path = root and root / "data" / "results" / f"{source}-rival.json"
-    if path is None or not path.is_file():
+    """The row of what needs no training, where it was measured on these images."""
+    rival = rival_on(source)
+    if not rival:
         return []
-    rival = json.loads(path.read_text(encoding="utf-8"))
     columns = "".join(_mean_and_deviation(measure, {0: rival[f"test_{measure.name}"]})
                       for measure in measures)
-    return [f"{'Otsu + watershed':<20} {'none':<10}{columns} {'-':>6}"]
+    return [f"{RIVAL:<20} {'none':<10}{columns} {'-':>6}"]
 
 
 def _mean_and_deviation(measure: Measure, runs: dict[int, float]) -> str:
@@ -119,17 +124,17 @@ def _further(summary: Summary) -> list[str]:
         cells = []
         for measure in measures:
             row = next((row for row in rows[measure.name] if row.title == name), None)
-            cells.append("-" if row is None else _estimate(row, measure))
+            cells.append(estimate(row and (row.mean, row.interval), measure))
         lines.append(_row(name, cells))
+    rival = rival_on(summary.source)
+    if rival:
+        found = [against_rival(summary.values[measure.name], summary.baseline,
+                               rival[f"test_{measure.name}"]) for measure in measures]
+        lines.append(_row(f"{summary.baseline} - {RIVAL}", map(estimate, found, measures)))
     return lines
 
 
-def _estimate(row: Contrast, measure: Measure) -> str:
-    mean, ends = measure.difference(row.mean), measure.ends(row.interval)
-    return f"{mean} ({ends})" if ends else mean
-
-
-def _row(name: str, cells: Sequence[str]) -> str:
+def _row(name: str, cells: Iterable[str]) -> str:
     return f"{name:<38} " + "".join(f"{cell:<41}" for cell in cells).rstrip()
 
 
@@ -156,7 +161,8 @@ def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dic
 
     Accuracies are fractions of 1, losses nat.
     """
-    plain = dataclasses.asdict(summary)
+    plain = dataclasses.asdict(dataclasses.replace(summary, fields={}))
+    del plain["fields"]         # 20 kB a run: they are in the records
     for shown, rows in ((plain["contrasts"], summary.contrasts),
                         *((plain["further"][name], rows) for name, rows in summary.further.items())):
         for row, contrast in zip(shown, rows, strict=True):
@@ -165,5 +171,9 @@ def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dic
         row["reading"] = contrast.reading
     interventions = list(interventions)
     means = [dataclasses.asdict(row) for row in intervention_means(interventions)]
+    if detection_tables(summary):
+        plain |= {"answers": [answers(row) for row in summary.contrasts if row.primary],
+                  "noise": [dataclasses.asdict(row) for row in noises(summary)],
+                  "rival": rival_on(summary.source)}
     return plain | {"accuracies": summary.accuracies, "interventions": interventions,
                     "intervention_means": means}

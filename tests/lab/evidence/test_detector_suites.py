@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import math
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_scenes import tiny_scenes
 from tiny_suites import record
@@ -11,10 +14,12 @@ from tiny_suites import record
 from mrla_minimal.lab.engine import PRESETS
 from mrla_minimal.lab.evidence import SUITES, Suite, load_records, merge_records, report, run_suite, summarise
 from mrla_minimal.lab.evidence.committed import export_checkpoints
+from mrla_minimal.lab.evidence.detection_table import DRAWS, answers, inside, noises
+from mrla_minimal.lab.evidence.image_noise import image_noise
 from mrla_minimal.lab.evidence.measures import MEASURES
 from mrla_minimal.lab.evidence.pacing import estimate
 from mrla_minimal.lab.evidence.report import summary_as_json
-from mrla_minimal.lab.fields import from_text
+from mrla_minimal.lab.fields import ByField, from_text, to_text
 from mrla_minimal.lab.files import to_line
 
 ROOT = Path(__file__).parents[3]
@@ -24,9 +29,9 @@ FOUND = Suite("discs", {"plain": {"layer_attention": None}, "mrla-light": {"laye
               primary=(("mrla-light", "plain"),), measure="mask_AP", margin=1.0)
 
 
-def detection(variant, seed, box, mask, **changes):
-    """A record of suite "discs", of a run that was never made."""
-    last = {"epoch": 1, "step": 2, "train_loss": 1.0, "test_box_AP": box, "test_mask_AP": mask}
+def detection(variant, seed, box, mask, last=None, **changes):
+    """A record of suite "discs", of a run that was never made; `last`: more of what it measured."""
+    last = {"epoch": 1, "step": 2, "train_loss": 1.0, "test_box_AP": box, "test_mask_AP": mask} | (last or {})
     made = record(variant, seed, 0.0, suite="discs", metrics=[last], learning_rate=6e-3, source="nuclei",
                   config=dataclasses.asdict(FOUND.config(variant, seed)), **changes)
     del made["test_accuracy"]
@@ -78,7 +83,8 @@ def test_the_rival_stands_below_the_nets_that_saw_its_images(monkeypatch, tmp_pa
     assert "Otsu" not in report(summarise(records, FOUND))          # no records are at hand here
     monkeypatch.chdir(ROOT)
     rival = json.loads((ROOT / "data" / "results" / "nuclei-rival.json").read_text(encoding="utf-8"))
-    row, = [line.split() for line in report(summarise(records, FOUND)).splitlines() if "Otsu" in line]
+    row, = [line.split() for line in report(summarise(records, FOUND)).splitlines()
+            if line.startswith("Otsu")]
     values = [f"{100 * rival[f'test_{name}_AP']:.2f}" for name in ("mask", "box")]
     assert row == ["Otsu", "+", "watershed", "none", values[0], "-", values[1], "-", "-"]
     others = [{**one, "source": "discs"} for one in records]
@@ -131,3 +137,73 @@ def test_the_suites_are_the_presets_with_other_attentions():
     assert nuclei.primary == (("mrla-light", "depthwise"), ("mrla-base", "uniform"))
     assert nuclei.measure == "mask_AP" and set(nuclei.variants) == {
         "plain", "depthwise", "mrla-light", "mrla-light-released", "uniform", "mrla-base"}
+
+
+def kinds(mask):
+    """What a run reaches on two kinds of image: masks so, boxes a tenth less."""
+    return {f"test_{kind}_{what}_AP": mask + more - 0.1 * (what == "box")
+            for kind, more in (("glowing", 0.05), ("stained", -0.2)) for what in ("box", "mask")}
+
+
+def test_each_kind_of_image_has_its_columns_and_its_differences(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    records = [detection(variant, seed, 0.4, mask, kinds(mask)) for seed in range(2)
+               for variant, mask in (("plain", 0.5 + 0.01 * seed), ("mrla-light", 0.52 + 0.03 * seed))]
+    summary = summarise(records, FOUND)
+    assert summary.kinds["stained"]["box_AP"]["plain"] == {0: pytest.approx(0.2), 1: pytest.approx(0.21)}
+    lines = report(summary).splitlines()
+    head, = [number for number, line in enumerate(lines) if line.startswith("by kind of image")]
+    assert lines[head].split()[4:8] == ["glowing,", "mask", "AP", "%"]
+    by_variant = {line.split()[0]: line.split()[1:] for line in lines[head + 1 : head + 3]}
+    spread = 100 * statistics.stdev([0.52, 0.55])
+    assert by_variant["mrla-light"][:2] == ["58.50", f"{spread:.2f}"]       # of glowing ones, masks
+    assert by_variant["plain"][6] == "20.50"                                # of stained ones, boxes
+    head, = [number for number, line in enumerate(lines) if line.startswith("mask AP by kind")]
+    assert lines[head + 1].split()[:5] == ["mrla-light", "-", "plain", "*", "+3.00"]
+    # what needs no training stands in each of these tables; it was never tried on a kind called glowing
+    assert sum("Otsu + watershed" in line for line in lines) == 4
+
+
+def test_two_questions_have_two_answers():
+    assert [inside((-0.01, 0.02), value) for value in (-0.02, -0.01, 0.0, 0.03)] == [
+        "outside, below it", "inside", "inside", "outside, above it"]
+    gains = {"wide": (0.01, -0.03, 0.06, 0.02, -0.02), "small": (0.001, -0.002, 0.002, 0.001, 0.0),
+             "large": (0.05, 0.052, 0.049, 0.05, 0.051)}
+    said = {"wide": "0 is inside. +3 is inside.", "small": "0 is inside. +3 is outside, above it.",
+            "large": "0 is outside, below it. +3 is outside, below it."}
+    for name, by_seed in gains.items():
+        records = [detection(variant, seed, 0.4, 0.5 + gain * (variant == "mrla-light"))
+                   for seed, gain in enumerate(by_seed) for variant in FOUND.variants]
+        summary = summarise(records, FOUND)
+        assert answers(summary.contrasts[0]).endswith(said[name]) and said[name] in report(summary)
+    one = summarise([detection(variant, 0, 0.4, 0.5) for variant in FOUND.variants], FOUND)
+    assert answers(one.contrasts[0]) == "mrla-light - plain *: no interval from 1 seed."
+
+
+def some_fields(generator, chance):
+    """Forty detections in six fields of view, each true with this chance at all thresholds."""
+    hits = np.tile(generator.random(40) < chance, (10, 1))
+    return ByField(generator.integers(6, size=40), hits, np.array([5, 9, 3, 7, 6, 10]))
+
+
+def test_the_noise_of_seeds_and_of_images_by_hand():
+    generator, kept, records = np.random.default_rng(0), {}, []
+    for seed, (plain, light) in enumerate(((0.5, 0.51), (0.52, 0.5), (0.49, 0.53))):
+        for variant, mask in (("plain", plain), ("mrla-light", light)):
+            kept[variant, seed] = some_fields(generator, mask)
+            records.append(detection(variant, seed, 0.4, mask,
+                                     {"test_mask_fields": to_text(kept[variant, seed])}))
+    summary = summarise(records, FOUND)
+    row, = noises(summary)
+    assert row.seeds == (pytest.approx(statistics.stdev([0.01, -0.02, 0.04])),
+                         pytest.approx(math.hypot(statistics.stdev([0.51, 0.5, 0.53]),
+                                                  statistics.stdev([0.5, 0.52, 0.49]))))
+    drawn = [image_noise(kept["plain", seed], kept["mrla-light", seed], DRAWS) for seed in range(3)]
+    assert row.images[0] == pytest.approx(math.sqrt(statistics.fmean(one.paired**2 for one in drawn)))
+    assert row.images[1] == pytest.approx(math.sqrt(statistics.fmean(one.unpaired**2 for one in drawn)))
+    line, = [line for line in report(summary).splitlines() if line.endswith(f"{100 * row.images[1]:.2f}")]
+    assert line.split()[-4:] == [f"{100 * value:.2f}" for value in (*row.seeds, *row.images)]
+    plain = summary_as_json(summary)
+    assert "fields" not in plain and plain["noise"][0]["images"] == row.images
+    del records[0]["metrics"][-1]["test_mask_fields"]       # of an older form
+    assert noises(summarise(records, FOUND)) == []
