@@ -60,7 +60,7 @@ class Pyramid(nn.Module):
     def __init__(self, inputs: list[int], channels: int):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(number, channels, 1) for number in inputs)
-        self.smooth = nn.ModuleList(_convolution(channels, channels) for _ in inputs)
+        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         maps = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]

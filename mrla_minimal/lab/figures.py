@@ -210,23 +210,27 @@ def plot_suite(summary: "Summary", path: str | Path | None = None) -> Figure | N
     return _finish(figure, axis, summary, path)
 
 
-def plot_contrasts(summary: "Summary", path: str | Path | None = None) -> Figure | None:
+def plot_contrasts(summary: "Summary", path: str | Path | None = None,
+                   marks: Iterable[float] = ()) -> Figure | None:
     """Every declared contrast, on the suite's measure: each seed's difference a symbol, their mean a stroke.
 
     The line is the 95 % interval, and the grey band the suite's margin. A contrast of one seed is one symbol.
     The axis reaches one percentage point (of a loss, 0.1 nat) beyond the symbols, and an interval that is
-    wider ends in an arrow. Returns the figure, or writes it to `path`.
+    wider ends in an arrow. `marks` are further differences, in the measure's unit, each a dashed line that
+    the axis reaches. Returns the figure, or writes it to `path`.
     """
     from mrla_minimal.lab.evidence.measures import MEASURES
 
-    measure, rows = MEASURES[summary.measure], summary.contrasts
+    measure, rows, marks = MEASURES[summary.measure], summary.contrasts, list(marks)
     band = measure.scale * (summary.margin or 0)
     figure, axis = plt.subplots(figsize=(8.5, 0.5 * len(rows) + 2), layout="constrained")
     differences = [[measure.scale * value for value in row.differences.values()] for row in rows]
-    low = min([-band, *(min(points) for points in differences)]) - measure.reach
-    high = max([band, *(max(points) for points in differences)]) + measure.reach
+    low = min([-band, *marks, *(min(points) for points in differences)]) - measure.reach
+    high = max([band, *marks, *(max(points) for points in differences)]) + measure.reach
     axis.axvspan(-band, band, color="#DDDDDD", zorder=0)
     axis.axvline(0, color="black", linewidth=1, zorder=1)
+    for mark in marks:
+        axis.axvline(mark, color="black", linewidth=1, linestyle="--", zorder=1)
     for place, (row, points) in enumerate(zip(rows, differences, strict=True)):
         colour, marker = COLOURS.get(row.a, "#444444"), MARKERS.get(row.a, "o")
         if row.interval is not None:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
+
+from mrla_minimal.boxes import box_iou, mask_iou
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)     # of IoU, from which on a detection counts as true
 RECALLS = np.linspace(0.0, 1.0, 101)        # where the precision is read
@@ -45,6 +48,19 @@ class Found:
         inside = (self.overlaps >= 0) & (self.overlaps <= 1 + 1e-9)
         if not np.isfinite(self.scores).all() or not inside.all():
             raise ValueError("scores must be finite, and overlaps must lie in 0 to 1")
+
+
+def found_by_overlap(boxes: Tensor, masks: Tensor | None, scores: np.ndarray | Tensor,
+                     classes: np.ndarray | Tensor, true_boxes: Tensor, true_masks: Tensor | None,
+                     true_classes: np.ndarray | Tensor) -> dict[str, Found]:
+    """{"box": ..., "mask": ...}: what was found in one image, beside what is there; no "mask" without masks.
+
+    boxes (detections, 4) and true_boxes (truths, 4) in pixels, masks boolean (..., height, width).
+    """
+    overlaps = {"box": box_iou(boxes.double(), true_boxes.double())}
+    if masks is not None:
+        overlaps["mask"] = mask_iou(masks, true_masks)
+    return {what: Found(overlap, scores, classes, true_classes) for what, overlap in overlaps.items()}
 
 
 def match(overlaps: np.ndarray) -> np.ndarray:

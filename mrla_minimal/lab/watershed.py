@@ -11,6 +11,7 @@ scipy has the distance transform. Its `watershed_ift` is none for a distance map
 between neighbours, which are about the same everywhere there, and not by height. So `flood` stands here.
 """
 
+import dataclasses
 import heapq
 from collections.abc import Iterable
 
@@ -18,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrla_minimal.boxes import box_iou, label_boxes, mask_iou
+from mrla_minimal.boxes import label_boxes
 from mrla_minimal.lab import arguments
 from mrla_minimal.lab.data.nuclei import SMALLEST, instances
-from mrla_minimal.lab.precision import Found
+from mrla_minimal.lab.precision import Found, found_by_overlap
 
 DISTANCES = (3, 5, 7)       # pixels: of two peaks of the distance map that are closer, one counts
 LEAST_RANGES = (20, 40, 80)                             # grey levels: a tile that spans fewer is empty
@@ -127,13 +128,13 @@ def find_nuclei(images: Tensor, labels: Tensor, distance: int = 5, least_range: 
         grey = grey_levels(image)
         numbers = segment(grey, distance, least_range)
         tile, count, there = torch.from_numpy(numbers), int(numbers.max()), int(there)
-        mine = label_boxes(tile[None], count)[0]                                # (count, 4)
-        overlaps = {"box": box_iou(mine.double(), boxes[:there].double()),
-                    "mask": mask_iou(masks_of(tile, count), masks_of(truth, there))}
+        one_class = np.zeros(count, int), np.zeros(there, int)
+        unranked = found_by_overlap(label_boxes(tile[None], count)[0], masks_of(tile, count), np.zeros(count),
+                                    one_class[0], boxes[:there], masks_of(truth, there), one_class[1])
         for ranking, lists in found.items():
             scores = score(grey, numbers, ranking)
-            for what, overlap in overlaps.items():
-                lists[what].append(Found(overlap, scores, np.zeros(count, int), np.zeros(there, int)))
+            for what, image in unranked.items():
+                lists[what].append(dataclasses.replace(image, scores=scores))
     return found
 
 

@@ -122,7 +122,8 @@ SHIPPED = {}
 for module in ("shapes", *TAUGHT_IN, "course/quiz", "course/quiz_methods", "course/quiz_family",
                "family/dynamic"):
     SHIPPED |= library(module)
-BLOCKS = {"ResidualBlock": ("resnet", "05"), "TransformerBlock": ("vit", "12")}      # of the hosts
+BLOCKS = {"ResidualBlock": ("resnet", "05"), "TransformerBlock": ("vit", "12"),       # of the hosts
+          "Pyramid": ("detector", "13b")}
 SHIPPED |= {name: library(module)[name] for name, (module, _) in BLOCKS.items()}
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mrla_minimal.boxes import box_iou, mask_iou
 from mrla_minimal.detector import Detector
 from mrla_minimal.lab.data import normalise
 from mrla_minimal.lab.data.scenes import MASKED, Scenes, View, load_scenes, training_batch, views
@@ -19,7 +18,7 @@ from mrla_minimal.lab.engine.config import TrainConfig
 from mrla_minimal.lab.engine.precision import autocast
 from mrla_minimal.lab.engine.run import Run, TrainingDiverged
 from mrla_minimal.lab.fields import by_field, to_text
-from mrla_minimal.lab.precision import Found, average_precision
+from mrla_minimal.lab.precision import Found, average_precision, found_by_overlap
 from mrla_minimal.looking import in_evaluation
 from mrla_minimal.targets import Targets
 
@@ -48,11 +47,9 @@ def find_objects(model: Detector, seen: Sequence[View], precision: str = "float3
             except ValueError as error:
                 raise TrainingDiverged(str(error)) from None
             for view, one in zip(some, detections, strict=True):
-                overlaps = {"box": box_iou(one.boxes.double(), view.boxes.double())}
-                if one.masks is not None:
-                    overlaps["mask"] = mask_iou(one.masks, view.masks)
-                for what, overlap in overlaps.items():
-                    found[what].append(Found(overlap, one.scores, one.classes, view.classes))
+                for what, image in found_by_overlap(one.boxes, one.masks, one.scores, one.classes,
+                                                    view.boxes, view.masks, view.classes).items():
+                    found[what].append(image)
     return {what: images for what, images in found.items() if images}
 
 

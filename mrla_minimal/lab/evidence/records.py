@@ -104,6 +104,31 @@ _ACCURACIES = {"learned": share, "mean": share, "shuffle": share, "uniform": sha
 _INTERVENTION = {**_WHICH, **_ACCURACIES, "images": integer, "changed": _changed}
 
 
+def _precisions(name: str, value: Any) -> dict:
+    """The average precision of boxes, and of masks where there are any: of a detector, or its error."""
+    for what in ("box_AP", "mask_AP"):
+        reached = _table(name, value).get(what)
+        if what == "box_AP" or reached is not None:
+            share(f"{name}: {what}", reached)
+    return value
+
+
+def _errors(name: str, value: Any, hows: tuple[str, ...] = ("mean", "shuffle", "uniform")) -> dict:
+    _check(_table(name, value), dict.fromkeys(hows, _precisions), f"{name}: ")
+    return value
+
+
+def _refitted_detector(name: str, value: Any) -> dict:
+    errors = functools.partial(_errors, hows=("learned", "mean", "shuffle", "uniform"))
+    _check(_table(name, value), {**_PRECISIONS, "errors": errors}, f"{name}: ")
+    return value
+
+
+_PRECISIONS = dict.fromkeys(_ACCURACIES, _precisions)
+_OF_DETECTOR = {**_WHICH, **_PRECISIONS, "errors": _errors, "images": integer, "fields": integer,
+                "refitted": _refitted_detector}
+
+
 def _detects(record: dict) -> bool:
     config = record.get("config")
     return isinstance(config, dict) and config.get("dataset") in SCENES
@@ -125,6 +150,8 @@ def _fields_of_run(record: dict) -> dict:
 
 
 def _fields_of_intervention(record: dict) -> dict:
+    if "fields" in record:
+        return _OF_DETECTOR
     return _INTERVENTION | ({"refitted": _refitted} if "refitted" in record else {})
 
 
@@ -168,7 +195,7 @@ def load_every_intervention(path: str | Path) -> list[dict]:
     for record in records:
         for name in ("learned_refitted", "uniform_refitted"):
             record.pop(name, None)
-        record["changed"].pop("uniform_refitted", None)
+        record.get("changed", {}).pop("uniform_refitted", None)
     return records
 
 
@@ -220,7 +247,7 @@ def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]
                          f"{target} (interventions are in files named *{INTERVENTIONS}.jsonl)")
     load, compared = load_records, ()
     if of_interventions:
-        load, compared = load_every_intervention, (*_ACCURACIES, "changed", "refitted")
+        load, compared = load_every_intervention, (*_ACCURACIES, "changed", "errors", "refitted")
     with exclusive(f"{target}.lock"):
         merged = {}
         for path in (target, *paths):

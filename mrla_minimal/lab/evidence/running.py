@@ -31,6 +31,7 @@ from mrla_minimal.lab.engine import (
 from mrla_minimal.lab.engine.inputs import load_data, prepared
 from mrla_minimal.lab.engine.model import image_shape, try_model
 from mrla_minimal.lab.evidence.committed import net_of, read_index
+from mrla_minimal.lab.evidence.detector_interventions import intervene_on_detector
 from mrla_minimal.lab.evidence.interventions import chooses, intervene
 from mrla_minimal.lab.evidence.jobs import (
     Job,
@@ -134,8 +135,7 @@ class Work:
                 return None
             append_once(self.records_path, record, load_records)
         late = self.until is not None and time.monotonic() >= self.until
-        looks = job.phase == "final" and "diverged" not in record and not job.config.detects
-        if looks and not late:
+        if job.phase == "final" and "diverged" not in record and not late:
             self.look_inside(job, record)
         return record
 
@@ -228,9 +228,11 @@ class Work:
         if data.fingerprint != record["fingerprint"]:
             print(f"note: {job.folder} was trained on other images than are here: it is not looked into")
             return None
-        data = prepared(job.config, data)
         try:
-            found = intervene(model, data, job.config, progress=self.progress)
+            if job.config.detects:
+                found = intervene_on_detector(model, data, job.config, progress=self.progress)
+            else:
+                found = intervene(model, prepared(job.config, data), job.config, progress=self.progress)
         except TrainingDiverged as error:
             print(f"note: {job.folder} has no interventions: {error}")
             return None

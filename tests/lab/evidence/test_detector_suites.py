@@ -56,7 +56,6 @@ def test_a_record_says_what_was_found(made):
         kept = from_text(last["test_mask_fields"]).average_precision()
         assert kept["AP"] == pytest.approx(last["test_mask_AP"], abs=0.02)
         assert row["recipe"]["dataset"] == "nuclei"
-    assert not (folder / "records-interventions.jsonl").exists()
 
 
 def test_it_is_asked_of_masks_and_boxes_stand_beside(made):
