@@ -116,6 +116,13 @@ def test_contrasts_of_one_seed_are_symbols_alone():
     assert "synthetic" in axis.get_xlabel()
 
 
+def test_contrasts_reach_a_marked_difference():
+    (axis,) = plots.plot_contrasts(summary_of((0.91,), plain=(0.90,)), marks=[-7, 5]).axes
+    assert [line.get_xdata()[0] for line in axis.lines] == [0, -7, 5]
+    low, high = axis.get_xlim()
+    assert low < -7 and high > 5
+
+
 def test_contrasts_can_be_written_to_a_file(tmp_path):
     assert plots.plot_contrasts(summary_of((0.91, 0.92, 0.93)), tmp_path / "contrasts.png") is None
     assert (tmp_path / "contrasts.png").read_bytes().startswith(b"\x89PNG")

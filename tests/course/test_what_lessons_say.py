@@ -713,6 +713,61 @@ def test_13a_says_what_the_rivals_record_says():
     assert lists["doubles removed"][1] < lists["both, second below"][1]
 
 
+# 13b
+
+def test_13b_says_what_its_pieces_show():
+    notebook = lesson("13b")
+    reading = table(notebook, "13b-27")                     # parts each way, again, mask AP at most
+    best = {int(row[0]): row[-1] for row in (reading[""][n : n + 3] for n in (0, 3, 6))}
+    said(markdown(notebook), "So 28 x 28 parts, which large detectors use, would gain next to nothing here.")
+    assert 85 < best[7] < 95 and best[28] - best[14] < 0.5
+    rows = table(notebook, "13b-29")
+    said(markdown(notebook), "Boxes and masks get better. The class loss does not fall")
+    first, last = ({name: rows[f"{name} loss: first four steps"][place] for name in ("class", "box", "mask")}
+                   for place in (0, 1))
+    assert last["box"] < first["box"] - 0.1 and last["mask"] < first["mask"] - 0.1
+    assert last["class"] > first["class"] - 0.05
+    rows = table(notebook, "13b-36")
+    net, rival = rows["the plain net"], rows["Otsu + watershed"]
+    said(markdown(notebook), "The net is ahead of the watershed, by more than five points for boxes and more "
+                             "than eight for masks.")
+    assert net[0] - rival[0] > 5 and net[1] - rival[1] > 8
+    said(markdown(notebook), "boxes read off the masks gain some two points")
+    assert 1.5 < rows["boxes off its masks"][0] - net[0] < 3 and net[1] > net[0]
+
+
+def test_13b_says_what_the_detectors_records_show():
+    notebook, summary = lesson("13b"), read_summary("nuclei-cpu")
+    rival = json.loads((RESULTS / "nuclei-rival.json").read_text(encoding="utf-8"))
+    words = shown_below(notebook, "13b-39")
+    said(words, "Every variant is ahead of the watershed on test, by more than six points for masks.")
+    means = {name: mean(runs.values()) for name, runs in summary.values["mask_AP"].items()}
+    assert set(means) == set(SUITES["nuclei-cpu"].variants)
+    assert min(means.values()) - rival["test_mask_AP"] > 0.06
+    said(words, "less than half of what they reach in fluorescence, and only a few points more than the "
+                "watershed")
+    by_kind = {kind: {name: mean(runs.values()) for name, runs in summary.kinds[kind]["mask_AP"].items()}
+               for kind in ("fluorescence", "stained")}
+    for name, value in by_kind["stained"].items():
+        assert value < by_kind["fluorescence"][name] / 2
+        assert 0.02 < value - rival["test_stained_mask_AP"] < 0.09
+    said(shown_below(notebook, "13b-43"), "No difference of any pair, in any seed, reaches +3.")
+    assert all(abs(gain) < 0.03 for row in summary.contrasts for gain in row.differences.values())
+    rows = table(notebook, "13b-45")
+    said(shown_below(notebook, "13b-46"), "with other photographs it could as well be three points higher or "
+                                          "lower")
+    assert 2.5 < rows["one net: standard deviation"][0] < 3.5
+    said(shown_below(notebook, "13b-46"), "what is left is less than a tenth of the unpaired one")
+    assert 10 * rows["difference, paired: standard deviation"][0] < rows[
+        "difference, unpaired: standard deviation"][0]
+    printed_out = printed(next(cell for cell in notebook.cells if cell.id == "13b-41"))
+    for row in (row for row in summary.contrasts if row.primary):
+        assert f"{row.name}, mask AP by seed:" in printed_out
+        if row.interval is not None:
+            low, high = (100 * end for end in row.interval)
+            assert f"(library: {low:+.2f} to {high:+.2f})" in printed_out
+
+
 # 14
 
 def test_14_says_what_the_three_questions_records_show():

@@ -56,10 +56,12 @@ def _test_loss(record: dict) -> float | None:
 
 
 def _first_epoch_loss(record: dict) -> float | None:
-    """None too where the first epoch may have been cut short, and for a branch: it is its trunk's."""
+    """None too where the first epoch may have been cut short; for a branch, since it is its trunk's; and for
+    a detector, whose loss is a sum of several and not in nat.
+    """
     metrics, config = record.get("metrics") or [{}], record["config"]
     cut = config.get("steps") is not None and len(metrics) < 2
-    if cut or config.get("trunk") is not None:
+    if cut or config.get("trunk") is not None or "test_box_AP" in metrics[-1]:
         return None
     return None if metrics[0].get("epoch") != 1 else metrics[0].get("train_loss")
 

@@ -83,7 +83,7 @@ def test_each_net_reaches_what_it_does_by_hand(looked_into):
     for how in ("mean", "uniform"):
         assert found[how] == pytest.approx(reached(model, held_at(constants(model, crops, how))))
     assert len({found[how]["mask_AP"] for how in ("learned", "mean", "shuffle")}) == 3
-    assert (found["images"], found["fields"]) == (16, 2)
+    assert (found["images"], found["fields"]) == (32, 4)
 
 
 def test_with_norms_refitted_too(looked_into):
@@ -130,7 +130,7 @@ def test_an_error_is_that_of_a_paired_draw_of_fields(looked_into):
             hook.remove()
     changes = [precision_of(kept[1], counts) - precision_of(kept[0], counts)
                for counts in drawn_fields(kept[0])]
-    assert len(changes) == 200 and len(set(changes)) == 3       # two fields: both, or one of them twice
+    assert len(changes) == 200 and len(set(changes)) > 5
     assert found["errors"]["mean"]["mask_AP"] == pytest.approx(statistics.stdev(changes))
     assert set(found["errors"]) == {"mean", "shuffle", "uniform"}
     assert set(found["refitted"]["errors"]) == {"learned", "mean", "shuffle", "uniform"}
@@ -179,18 +179,19 @@ def test_a_suite_records_them_beside_its_records_and_a_table_shows_them(tmp_path
     assert means["mask_AP", "shuffle", False] == pytest.approx(-0.05) and len(means) == 14
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"learned": 0.5}, "learned must be a table"), ({"mean": {"box_AP": 1.5}}, "mean: box_AP must be"),
-    ({"errors": {}}, "errors: lacks mean, shuffle, uniform"), ({"refitted": {}}, "refitted: lacks learned"),
-])
-def test_records_that_are_damaged(tmp_path, changes, words):
+def test_records_that_are_damaged(tmp_path):
     run_suite(FOUND, tmp_path / "records.jsonl", variants=["mrla-light"], runs=tmp_path / "runs",
               data=tiny_scenes(), progress=False)
     path = tmp_path / "records-interventions.jsonl"
     whole = json.loads(path.read_text())
-    path.write_text(json.dumps(whole | changes) + "\n")
-    with pytest.raises(ValueError, match=words):
-        load_interventions(path)
+    for changes, words in (
+            ({"learned": 0.5}, "learned must be a table"),
+            ({"mean": {"box_AP": 1.5}}, "mean: box_AP must be"),
+            ({"errors": {}}, "errors: lacks mean, shuffle, uniform"),
+            ({"refitted": {}}, "refitted: lacks learned")):
+        path.write_text(json.dumps(whole | changes) + "\n")
+        with pytest.raises(ValueError, match=words):
+            load_interventions(path)
     other = Path(tmp_path / "other-interventions.jsonl")
     lines = whole, whole | {"errors": dict.fromkeys(whole["errors"], {"box_AP": 0.5, "mask_AP": 0.5})}
     other.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -138,6 +138,16 @@ def test_the_suites_are_the_presets_with_other_attentions():
         "plain", "depthwise", "mrla-light", "mrla-light-released", "uniform", "mrla-base"}
 
 
+def test_a_detectors_loss_is_no_measure(monkeypatch):
+    """It has several parts. And the rival has none: a report of records of several epochs failed once."""
+    monkeypatch.chdir(ROOT)
+    records = [detection(variant, 0, 0.4, 0.5) for variant in FOUND.variants]
+    for one in records:
+        one["metrics"].insert(0, {"epoch": 1, "train_loss": 1.2})
+    summary = summarise(records, FOUND)
+    assert set(summary.values) == {"mask_AP", "box_AP"} and "Otsu" in report(summary)
+
+
 def kinds(mask):
     """What a run reaches on two kinds of image: masks so, boxes a tenth less."""
     return {f"test_{kind}_{what}_AP": mask + more - 0.1 * (what == "box")
