@@ -37,7 +37,7 @@ class MeanChange:
 
 def measures_of(record: dict) -> list[str]:
     """What a record of interventions measures: accuracy, or a detector's average precisions."""
-    if not isinstance(record["learned"], dict):
+    if "fields" not in record:
         return ["test_accuracy"]
     return [name for name in MEASURES if name in record["learned"]]
 

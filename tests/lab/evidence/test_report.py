@@ -93,4 +93,4 @@ def test_the_summary_as_json_holds_what_the_table_does():
     assert plain["interventions"] == [intervention]
     assert plain["intervention_means"][1] == {"variant": "mrla-light", "intervention": "shuffle",
                                               "norms_refitted": False, "nets": 1, "mean": -0.07,
-                                              "interval": None}
+                                              "interval": None, "measure": "test_accuracy"}
