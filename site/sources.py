@@ -26,7 +26,9 @@ EXPLORABLES = {"keeps": ("11_what_it_costs", "## The bill", ("keeps.js",)),
                "corridor": ("00_start_here", "## A corridor of eight rooms",
                             ("parts.js", "corridor_nets.js", "corridor.js")),
                "images": ("10_looking_inside", "## Part C · Does it matter what is chosen?",
-                          ("parts.js", "images_nets.js", "images.js"))}
+                          ("parts.js", "images_nets.js", "images.js")),
+               "square": ("14_what_a_layer_may_know", "## Part 3 · Eight memories, three questions",
+                          ("parts.js", "corridor.js", "square_nets.js", "square.js"))}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,16 @@ function softmax(logits) {
   return raised.map((one) => one / total);
 }
 
+// The sum of the layers' values, each times its share.
+const weighed = (shares, values) => values[0].map((_, place) => dot(shares, values.map((v) => v[place])));
+
+// The readout that all methods share: from what the exit holds and what it is told, the chances of the signs.
+function readOut(net, read, told) {
+  const hidden = linear([...read, ...told], net["readout.0.weight"], net["readout.0.bias"]);
+  const positive = hidden.map((one) => Math.max(one, 0));
+  return softmax(linear(positive, net["readout.2.weight"], net["readout.2.bias"]));
+}
+
 // What one net makes of one corridor: {queries, keys, values, weights, read, chances}. In light the weights
 // are its gates; methods that choose nothing have neither weights nor queries and keys. The chances are those
 // of the eight signs.
@@ -42,21 +52,17 @@ function answer(net, method, inputs) {
   const scale = chooses ? Math.sqrt(keys[0].length) : 1;
   let weights = null, read = null;
   if (method === "last") read = values[ROOMS];
-  const weighed = (shares) => values[0].map((_, place) => dot(shares, values.map((v) => v[place])));
-  if (method === "mean") read = weighed(values.map(() => 1 / values.length));
+  if (method === "mean") read = weighed(values.map(() => 1 / values.length), values);
   if (method === "base") {                      // Eq. 6: the exit's query asks the keys of all layers
     weights = softmax(keys.map((key) => dot(queries[ROOMS], key) / scale));
-    read = weighed(weights);
+    read = weighed(weights, values);
   }
   if (method === "light") {                     // Eq. 8: each layer gates what it writes
     weights = keys.map((key, layer) => 1 / (1 + Math.exp(-dot(queries[layer], key) / scale)));
     read = values.reduce((output, v, layer) => output.map((one, place) =>
       net["method.lambda_o"][layer][place] * one + weights[layer] * v[place]), values[0].map(() => 0));
   }
-  const told = inputs[ROOMS].slice(ROOMS);
-  const hidden = linear([...read, ...told], net["readout.0.weight"], net["readout.0.bias"]);
-  const positive = hidden.map((one) => Math.max(one, 0));
-  const chances = softmax(linear(positive, net["readout.2.weight"], net["readout.2.bias"]));
+  const chances = readOut(net, read, inputs[ROOMS].slice(ROOMS));
   return { queries, keys, values, weights, read, chances };
 }
 
@@ -110,7 +116,7 @@ function keysAndQuery({ keys, queries }, open) {
 
 function showCorridor(box) {
   const signs = [2, 0, 5, 7, 1, 3, 6, 4];
-  const state = { asked: 2, question: "late" };
+  const state = { asked: 2, question: "late", width: 4 };
   let seen = { base: {}, light: {} };           // the weights so far, by the room that was asked for
   const form = make("form", "", { class: "corridor" });
   const words = make("p", "", { "aria-live": "polite" }), results = make("div");
@@ -119,7 +125,8 @@ function showCorridor(box) {
     const inputs = inputsOf(signs, state.asked, state.question), right = signs[state.asked];
     const found = {};
     for (const method of Object.keys(NAMES)) {
-      const one = answer(CORRIDOR_NETS[state.question][method].numbers, method, inputs);
+      const net = CORRIDOR_NETS[state.width][state.question][method].numbers;
+      const one = answer(net, method, inputs);
       found[method] = { ...one, best: one.chances.indexOf(Math.max(...one.chances)) };
       if (one.weights) seen[method][state.asked] = one.weights;
     }
@@ -131,12 +138,15 @@ function showCorridor(box) {
       keysAndQuery(found.base, open));
   };
 
-  const told = ["late: the exit alone", "early: every layer"];
-  form.append(choice("Who is told the room?", told, 0, (index) => {
-    state.question = ["late", "early"][index];
-    seen = { base: {}, light: {} };             // other nets answer now
+  const takeOtherNets = (key, value) => {
+    state[key] = value;
+    seen = { base: {}, light: {} };
     update();
-  }));
+  };
+  const told = ["late: the exit alone", "early: every layer"], widths = [4, 8];
+  form.append(choice("Who is told the room?", told, 0, (index) =>
+    takeOtherNets("question", ["late", "early"][index])));
+  form.append(choice("Numbers in a value", widths, 0, (index) => takeOtherNets("width", widths[index])));
   const numbers = [...Array(ROOMS).keys()].map((room) => room + 1);
   form.append(choice("Ask for room", numbers, state.asked, (room) => {
     state.asked = room;
@@ -164,5 +174,6 @@ function showCorridor(box) {
   update();
 }
 
-if (typeof module !== "undefined") module.exports = { answer, inputsOf };
-else for (const box of document.querySelectorAll('[data-explorable="corridor"]')) showCorridor(box);
+if (typeof module !== "undefined") {
+  module.exports = { ROOMS, answer, dot, inputsOf, linear, ownLinear, readOut, softmax, weighed };
+} else for (const box of document.querySelectorAll('[data-explorable="corridor"]')) showCorridor(box);

@@ -43,7 +43,7 @@ def test_what_a_layer_keeps_answers_to_the_keyboard(opened, page_name):
 def test_the_corridor_answers_to_the_keyboard_and_fills_its_diagonal(opened, page_name):
     page, complaints = opened(1280)
     page.goto((HTML / page_name).as_uri())
-    told, asked = page.locator(".corridor > label > select").all()
+    told, width, asked = page.locator(".corridor > label > select").all()
     words, tables = page.locator(".explorable p[aria-live]"), page.locator(".explorable table")
 
     def filled(number):
@@ -66,7 +66,46 @@ def test_the_corridor_answers_to_the_keyboard_and_fills_its_diagonal(opened, pag
     page.keyboard.press("ArrowDown")
     assert words.text_content().endswith("MRLA-light, MRLA-base.")     # others may guess it
     assert sum(row[0] is not None for row in filled(2)) == 1     # other nets: the tables begin anew
+    width.focus()
+    page.keyboard.press("ArrowDown")
+    lengths = page.evaluate("""() =>
+      [...document.querySelectorAll(".explorable td[data-value]:last-child")]
+        .map(cell => cell.dataset.value.split(",").length).filter(length => length > 1)""")
+    assert lengths == [8, 8, 8, 8] and sum(row[0] is not None for row in filled(2)) == 1
     assert tables.count() == 4 and complaints == []
+
+
+@pytest.mark.parametrize("page_name", ["who_must_know.html", "notebooks/14_what_a_layer_may_know.html"])
+def test_the_square_answers_to_the_keyboard_and_stands_as_the_records_say(opened, page_name):
+    page, complaints = opened(1280)
+    page.goto((HTML / page_name).as_uri())
+    question, asked = page.locator(".corridor > label > select").all()
+    words = page.locator(".explorable p[aria-live]")
+
+    def weights():          # [memory][room asked for][layer]
+        return page.evaluate("""() => {
+          const numbers = row => [...row.querySelectorAll("td[data-value]")].map(cell => +cell.dataset.value);
+          const tables = [...document.querySelectorAll(".explorable .weights table")];
+          return tables.map(table => [...table.tBodies[0].rows].map(numbers));
+        }""")
+
+    for right in ("MUDDFormer, MRLA-base", "Attention Residuals, MRLA-base", "MRLA-base"):
+        assert words.text_content() == f"Right for every room of this corridor: {right}."
+        found = weights()
+        assert [len(of_memory) for of_memory in found] == [8, 8, 8, 8]
+        for room, of_layers in enumerate(found[3]):             # MRLA-base's diagonal
+            assert of_layers.index(max(of_layers)) == room and sum(of_layers) == pytest.approx(1, abs=1e-6)
+        assert all(of_layers == found[0][0] for of_layers in found[0])      # DenseFormer knows nothing
+        question.focus()
+        page.keyboard.press("ArrowDown")
+    asked.focus()
+    page.keyboard.press("ArrowDown")
+    marked = page.locator(".explorable tr[aria-current]")
+    assert [line.locator("th").text_content() for line in marked.all()] == ["4"] * 4
+    before = page.locator(".explorable table").first.text_content()
+    page.get_by_role("button", name="Another corridor").focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".explorable table").first.text_content() != before and complaints == []
 
 
 @pytest.mark.parametrize("page_name", ["which_layers.html", "notebooks/10_looking_inside.html"])

@@ -9,7 +9,7 @@ from conftest import HTML
 pytestmark = pytest.mark.skipif(not HTML.exists(), reason="the site is not built: make site")
 WIDTHS = (360, 1280)
 KINDS = ("index.html", "notebooks/03_attention_across_layers.html", "evidence.html", "glossary.html",
-         "the_corridor.html", "which_layers.html")
+         "the_corridor.html", "which_layers.html", "who_must_know.html")
 # What sticks out of the window and lies in no box of its own that can be scrolled: it would be cut off.
 OVERFLOW = """() => {
   const width = document.documentElement.clientWidth, whole = document.querySelector(".bd-article-container");
