@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mrla_minimal.lab.evidence.contrasts import NO_SCATTER
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval
 from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
-from mrla_minimal.lab.evidence.measures import MEASURES
+from mrla_minimal.lab.evidence.measures import MEASURES, first_column
 
 REFITTED = ("learned", *INTERVENTIONS)      # with norms refitted: learned is the control, the refit alone
 
@@ -97,14 +97,15 @@ def _tables(records: list[dict], name: str) -> list[str]:
     measure = MEASURES[name]
     what = "test accuracy" if name == "test_accuracy" else f"{measure.short} on test"
     heads = "  ".join("".join(f"{how:>14}" for how in hows) for hows in (INTERVENTIONS, REFITTED))
+    wide = first_column((record["variant"] for record in records), least=20)
     lines = [f"what the attention chooses: {what} as learned, and its change in points (standard "
              "error) without the choices", "",
-             f"{'':<81}{' norms refitted ':-^56}",
-             f"{'variant':<20} {'seed':>4} {'learned %':>10}{heads}"]
+             f"{'':<{wide + 61}}{' norms refitted ':-^56}",
+             f"{'variant':<{wide}} {'seed':>4} {'learned %':>10}{heads}"]
     for record in records:
         plain, refitted = ("".join(f"{_points(change(record, how, refit, name)):>14}" for how in hows)
                            for refit, hows in ((False, INTERVENTIONS), (True, REFITTED)))
-        lines.append(f"{record['variant']:<20} {record['seed']:>4} {100 * learned(record, name):>10.2f}"
+        lines.append(f"{record['variant']:<{wide}} {record['seed']:>4} {100 * learned(record, name):>10.2f}"
                      f"{plain}  {refitted}")
     lines += ["", f"{'mean over the nets of a variant':<36}{'nets':>6}{'points':>8}  95 % over seeds"]
     for row in (row for row in intervention_means(records) if row.measure == name):

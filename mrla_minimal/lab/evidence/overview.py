@@ -11,7 +11,7 @@ from mrla_minimal.lab.evidence.across import FEWEST, RELEVANT, TAU, Cell, MeanEf
 from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, name_of, weighted_contrast
 from mrla_minimal.lab.evidence.declared import CORRIDORS
 from mrla_minimal.lab.evidence.intervals import shared_seeds
-from mrla_minimal.lab.evidence.measures import MEASURES
+from mrla_minimal.lab.evidence.measures import MEASURES, first_column
 
 PLANTED = "positive control"        # the note of suites whose effect was put there
 LEGEND = "*: primary, what its suite is for. The suites' own tables say what was measured, and of which nets."
@@ -101,30 +101,33 @@ def report_overview(found: Overview, primary_only: bool = False) -> str:
         findings = [finding for finding in getattr(found, name)
                     if finding.contrast.primary or not primary_only]
         if findings:
-            parts.append("\n".join([title, "", f"{'contrast':<38} {'suite':<20} {'n':>2} {'mean':>7}  "
-                                    f"{'95 % interval':<18} {'unit':<7} reading", *map(_line, findings)]))
+            wide = first_column((finding.contrast.title for finding in findings), least=38)
+            parts.append("\n".join([title, "", f"{'contrast':<{wide}} {'suite':<20} {'n':>2} {'mean':>7}  "
+                                    f"{'95 % interval':<18} {'unit':<7} reading",
+                                    *(_line(finding, wide) for finding in findings)]))
     if found.together:
         parts.append(_together_as_text(found.together))
     return "\n\n".join([*parts, LEGEND])
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: Finding, wide: int) -> str:
     row = finding.contrast
     measure = MEASURES[row.measure]
-    return (f"{row.title:<38} {finding.summary.suite:<20} {row.n:>2} {measure.difference(row.mean):>7}  "
+    return (f"{row.title:<{wide}} {finding.summary.suite:<20} {row.n:>2} {measure.difference(row.mean):>7}  "
             f"{measure.ends(row.interval) or '-':<18} {measure.unit:<7} {row.reading}")
 
 
 def _together_as_text(together: dict[tuple[str, str | None], MeanEffect]) -> str:
     heads = "".join(f"{head:>7}" for head in 2 * (f"<-{RELEVANT:g}", "within", f">{RELEVANT:g}"))
+    wide = first_column((name_of(*key) for key in together), least=38)
     lines = ["all suites together: the mean effect on test accuracy, in points", "",
-             f"{'':<80}{'of another suite':>21}",
-             f"{'contrast':<38} {'suites':>6} {'mean':>6}  {'95 % interval':<16} {heads}    tau"]
+             f"{'':<{wide + 42}}{'of another suite':>21}",
+             f"{'contrast':<{wide}} {'suites':>6} {'mean':>6}  {'95 % interval':<16} {heads}    tau"]
     for key, effect in together.items():
         ends = " to ".join(f"{end:+.2f}" for end in effect.interval)
         chances = "".join(f"{chance:>7.2f}" for chance in (*effect.chances, *effect.new))
-        lines.append(f"{name_of(*key):<38} {len(effect.cells):>6} {effect.mean:>+6.2f}  {ends:<16} {chances} "
-                     f"{effect.tau:>6.2f}")
+        lines.append(f"{name_of(*key):<{wide}} {len(effect.cells):>6} {effect.mean:>+6.2f}  {ends:<16} "
+                     f"{chances} {effect.tau:>6.2f}")
     return "\n".join([
         *lines, "",
         "A random-effects model: each suite has a true difference of its own, and these scatter about the",

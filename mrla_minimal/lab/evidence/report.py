@@ -17,7 +17,7 @@ from mrla_minimal.lab.evidence.detection_table import (
     rival_on,
 )
 from mrla_minimal.lab.evidence.intervention_table import intervention_means
-from mrla_minimal.lab.evidence.measures import MEASURES, Measure
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure, first_column
 from mrla_minimal.lab.evidence.readings import TEST_FROM
 
 
@@ -49,16 +49,18 @@ def _variants(summary: Summary) -> list[str]:
     measures = [MEASURES[name] for name in summary.values]
     heads = "".join(f"{measure.short + (' %' if measure.scale == 100 else ''):>13} {'sd':>6}"
                     for measure in measures)
-    lines = [f"{'variant':<20} {'seeds':<10}{heads} {'rate':>6}"]
-    for variant in dict.fromkeys(variant for values in summary.values.values() for variant in values):
+    variants = list(dict.fromkeys(variant for values in summary.values.values() for variant in values))
+    wide = first_column(variants, least=20)
+    lines = [f"{'variant':<{wide}} {'seeds':<10}{heads} {'rate':>6}"]
+    for variant in variants:
         rate = f"{summary.rates[variant]:g}" if variant in summary.rates else "drawn"
         runs = [summary.values[measure.name].get(variant, {}) for measure in measures]
         columns = "".join(map(_mean_and_deviation, measures, runs))
         seeds = ranges(set().union(*runs))
-        lines.append(f"{variant:<20} {seeds:<10}{columns} {rate:>6}")
+        lines.append(f"{variant:<{wide}} {seeds:<10}{columns} {rate:>6}")
     lines += _rival(summary.source, measures)
     for what, variants in (("diverged", summary.diverged), ("not of this suite any more", summary.unknown)):
-        lines += [f"{variant:<20} {what}: seeds {', '.join(map(str, seeds))}"
+        lines += [f"{variant:<{wide}} {what}: seeds {', '.join(map(str, seeds))}"
                   for variant, seeds in variants.items()]
     return lines
 
@@ -101,12 +103,13 @@ def _contrasts(summary: Summary, measure: Measure) -> list[str]:
     if not summary.contrasts:
         return []
     tested = any(row.p is not None for row in summary.contrasts)
-    lines = [f"{f'contrast ({measure.unit})':<38} {'n':>2} {'mean':>7}  {'95 % interval':<18} "
+    wide = first_column((row.title for row in summary.contrasts), least=38)
+    lines = [f"{f'contrast ({measure.unit})':<{wide}} {'n':>2} {'mean':>7}  {'95 % interval':<18} "
              f"{'     p   Holm  ' if tested else ''}reading"]
     for row in summary.contrasts:
         missing = NO_SCATTER if row.n > 1 else "one seed"
         p_values = f"{_p(row.p):>6} {_p(row.adjusted):>6}  " if tested else ""
-        lines.append(f"{row.title:<38} {row.n:>2} {measure.difference(row.mean):>7}  "
+        lines.append(f"{row.title:<{wide}} {row.n:>2} {measure.difference(row.mean):>7}  "
                      f"{measure.ends(row.interval) or missing:<18} {p_values}{row.reading}")
     return lines
 
@@ -118,24 +121,25 @@ def _further(summary: Summary) -> list[str]:
     rows = {**summary.further, summary.measure: summary.contrasts}
     measures = [measure for name, measure in MEASURES.items() if name in rows]
     heads = [f"{measure.short}, {measure.unit} ({measure.better} is better)" for measure in measures]
-    lines = [_row("on every measure", heads)]
     names = list(dict.fromkeys(row.title for name in rows for row in rows[name]))
+    wide = first_column(names, least=38)
+    lines = [_row("on every measure", heads, wide)]
     for name in names:
         cells = []
         for measure in measures:
             row = next((row for row in rows[measure.name] if row.title == name), None)
             cells.append(estimate(row and (row.mean, row.interval), measure))
-        lines.append(_row(name, cells))
+        lines.append(_row(name, cells, wide))
     rival = rival_on(summary.source)
     if rival:
         found = [against_rival(summary.values[measure.name], summary.baseline,
                                rival[f"test_{measure.name}"]) for measure in measures]
-        lines.append(_row(f"{summary.baseline} - {RIVAL}", map(estimate, found, measures)))
+        lines.append(_row(f"{summary.baseline} - {RIVAL}", map(estimate, found, measures), wide))
     return lines
 
 
-def _row(name: str, cells: Iterable[str]) -> str:
-    return f"{name:<38} " + "".join(f"{cell:<41}" for cell in cells).rstrip()
+def _row(name: str, cells: Iterable[str], wide: int) -> str:
+    return f"{name:<{wide}} " + "".join(f"{cell:<41}" for cell in cells).rstrip()
 
 
 def _legend(summary: Summary, measure: Measure) -> list[str]:

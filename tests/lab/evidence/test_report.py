@@ -6,6 +6,7 @@ from tiny_suites import diverged, four_variants, measured_records, record
 
 from mrla_minimal.lab.evidence import report, summarise
 from mrla_minimal.lab.evidence.report import ranges, summary_as_json
+from mrla_minimal.lab.evidence.suites import Suite
 
 
 def test_a_final_run_that_diverged_is_in_the_report_and_so_is_a_variant_that_is_gone():
@@ -31,6 +32,18 @@ def test_the_report_prints_every_variant_and_contrast():
     assert "mrla-light - depthwise *" in text and "depthwise - plain  " in text and "cifar10" in text
     assert f"{100 * sum(values['plain']) / 8:.2f}" in text and "not\nthe choice of the test images" in text
     assert "are all 4 variants equal? F(3, 21) = " in text and "within each of 8 seeds" in text
+
+
+def test_columns_stay_columns_under_long_names():
+    names = ("plain", "light-zero-query", "depthwise-carry-lambda0")
+    suite = Suite("s", {name: {"layer_attention": name if name != "plain" else None} for name in names},
+                  recipe={}, primary=(names[1:],))
+    records = [record(name, seed, 0.7 + 0.01 * seed) for name in names for seed in (0, 1)]
+    tables = [table.splitlines() for table in report(summarise(records, suite)).split("\n\n")]
+    for heading, column, shown in (("variant ", "seeds", "0-1 "), ("contrast (", "reading", "an estimate")):
+        head, *rows = next(table for table in tables if table[0].startswith(heading))
+        assert len(rows) == 3
+        assert all(row[head.index(column):].startswith(shown) for row in rows), rows
 
 
 def test_below_eight_seeds_no_p_value_of_a_contrast_is_printed():
