@@ -22,7 +22,8 @@ COURSE = [
     "04_recurrent_layer_attention", "05_mrla_on_feature_maps", "06_mrla_light", "07_training_a_small_resnet",
     "08_does_layer_attention_help", "09_which_part_matters", "10_looking_inside", "11_what_it_costs",
     "12_vision_transformer", "13a_boxes_and_masks", "13b_a_detector", "14_what_a_layer_may_know",
-    "15_a_memory_that_is_rewritten",
+    "15_a_memory_that_is_rewritten", "16_attention_across_layers_in_a_language_model",
+    "17_looking_sideways", "18_words_choose_layers", "19_your_own_layer_attention",
 ]
 TAUGHT_IN = {
     "attention": ("01",),
