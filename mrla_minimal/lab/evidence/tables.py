@@ -29,12 +29,15 @@ FIGURE = "summary.png"
 
 @dataclass(frozen=True)
 class Table:
-    """A table and its place: below `marker`, or, without one, at the end under `title` and `about`."""
+    """A table and its place: below `marker`; without one, below the table of the marker `follows`; without
+    that, at the end under `title` and `about`.
+    """
 
     marker: str
     text: str
     title: str
     about: str
+    follows: str | None = None
 
 
 def summaries(folder: str | Path) -> list[Summary]:
@@ -51,26 +54,35 @@ def tables(found: Sequence[Summary], folder: str | Path) -> Iterator[Table]:
                     "All suites at once", "Every primary contrast, and what the suites say together.")
     for summary in found:
         name, about = summary.suite, SUITES[summary.suite].about
-        yield Table(f"<!-- mrla suite report {name} -->", report(summary), name, about)
+        marker = f"<!-- mrla suite report {name} -->"
+        yield Table(marker, report(summary), name, about)
         interventions = load_interventions(interventions_path(Path(folder) / f"{name}.jsonl"))
         if interventions:
-            yield Table(f"<!-- interventions {name} -->", report_interventions(interventions), name, about)
+            yield Table(f"<!-- interventions {name} -->", report_interventions(interventions), name, about,
+                        follows=marker)
 
 
 def with_tables(text: str, found: Iterable[Table]) -> str:
     """A Markdown text with these tables in their places. ValueError for one that has two."""
     for table in found:
         block = f"{table.marker}\n```\n{table.text}\n```\n"
-        pattern = re.compile(re.escape(table.marker) + r"\n```\n(?:.*?\n)??```\n", re.DOTALL)
+        pattern = _place(table.marker)
         places = len(pattern.findall(text))
+        before = table.follows and _place(table.follows).search(text)
         if places > 1:
             raise ValueError(f"{table.marker} stands in the text {places} times: a table has one place")
         if places:
             text = pattern.sub(lambda _, block=block: block, text)
+        elif before:
+            text = f"{text[: before.end()]}\n{block}{text[before.end() :]}"
         else:
-            section = f"## {table.title}\n\n{table.about}"
-            text = "\n\n".join([text.rstrip(), *([] if section in text else [section]), block])
+            text = "\n\n".join([text.rstrip(), f"## {table.title}\n\n{table.about}", block])
     return text
+
+
+def _place(marker: str) -> re.Pattern:
+    """What finds the table below a marker, empty or not, with its marker."""
+    return re.compile(re.escape(marker) + r"\n```\n(?:.*?\n)??```\n", re.DOTALL)
 
 
 def update_tables(path: str | Path) -> bool:

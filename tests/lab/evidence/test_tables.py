@@ -48,27 +48,30 @@ def test_tables_are_made_anew_where_they_stand(readme):
     text = readme.read_text(encoding="utf-8")
     summary = summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"], [])
     assert summary.stopped.startswith("8 complete blocks")
-    assert text.startswith(f"# Ours\n\n{MARKER}\n```\n{report(summary)}\n```\n\nText with a table of")
+    assert text.startswith(f"# Ours\n\n{MARKER}\n```\n{report(summary)}\n```\n\n<!-- interventions s -->\n")
+    assert "```\n\nText with a table of" in text
     assert f"{TOGETHER}\n```\n{report_overview(overview([summary]), primary_only=True)}\n```\n" in text
     assert "```\n1 2\n```" in text and "an old" not in text
     assert not update_tables(readme) and readme.read_text(encoding="utf-8") == text
 
 
-def test_a_table_without_a_place_is_added_at_the_end(readme):
+def test_a_table_without_a_place_stands_below_its_suites_or_at_the_end(readme):
     interventions = load_interventions(readme.with_name("s-interventions.jsonl"))
     text = anew(OLD, readme.parent)
     block = f"<!-- interventions s -->\n```\n{report_interventions(interventions)}\n```\n"
-    assert interventions and text.endswith(f"\n\n## s\n\nfour variants\n\n{block}")
+    summary = summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"], [])
+    assert interventions and f"{MARKER}\n```\n{report(summary)}\n```\n\n{block}\nText with" in text
     assert anew(text, readme.parent) == text
     both = anew("", readme.parent)
-    assert both.count("## s\n") == 1 and both.endswith(block) and MARKER in both and TOGETHER in both
+    assert f"\n\n## s\n\nfour variants\n\n{MARKER}" in both and both.endswith(block) and TOGETHER in both
 
 
 def test_an_empty_place_is_filled_and_what_follows_it_is_kept(readme):
     after = "\nText between.\n\n```\nsomething else\n```\n"
     filled = anew(f"{MARKER}\n```\n```\n{after}", readme.parent)
     report_s = report(summarise(load_records(readme.with_name("s.jsonl")), SUITES["s"], []))
-    assert filled.startswith(f"{MARKER}\n```\n{report_s}\n```\n{after}")
+    assert filled.startswith(f"{MARKER}\n```\n{report_s}\n```\n\n<!-- interventions s -->\n")
+    assert after in filled
 
 
 def test_the_figure_is_drawn_where_the_text_shows_it(readme):
