@@ -34,6 +34,16 @@ class _Row:
     note: str
     tested: bool
 
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What stands at its left and at its right, broken into lines."""
+        return fill(label_of(self.a, self.b), 26), fill(self.note, 36)
+
+    @property
+    def height(self) -> float:
+        """The room that its text needs, in rows of two lines."""
+        return max(1, *(0.5 * (1 + text.count("\n")) for text in self.texts))
+
 
 def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | None:
     """A panel a section, each with its own scale: estimate and 95 % interval of every primary contrast.
@@ -51,10 +61,10 @@ def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | N
     if not panels:
         raise ValueError("no suite with records has a primary contrast: there is nothing to draw")
     with plt.rc_context({"font.size": 12, "axes.titlesize": 12}):
-        height = 0.4 + sum(1.3 + 0.42 * len(rows) for rows in panels.values())
+        sizes = [0.42 * sum(row.height for row in rows) for rows in panels.values()]
         figure, axes = plt.subplots(
-            len(panels), figsize=(11, height), squeeze=False,
-            height_ratios=[1 + 0.42 * len(rows) for rows in panels.values()], layout="constrained")
+            len(panels), figsize=(11, 0.4 + sum(1.3 + size for size in sizes)), squeeze=False,
+            height_ratios=[1 + size for size in sizes], layout="constrained")
         for axis, (name, rows) in zip(axes[:, 0], panels.items(), strict=True):
             _draw(axis, rows)
             axis.set_title(TITLES[name], loc="left", fontweight="bold")
@@ -93,20 +103,23 @@ def _unit(findings: Sequence[Finding]) -> str:
 
 def _draw(axis: Axes, rows: Sequence[_Row]) -> None:
     axis.axvline(0, color="black", linewidth=1, zorder=1)
-    for place, row in enumerate(rows):
+    places, top = [], -0.5
+    for row in rows:
+        place = top + row.height / 2
         colour, marker = COLOURS.get(row.a, "#444444"), MARKERS.get(row.a, "o")
         if row.margin is not None:
-            band = Rectangle((-row.margin, place - 0.5), 2 * row.margin, 1, color="#DDDDDD", linewidth=0,
+            band = Rectangle((-row.margin, top), 2 * row.margin, row.height, color="#DDDDDD", linewidth=0,
                              zorder=0)
             axis.add_patch(band)
         if row.interval is not None:
             axis.plot(row.interval, [place, place], color=colour, linewidth=3, zorder=2)
         axis.plot([row.mean], [place], color=colour, marker=marker, markersize=9, zorder=3,
                   markerfacecolor=colour if row.tested else "white", markeredgewidth=1.5, linestyle="none")
-        axis.text(1.02, place, fill(row.note, 36), transform=axis.get_yaxis_transform(), va="center",
+        axis.text(1.02, place, row.texts[1], transform=axis.get_yaxis_transform(), va="center",
                   fontsize="small")
-    axis.set_yticks(range(len(rows)), [fill(label_of(row.a, row.b), 26) for row in rows], fontsize="small")
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+        places.append(place)
+        top += row.height
+    axis.set_yticks(places, [row.texts[0] for row in rows], fontsize="small")
+    axis.set_ylim(top, -0.5)
     axis.margins(x=0.08)
     axis.grid(axis="x", alpha=0.3)
-
