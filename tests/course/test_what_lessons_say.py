@@ -9,7 +9,7 @@ import torch
 from test_notebooks import LESSONS, ROOT, markdown, number, printed, read
 
 from mrla_minimal import cifar_resnet
-from mrla_minimal.course import who_knows
+from mrla_minimal.course import who_knows, words_records
 from mrla_minimal.lab.cost import count_macs
 from mrla_minimal.lab.engine import build_model, load_model
 from mrla_minimal.lab.engine.config import config_from_dict
@@ -862,3 +862,79 @@ def test_15_says_how_much_of_the_first_value_is_left():
     rows, words = table(notebook, "15-23"), shown_below(notebook, "15-24")
     said(words, "about a hundredth of the first value is left after nine layers")
     assert 0.003 < rows["dla-base"][-1] < 0.02 and set(rows["dla-base-reread"]) == {1.0}
+
+
+# 18
+
+def words_runs():
+    """The committed records of notebook 18."""
+    return read_records(RESULTS / "words.jsonl")[0]
+
+
+def each_accuracy(part, fusion, kind):
+    """The accuracies of a reader on one kind of question, in the order of seeds."""
+    runs = words_records.readers_of(words_runs(), part)[fusion]
+    return [runs[seed][kind]["accuracy"] for seed in sorted(runs)]
+
+
+def test_18_says_what_its_probes_show():
+    words = shown_below(lesson("18"), cell_with(lesson("18"), "draw_probes(axis, probes[False]").id)
+    probes = [record for record in words_runs() if record["what"] == "probes" and not record["residual"]]
+    said(words, "from the third layer on, the probe is right in more than 95 % of the cases on every seed")
+    assert min(min(record["shape"][2:]) for record in probes) > 0.95
+    said(words, "The first two layers have it almost whole.")
+    assert min(min(record["colour"][:2]) for record in probes) > 0.95
+    said(words, "The last layer's probe is right in less than 40 %")
+    assert max(record["colour"][4] for record in probes) < 0.4
+
+
+def test_18_says_what_its_readers_show():
+    runs, kinds = words_runs(), ("colour", "shape")
+    words = markdown(lesson("18"))
+    said(words, "With the plain mean of the layers it is right in at least 96 % of the cases on every seed.")
+    assert min(min(each_accuracy("objects", "mean", kind)) for kind in kinds) >= 0.96
+    said(words, "The last layer alone leaves the reader near guessing.")
+    assert max(max(each_accuracy("objects", "last", kind)) for kind in kinds) < 0.3
+    said(words, "Of the five below `mean`, none gains a point on it.")
+    for fusion in ("learned", "layers", "layers-patches", "joint", "progressive"):
+        assert mean(words_records.differences(runs, "objects", fusion, "mean")) < 1
+    said(words, "stands ahead of `layers` on every seed, by 0.6 points at most")
+    gains = words_records.differences(runs, "objects", "learned", "layers")
+    assert len(gains) == 5 and all(0 < gain < 0.65 for gain in gains)
+    said(words, "`progressive` has not learned shape questions on every seed")
+    assert min(each_accuracy("objects", "progressive", "shape")) < 0.5
+    said(words, "by less than 0.1 for each layer")
+    for layer in range(5):
+        colour, shape = (mean(run[kind]["layers"][layer] for run in readers("objects", "layers"))
+                         for kind in kinds)
+        assert abs(colour - shape) < 0.1
+
+
+def readers(part, fusion):
+    """The records of one reader, a seed each."""
+    return words_records.readers_of(words_runs(), part)[fusion].values()
+
+
+def test_18_says_what_the_planted_task_and_the_shortcuts_show():
+    words = markdown(lesson("18"))
+    said(words, "colours are answered in more than 98 % of the cases on every seed, and shapes in at least "
+                "88 %")
+    assert min(each_accuracy("places", "layers", "colour")) > 0.98
+    assert min(each_accuracy("places", "layers", "shape")) >= 0.88
+    said(words, "Colour questions give the first layer the largest weight, shape questions the last")
+    for run in readers("places", "layers"):
+        for kind, best in (("colour", 0), ("shape", 4)):
+            assert run[kind]["layers"].index(max(run[kind]["layers"])) == best
+    said(words, "The mean loses more than a fifth of the colours on every seed.")
+    assert max(each_accuracy("places", "mean", "colour")) < 0.8
+    said(words, "Learned weights without the question lose more than half of them on four seeds of five; "
+                "on the fifth they find a setting that serves both kinds rather well.")
+    colours = sorted(each_accuracy("places", "learned", "colour"))
+    assert colours[3] < 0.5 and colours[4] > 0.8 and min(each_accuracy("places", "learned", "shape")) > 0.8
+    said(words, "answers half to nine tenths of the colour questions, depending on the seed, in place of a "
+                "fifth")
+    colours = each_accuracy("residual", "last", "colour")
+    assert 0.49 < min(colours) < 0.55 and 0.85 < max(colours) < 0.95
+    assert max(each_accuracy("objects", "last", "colour")) < 0.21
+    low, high = paired_interval(words_records.differences(words_runs(), "residual", "layers", "mean"))[1]
+    assert low < 0 < high

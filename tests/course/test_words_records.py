@@ -1,6 +1,7 @@
 """Drawn scenes and their questions, the frozen encoder, and the records of notebook 18."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from mrla_minimal.course.words_scenes import (
     draw_scenes,
     outlines,
 )
+from mrla_minimal.family.regional import FUSIONS
 from mrla_minimal.lab.files import append_record, read_records
+
+COMMITTED = Path(__file__).parents[2] / "data" / "results" / "words.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +193,20 @@ def test_other_arguments_and_files_are_refused(tmp_path):
     broken.write_text(broken.read_text() + "no record\n")
     with pytest.raises(ValueError, match="line 2: not a whole record"):
         words_records.write_words_records(broken)
+
+
+def test_the_committed_records_are_whole_and_of_committed_code():
+    records, complaints = read_records(COMMITTED)
+    assert not complaints and len({record["id"] for record in records}) == len(records)
+    for residual in (False, True):
+        seeds = {record["seed"] for record in records
+                 if record["what"] == "probes" and record["residual"] == residual}
+        assert seeds == set(words_records.SEEDS)
+    for part, (*_, fusions) in words_records.PARTS.items():
+        runs = words_records.readers_of(records, part)
+        assert {fusion: set(seeds) for fusion, seeds in runs.items()} == {
+            fusion: set(words_records.SEEDS) for fusion in fusions}
+    assert {record["steps"] for record in records if record["what"] == "reader"} == {words_records.STEPS}
+    for record in records:
+        assert len(record["commit"]) == 40 and "+" not in record["commit"], record["id"]
+    assert set(FUSIONS) == set(words_records.PARTS["objects"][3])

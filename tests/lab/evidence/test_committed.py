@@ -11,6 +11,7 @@ from tiny_suites import NETS, export_nets, run_nets
 
 from mrla_minimal.course.quiz_records import quiz_table
 from mrla_minimal.course.who_knows import three_questions_table, two_by_two
+from mrla_minimal.course.words_records import differences_table, readers_table
 from mrla_minimal.lab import cli, data
 from mrla_minimal.lab.data.nuclei import load_nuclei
 from mrla_minimal.lab.data.scenes import views
@@ -198,6 +199,8 @@ def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
     assert len(quiz_records) == 350 and quiz_table(quiz_records) in text
     of_three_questions = read_records(folder / "who-knows.jsonl")[0]
     assert three_questions_table(of_three_questions) in text and two_by_two(of_three_questions) in text
+    of_words = read_records(folder / "words.jsonl")[0]
+    assert readers_table(of_words) in text and differences_table(of_words) in text
     with_switches = read_records(folder / "quiz-switches.jsonl")[0]
     assert len(with_switches) == 30 and quiz_table(with_switches) in text
 
