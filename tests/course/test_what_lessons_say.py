@@ -768,6 +768,22 @@ def test_13b_says_what_the_detectors_records_show():
             assert f"(library: {low:+.2f} to {high:+.2f})" in printed_out
 
 
+def test_13b_says_what_its_nets_lose_without_their_choices():
+    records = read_records(RESULTS / "nuclei-cpu-interventions.jsonl")[0]
+    nets = {record["variant"]: record for record in records}
+    words = shown_below(lesson("13b"), "13b-48")
+    said(words, "One net of base and one of light, both of seed 0.")
+    assert set(nets) == {"mrla-base", "mrla-light"} and {net["seed"] for net in nets.values()} == {0}
+    said(words, "base loses 3.2 points of mask AP and light 5.3: more than three times the error. The "
+                "choices of other images cost twice as much and more.")
+    for variant, lost in (("mrla-base", 3.2), ("mrla-light", 5.3)):
+        part = nets[variant]["refitted"]
+        frozen, shuffled = (100 * (part["learned"]["mask_AP"] - part[how]["mask_AP"])
+                            for how in ("mean", "shuffle"))
+        assert abs(frozen - lost) < 0.06 and frozen > 3 * 100 * part["errors"]["mean"]["mask_AP"]
+        assert shuffled > 2 * frozen
+
+
 # 14
 
 def test_14_says_what_the_three_questions_records_show():
