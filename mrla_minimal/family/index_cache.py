@@ -87,7 +87,7 @@ class IndexCacheAttention(CausalSelfAttention):
     def exchange(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, memory: object) -> Exchanged:
         if self.kind == "F":
             memory = self.choose(x, query, key)                             # (batch, tokens, k)
-        _check_positions(memory, x)
+        check_positions(memory, x)
         return key, value, set_mask(memory, x.shape[1])[:, None], memory
 
     def choose(self, x: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -210,7 +210,8 @@ def overlap(first: Tensor, second: Tensor) -> float:
     return (both.sum(dim=-1)[:, 2 * k - 1 :] / k).mean().item()
 
 
-def _check_positions(memory, x):
+def check_positions(memory: object, x: Tensor) -> None:
+    """Positions that an S layer was handed must be integers (batch, tokens, k), none ahead of its token."""
     wanted = f"integers of shape ({x.shape[0]}, {x.shape[1]}, k)"
     if memory is None:
         raise ValueError("an S layer takes the positions of an F layer before it, and there is none")

@@ -1,5 +1,8 @@
 """The hunt of two steps, the topics' text, how indexers are trained on them, and the records' file."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -215,3 +218,16 @@ def test_a_text_model_takes_the_place_of_a_hunt():
     draw = topics.text_drawer(encoded, 8)
     made = index_records.index_record(model, draw, draw, 0, TINY, ())
     assert set(made["patterns"]) == {"FF", "FS"} and "found" not in made
+
+
+@pytest.mark.parametrize("name", ["hunt", "topics"])
+def test_the_committed_records_name_a_commit_without_changes(name):
+    path = Path(__file__).parents[2] / "data" / "results" / f"{name}.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len({record["id"] for record in records}) == len(records) > 0
+    for record in records:
+        assert len(record["commit"]) == 40 and not record["commit"].endswith("+changes")
+        recipe = index_records.TEXT if name == "topics" else index_records.HUNT
+        assert recipe.items() <= record.items()         # as the command would make them now
+    if name == "topics":
+        assert len({record["text"] for record in records}) == 1

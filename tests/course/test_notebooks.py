@@ -121,7 +121,7 @@ def library(module):
 
 SHIPPED = {}
 for module in ("shapes", *TAUGHT_IN, "course/quiz", "course/quiz_methods", "course/quiz_family",
-               "family/dynamic"):
+               "family/dynamic", "family/index_cache", "family/language_model"):
     SHIPPED |= library(module)
 BLOCKS = {"ResidualBlock": ("resnet", "05"), "TransformerBlock": ("vit", "12"),       # of the hosts
           "Pyramid": ("detector", "13b")}

@@ -880,6 +880,141 @@ def test_15_says_how_much_of_the_first_value_is_left():
     assert 0.003 < rows["dla-base"][-1] < 0.02 and set(rows["dla-base-reread"]) == {1.0}
 
 
+# 16
+
+def index_lines(suite):
+    """The committed records of the hunt, of its variants, or of the text: one a seed."""
+    name = "topics" if suite == "topics" else "hunt"
+    return [line for line in read_records(RESULTS / f"{name}.jsonl")[0] if line["suite"] == suite]
+
+
+def accuracies_of(pattern):
+    return [line["patterns"][pattern]["accuracy"] for line in index_lines("hunt")]
+
+
+def test_16_says_what_eight_patterns_cost():
+    notebook, lines = lesson("16"), index_lines("hunt")
+    text, words = markdown(notebook), shown_below(notebook, "16-30")
+    assert [line["seed"] for line in lines] == list(range(5))
+    prices = [{pattern: measured["accuracy"] for pattern, measured in line["patterns"].items()}
+              for line in lines]
+    others, odd = [prices[seed] for seed in (0, 1, 2, 4)], prices[3]
+    said(words, "On four of the five seeds FFSS loses less than 0.02 of FFFF's accuracy.")
+    assert all(price["FFFF"] - price["FFSS"] < 0.02 for price in others)
+    said(words, "FSFS falls to about a quarter, on every seed.")
+    assert all(0.17 < price["FSFS"] < 0.27 for price in prices)
+    said(text, "(b), on each of five models.")
+    assert all(price["FFSS"] > price["FSFS"] + 0.5 for price in prices)
+    said(words, "in a quarter of all cases two steps lead back to the room that was asked for")
+    assert mean(order[order[0]] == 0 for order in itertools.permutations(range(8))) == 0.25
+    said(text, "Here FSSF is nearly free, and FFSS loses 0.15.")
+    assert odd["FFFF"] - odd["FSSF"] < 0.01 and 0.14 < odd["FFFF"] - odd["FFSS"] < 0.15
+    assert all(price["FSSF"] < 0.3 for price in others)
+    said(text, "It is even *better* than FFFS, which runs one indexer more.")
+    assert odd["FFSS"] > odd["FFFS"] + 0.5
+    for line in lines:
+        assert line["dense"]["accuracy"] > 0.95 and line["patterns"]["FFFF"]["accuracy"] > 0.9
+
+
+def test_16_says_that_overlap_does_not_tell():
+    words = markdown(lesson("16"))
+    said(words, "On every seed layers 1 and 2 have more positions in common than layers 2 and 3.")
+    said(words, "Yet on four seeds layer 2 must not take over layer 1's set (FSFF), and layer 3 may well")
+    for line in index_lines("hunt"):
+        assert line["overlap"][0][1] > line["overlap"][1][2]
+        if line["seed"] != 3:
+            assert line["patterns"]["FSFF"]["accuracy"] < 0.3 < 0.9 < line["patterns"]["FFSF"]["accuracy"]
+
+
+def test_16_says_which_layer_finds_which_note():
+    words = shown_below(lesson("16"), "16-32")
+    said(words, "Layer 1 finds the first note on all five seeds.")
+    said(words, "The second note is found by layer 2 on four of them, and on seed 3 by layer 4, though "
+                "layer 2 has most of it too.")
+    for line in index_lines("hunt"):
+        first, second = zip(*line["found"], strict=True)
+        assert first[0] > 0.9 and max(first[1:]) < 0.5
+        finder, rest = (3, (0, 2)) if line["seed"] == 3 else (1, (0, 2, 3))
+        assert second[finder] > 0.85 and max(second[layer] for layer in rest) < 0.3
+        assert line["seed"] != 3 or 0.7 < second[1] < 0.8
+
+
+def test_16_says_what_the_controls_do_in_the_hunt():
+    words = markdown(lesson("16"))
+    said(words, "The oracle's two positions do as well as the indexer's, or better.")
+    said(words, "are no use: they do worse than the best guess.")
+    for line in index_lines("hunt"):
+        assert line["controls"]["oracle"]["accuracy"] > line["patterns"]["FFFF"]["accuracy"] - 0.002
+        assert max(line["controls"][choice]["accuracy"] for choice in ("last", "random")) < 0.25
+
+
+def test_16_says_where_greedy_arrives():
+    text = markdown(lesson("16"))
+    said(text, "arrives at the best of all patterns with two, on every seed: FFSS on four of them, and FSSF")
+    for line in index_lines("hunt"):
+        (greedy,) = [pattern for pattern, _ in line["greedy"] if pattern.count("F") == 2]
+        of_two = [pattern for pattern in line["patterns"] if pattern.count("F") == 2]
+        assert greedy == min(of_two, key=lambda pattern: line["patterns"][pattern]["loss"])
+        assert greedy == ("FSSF" if line["seed"] == 3 else "FFSS")
+
+
+def test_16_says_whom_the_shared_loss_serves():
+    text = markdown(lesson("16"))
+    said(text, "On seed 3 it saves FSFS: from 0.18 to 0.98.")
+    said(text, "FFSS is mended in the same way.")
+    said(text, "On the other four seeds FSFS stays below 0.3.")
+    said(text, "And FFSS, which was nearly free on these seeds, gets slightly worse")
+    for line in index_lines("hunt"):
+        (own, shared), (own_ff, shared_ff) = ([line["distilled"][pattern][serves]["accuracy"]
+                                               for serves in ("own", "all")] for pattern in ("FSFS", "FFSS"))
+        if line["seed"] == 3:
+            assert (round(own, 2), round(shared, 2)) == (0.18, 0.98) and shared_ff > own_ff + 0.1
+        else:
+            assert max(own, shared) < 0.3 and own_ff - 0.1 < shared_ff < own_ff
+
+
+def test_16_says_what_text_shows_and_does_not():
+    words, lines = shown_below(lesson("16"), "16-46"), index_lines("topics")
+    text = markdown(lesson("16"))
+    said(words, "The window of the last 8 characters is better than the indexer on both seeds.")
+    said(words, "It is better than the oracle, and better even than dense attention")
+    assert len(lines) == 2
+    best, greedy, order, shared = [], [], [], {"FSFSFS": 0, "FSSFSS": 0}
+    for line in lines:
+        losses = {pattern: measured["loss"] for pattern, measured in line["patterns"].items()}
+        controls = {choice: measured["loss"] for choice, measured in line["controls"].items()}
+        ranked = [controls["last"], line["dense"]["loss"], controls["oracle"], losses["FFFFFF"],
+                  controls["random"]]
+        assert ranked == sorted(ranked)
+        assert controls["random"] < min(loss for name, loss in losses.items() if name.count("F") <= 3)
+        assert controls["random"] - losses["FFFFFF"] < 0.05
+        of_three = [pattern for pattern in losses if pattern.count("F") == 3]
+        best.append(min(of_three, key=losses.get))
+        greedy += [pattern for pattern, _ in line["greedy"] if pattern.count("F") == 3]
+        order.append(losses["FSFSFS"] < losses["FFFSSS"])
+        for pattern in shared:
+            fresh = line["distilled"][pattern]
+            shared[pattern] += fresh["all"]["loss"] < fresh["own"]["loss"]
+    said(text, "do better on both seeds than any pattern with three indexers or fewer.")
+    said(text, "from six to one the loss rises by 0.11 on one seed and by 0.14 on the other.")
+    assert sorted(round(line["patterns"]["FSSSSS"]["loss"] - line["patterns"]["FFFFFF"]["loss"], 2)
+                  for line in lines) == [0.11, 0.14]
+    said(text, "Which three of six are best differs between the two seeds, and so does the order of FSFSFS")
+    assert best[0] != best[1] and order[0] != order[1]
+    said(text, "On neither seed does greedy arrive at the best pattern with three.")
+    assert greedy[0] != best[0] and greedy[1] != best[1]
+    said(text, "The shared loss helps FSSFSS on both seeds, and FSFSFS on one of them.")
+    assert shared == {"FSFSFS": 1, "FSSFSS": 2}
+
+
+def test_16_says_that_all_memories_solve_the_hunt():
+    words, lines = shown_below(lesson("16"), "16-54"), index_lines("hunt-variants")
+    said(words, "All four solve the hunt on both seeds. So does CLA")
+    assert len(lines) == 2
+    assert all(len(line["variants"]) == 4 for line in lines)
+    assert min(run["accuracy"] for line in lines for run in line["variants"].values()) > 0.95
+
+
 # 18
 
 def words_runs():

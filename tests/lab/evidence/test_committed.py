@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_cifar
 from tiny_suites import NETS, export_nets, run_nets
 
+from mrla_minimal.course.index_records import prices_table, variants_table
 from mrla_minimal.course.quiz_records import quiz_table
 from mrla_minimal.course.who_knows import three_questions_table, two_by_two
 from mrla_minimal.course.words_records import differences_table, readers_table
@@ -201,6 +202,10 @@ def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
     assert three_questions_table(of_three_questions) in text and two_by_two(of_three_questions) in text
     of_words = read_records(folder / "words.jsonl")[0]
     assert readers_table(of_words) in text and differences_table(of_words) in text
+    hunts = {suite: [line for line in read_records(folder / "hunt.jsonl")[0] if line["suite"] == suite]
+             for suite in ("hunt", "hunt-variants")}
+    assert prices_table(hunts["hunt"]) in text and variants_table(hunts["hunt-variants"]) in text
+    assert prices_table(read_records(folder / "topics.jsonl")[0], "loss") in text
     with_switches = read_records(folder / "quiz-switches.jsonl")[0]
     assert len(with_switches) == 30 and quiz_table(with_switches) in text
 
