@@ -5,10 +5,8 @@
 """
 
 import argparse
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +23,7 @@ from mrla_minimal.course.index_training import (
     price,
     train,
 )
+from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
 from mrla_minimal.family.index_cache import set_pattern
 from mrla_minimal.family.language_model import (
     CausalSelfAttention,
@@ -36,7 +35,6 @@ from mrla_minimal.family.language_model import (
 from mrla_minimal.family.patterns import every_pattern, greedy_search
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
-from mrla_minimal.lab.files import append_record, read_records
 
 HUNT = {"k": hunt.K, "steps": 600, "batch": 32, "learning_rate": 5e-3, "distil_steps": 200}
 TEXT = {"k": 8, "steps": 300, "batch": 16, "learning_rate": 3e-3, "distil_steps": 100,
@@ -123,22 +121,17 @@ def write_index_records(path: str | Path, suite: str, make: Callable[[int], dict
     code. Raises ValueError, and changes nothing, if the file holds something that is no record, or for a seed
     that is no integer from 0 on.
     """
-    path, seeds = Path(path), [integer("seed", seed, 0) for seed in seeds]
-    records, complaints = read_records(path) if path.exists() else ([], [])
-    if complaints:
-        raise ValueError(complaints[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        setting = {"suite": suite, "seed": seed, **recipe}
-        if any(setting.items() <= record.items() for record in records):
-            continue
-        start, commit = time.process_time(), source_commit()
-        digest = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()
-        record = {"id": digest[:12], **setting, **_rounded(make(seed)), **versions(), "commit": commit,
-                  "cpu_seconds": round(time.process_time() - start)}
-        append_record(path, record)
-        records.append(record)
-    return [record for record in records if record["suite"] == suite]
+    seeds = [integer("seed", seed, 0) for seed in seeds]
+
+    def missing(known: tuple[dict, ...]) -> Iterator[dict]:
+        for seed in seeds:
+            setting = {"suite": suite, "seed": seed, **recipe}
+            if not is_made(setting, known):
+                start, commit = time.process_time(), source_commit()
+                yield {"id": run_id(setting), **setting, **_rounded(make(seed)), **versions(),
+                       "commit": commit, "cpu_seconds": round(time.process_time() - start)}
+
+    return [record for record in write_missing(path, missing) if record["suite"] == suite]
 
 
 def prices_table(records: Iterable[dict], what: str = "accuracy") -> str:
@@ -188,15 +181,16 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)            # the same sums wherever it runs
     out = given.out or f"data/results/{'topics' if given.text else 'hunt'}.jsonl"
     seeds, few = given.seeds or range(5), given.seeds or range(2)
-    try:
+
+    def tables() -> str:
         if given.text:
             recipe = TEXT | {"text": topics.fingerprint(topics.topics_text())}
-            print(prices_table(write_index_records(out, "topics", text_record, recipe, few), "loss"))
-        else:
-            print(prices_table(write_index_records(out, "hunt", hunt_record, HUNT, seeds)))
-            print(variants_table(write_index_records(out, "hunt-variants", variants_record, HUNT, few)))
-    except ValueError as error:
-        parser.exit(2, f"{error}\n")
+            return prices_table(write_index_records(out, "topics", text_record, recipe, few), "loss")
+        prices = prices_table(write_index_records(out, "hunt", hunt_record, HUNT, seeds))
+        others = variants_table(write_index_records(out, "hunt-variants", variants_record, HUNT, few))
+        return f"{prices}\n{others}"
+
+    print_or_refuse(parser, tables)
 
 
 if __name__ == "__main__":

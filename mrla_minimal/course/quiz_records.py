@@ -5,8 +5,6 @@
 """
 
 import argparse
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from tqdm import tqdm
 
 import mrla_minimal
 from mrla_minimal.course import quiz_methods
+from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
 from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, accuracy_without_choice, train_quiz
 from mrla_minimal.lab.arguments import integer
-from mrla_minimal.lab.files import append_record, read_records
 from mrla_minimal.shapes import check_choice
 
 # What data/results/quiz.jsonl holds: the methods of 00 to 06, both of their questions, four widths; then what
@@ -47,15 +45,15 @@ def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8,
     settings = [dict(method=method, question=question, width=width, key_dim=key_dim, seed=seed, steps=steps)
                 for seed in seeds for question in questions for method in methods for width in widths]
     for setting in settings:
-        if any(setting.items() <= record.items() for record in known):
+        if is_made(setting, known):
             continue
         result = train_quiz(**setting)
         asked_weight = None if result.weights_map is None else result.weights_map.diagonal().mean().item()
-        digest = hashlib.sha256(json.dumps(["corridor-quiz", setting], sort_keys=True).encode()).hexdigest()
-        yield {"id": digest[:12], "suite": "corridor-quiz", **setting, "accuracy": result.accuracy,
+        yield {"id": run_id(["corridor-quiz", setting]), "suite": "corridor-quiz", **setting,
+               "accuracy": result.accuracy,
                **{f"accuracy_{how}": accuracy_without_choice(result, how) for how in INTERVENTIONS},
-               "asked_weight":
-                   asked_weight, "mrla_minimal": mrla_minimal.__version__, "torch": torch.__version__}
+               "asked_weight": asked_weight, "mrla_minimal": mrla_minimal.__version__,
+               "torch": torch.__version__}
 
 
 def write_quiz_records(path: str | Path, parts: Iterable[dict] = CORRIDOR) -> list[dict]:
@@ -65,15 +63,10 @@ def write_quiz_records(path: str | Path, parts: Iterable[dict] = CORRIDOR) -> li
     Returns all records. Raises ValueError, and changes nothing, if the file holds something that is no
     record.
     """
-    path = Path(path)
-    records, complaints = read_records(path) if path.exists() else ([], [])
-    if complaints:
-        raise ValueError(complaints[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    records = []
     for part in parts:
-        for record in tqdm(quiz_records(**part, known=tuple(records)), unit="run"):
-            append_record(path, record)
-            records.append(record)
+        records = write_missing(path, lambda known, part=part: tqdm(quiz_records(**part, known=known),
+                                                                    unit="run"))
     return records
 
 
@@ -110,4 +103,5 @@ if __name__ == "__main__":
                                       "with --switches quiz-switches.jsonl there)")
     given = parser.parse_args()
     name, parts = ("quiz-switches", SWITCHES) if given.switches else ("quiz", CORRIDOR)
-    print(quiz_table(write_quiz_records(given.out or f"data/results/{name}.jsonl", parts)))
+    out = given.out or f"data/results/{name}.jsonl"
+    print_or_refuse(parser, lambda: quiz_table(write_quiz_records(out, parts)))

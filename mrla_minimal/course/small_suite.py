@@ -7,16 +7,17 @@ see the same corridors, so that differences are paired.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 
-import torch
 from torch import nn
 
 from mrla_minimal.controls import UniformMean
+from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
 from mrla_minimal.course.quiz import ROOMS, SIGNS, train_module_quiz
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval, shared_seeds
-from mrla_minimal.lab.files import append_record, read_records, repository_root
+from mrla_minimal.lab.evidence.provenance import source_commit, versions
 from mrla_minimal.lab.plugins import load_class
 from mrla_minimal.layer_attention import MRLABase
 
@@ -59,24 +60,34 @@ def contrast(accuracies: Mapping[str, Mapping[int, float]], one: str,
     return differences, *paired_interval(differences)[:2]
 
 
-def main() -> None:
-    """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, choices=SEEDS, metavar="SEED",
-                        help="of 1 to 3; all if left out")
-    seeds, root = parser.parse_args().seeds, repository_root()
-    if root is None:
-        raise SystemExit(f"{Path.cwd()} lies in no copy of the repository")
-    path = root / "data/results/capstone.jsonl"
-    records = read_records(path)[0] if path.exists() else []
-    done = {(record["variant"], record["seed"]) for record in records}
+def suite_records(folder: str | Path, seeds: Iterable[int] = SEEDS,
+                  known: Iterable[dict] = ()) -> Iterator[dict]:
+    """Yield a plain dict a run, without those that `known` holds; each names the commit of its code."""
+    commit = source_commit()
     for seed in seeds:
-        for name, attention in attentions(root / "notebooks/capstone").items():
-            if (name, seed) not in done:
+        for name, attention in attentions(folder).items():
+            setting = {"suite": "capstone", "variant": name, "question": QUESTION, "seed": seed}
+            if not is_made(setting, known):
                 result = train_module_quiz(attention, QUESTION, seed=seed)
-                append_record(path, {"suite": "capstone", "variant": name, "question": QUESTION, "seed": seed,
-                                     "accuracy": result.accuracy, "torch": torch.__version__})
+                yield {"id": run_id(setting), **setting, "accuracy": result.accuracy, "commit": commit,
+                       "versions": versions()}
+
+
+def suite_table(records: Iterable[dict]) -> str:
+    """Each attention's mean accuracy and that of each seed, as text."""
+    lines = [f"{'attention':<12}{'mean':<8}by seed"]
+    for name, of_seed in accuracies_of(records).items():
+        by_seed = " ".join(f"{accuracy:.3f}" for accuracy in of_seed.values())
+        lines.append(f"{name:<12}{fmean(of_seed.values()):<8.3f}{by_seed}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="Make the capstone's records, or those still missing.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, choices=SEEDS, metavar="SEED",
+                        help="of 1 to 3; all if left out")
+    parser.add_argument("--out", default="data/results/capstone.jsonl",
+                        help="file of JSON lines (default: %(default)s)")
+    given = parser.parse_args()
+    print_or_refuse(parser, lambda: suite_table(write_missing(
+        given.out, lambda known: suite_records("notebooks/capstone", given.seeds, known))))

@@ -11,6 +11,7 @@ knows if it solves *number*, and in the column of those whose writer knows if it
 import argparse
 from collections.abc import Iterable, Mapping
 
+from mrla_minimal.course.made_records import print_or_refuse
 from mrla_minimal.course.quiz import verdict
 from mrla_minimal.course.quiz_records import write_quiz_records
 
@@ -92,5 +93,10 @@ if __name__ == "__main__":
                                                  "missing, and print what they say.")
     parser.add_argument("--out", default="data/results/who-knows.jsonl",
                         help="file of JSON lines (default: %(default)s)")
-    made = write_quiz_records(parser.parse_args().out, [PART])
-    print(three_questions_table(made), two_by_two(made), sep="\n\n")
+    out = parser.parse_args().out
+
+    def tables() -> str:
+        made = write_quiz_records(out, [PART])
+        return f"{three_questions_table(made)}\n\n{two_by_two(made)}"
+
+    print_or_refuse(parser, tables)

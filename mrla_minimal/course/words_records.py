@@ -13,8 +13,6 @@ readers:
 """
 
 import argparse
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,13 +20,13 @@ from statistics import fmean
 
 import torch
 
+from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
 from mrla_minimal.course.words_reading import examine, look_at_scenes, probe, train_encoder, train_reader
 from mrla_minimal.course.words_scenes import KINDS
 from mrla_minimal.family.regional import FUSIONS
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.evidence.intervals import paired_interval
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
-from mrla_minimal.lab.files import append_record, read_records
 from mrla_minimal.shapes import check_choice
 
 SEEDS = range(5)
@@ -58,16 +56,15 @@ def words_records(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = tuple(PAR
     seeds, known, commit = [integer("seed", seed, 0) for seed in seeds], list(known), source_commit()
     settings = [setting for residual in (False, True) for seed in seeds
                 for setting in _settings(seed, residual, parts, steps)]
-    missing = [setting for setting in settings
-               if not any(setting.items() <= record.items() for record in known)]
     seen_by = {}
-    for setting in missing:
+    for setting in settings:
+        if is_made(setting, known):
+            continue
         encoder = setting["seed"], setting["residual"]
         if encoder not in seen_by:
             seen_by = {encoder: look_at_scenes(train_encoder(*encoder), setting["seed"])}
         found = _measured(setting, *seen_by[encoder])
-        digest = hashlib.sha256(json.dumps(["words", setting], sort_keys=True).encode()).hexdigest()
-        yield {"id": digest[:12], "suite": "words", **setting, **found, "commit": commit,
+        yield {"id": run_id(["words", setting]), "suite": "words", **setting, **found, "commit": commit,
                "versions": versions()}
 
 
@@ -100,19 +97,17 @@ def write_words_records(path: str | Path, minutes: float | None = None, **chosen
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes must be above 0, not {minutes!r}")
-    path, until = Path(path), None if minutes is None else time.monotonic() + 60 * minutes
-    records, complaints = read_records(path) if path.exists() else ([], [])
-    if complaints:
-        raise ValueError(complaints[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for record in words_records(known=tuple(records), **chosen):
-        append_record(path, record)
-        records.append(record)
-        print(record["id"], record["what"], record["seed"], record.get("part", ""), record.get("fusion", ""),
-              flush=True)
-        if until is not None and time.monotonic() > until:
-            break
-    return records
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def missing(known: tuple[dict, ...]) -> Iterator[dict]:
+        for record in words_records(known=known, **chosen):
+            yield record
+            print(record["id"], record["what"], record["seed"], record.get("part", ""),
+                  record.get("fusion", ""), flush=True)
+            if until is not None and time.monotonic() > until:
+                break
+
+    return write_missing(path, missing)
 
 
 def readers_of(records: Iterable[dict], part: str) -> dict[str, dict[int, dict]]:
@@ -168,5 +163,9 @@ if __name__ == "__main__":
                         help="file of JSON lines (default: %(default)s)")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    made = write_words_records(given.out, given.minutes)
-    print(readers_table(made), differences_table(made), sep="\n\n")
+
+    def tables() -> str:
+        made = write_words_records(given.out, given.minutes)
+        return f"{readers_table(made)}\n\n{differences_table(made)}"
+
+    print_or_refuse(parser, tables)

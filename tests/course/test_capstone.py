@@ -99,6 +99,10 @@ def test_whatever_the_loud_mean_computes_a_plain_mean_computes_too():
 def test_the_records_are_the_declared_ones(accuracies):
     assert list(accuracies) == list(small_suite.attentions(FOLDER))
     assert {tuple(of_seed) for of_seed in accuracies.values()} == {small_suite.SEEDS}
+    records = read_records(ROOT / "data/results/capstone.jsonl")[0]
+    assert all(len(record["commit"]) == 40 for record in records)
+    assert list(small_suite.suite_records(FOLDER, known=records)) == []
+    assert f"window-3    {mean(accuracies['window-3']):.3f}" in small_suite.suite_table(records)
 
 
 @pytest.mark.slow

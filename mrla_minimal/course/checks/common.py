@@ -165,6 +165,26 @@ def built(answer: object, channels: int, shape: Iterable[int]) -> nn.Module:
     return run(answer, channels)        # nothing that the first one kept
 
 
+def outputs_and_values(answer: object, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A stack of new answer(channels), one a map, each given what the one before handed on.
+
+    maps (layers, batch, channels, height, width) -> the outputs, and what each layer's convolution `value`
+    makes of its map, of the same shape. Each `value` has weights of its own. Raises NotAttempted or Wrong, as
+    `built` does, also for a class without such a convolution.
+    """
+    layers = [built(answer, maps.shape[2], maps.shape[1:]) for _ in maps]
+    if not all(isinstance(getattr(layer, "value", None), nn.Conv2d) for layer in layers):
+        raise Wrong("your class should keep its depthwise convolution as self.value")
+    outputs, memory, values = [], None, []
+    for layer, x in zip(layers, maps, strict=True):
+        with torch.no_grad():
+            layer.value.weight.normal_(std=0.5)
+        output, memory = pair(run(layer.float(), x, memory))
+        outputs.append(tensor(output, x.shape))
+        values.append(layer.value(x))
+    return torch.stack(outputs), torch.stack(values)
+
+
 def close(a: torch.Tensor | float, b: torch.Tensor | float, tolerance: float = 1e-8) -> bool:
     """Whether two tensors (or numbers) agree in shape and in every entry.
 

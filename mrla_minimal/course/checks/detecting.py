@@ -1,10 +1,10 @@
 """Checkers of notebook 13b: points that answer, a patch read between cells, an attention in a detector."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mrla_minimal.boxes import roi_align
-from mrla_minimal.course.checks.common import Wrong, blame, built, checker, numbers, pair, run, tensor
+from mrla_minimal.course.checks.common import Wrong, blame, checker, numbers, outputs_and_values, run, tensor
 from mrla_minimal.detector import Detector
 from mrla_minimal.targets import STRIDES, Targets, assign, points_of
 
@@ -100,21 +100,6 @@ def check_patch(answer: object) -> None:
            "right on a ramp, and not on other images: are your four shares right?")
 
 
-def _outputs(answer, maps):
-    """The outputs of a stack of the student's layers on maps, and the values of their convolutions."""
-    layers = [built(answer, CHANNELS, maps.shape[1:]) for _ in maps]
-    if not all(isinstance(getattr(layer, "value", None), nn.Conv2d) for layer in layers):
-        raise Wrong("your class should keep its depthwise convolution as self.value")
-    outputs, memory, values = [], None, []
-    for layer, x in zip(layers, maps, strict=True):
-        with torch.no_grad():
-            layer.value.weight.normal_(std=0.5)
-        output, memory = pair(run(layer.float(), x, memory))
-        outputs.append(tensor(output, x.shape))
-        values.append(layer.value(x))
-    return torch.stack(outputs), torch.stack(values)
-
-
 def _halves(values, of_outputs=False, share=0.5):
     """O^t = share (v^t + v^{t-1}); or, with of_outputs, share (v^t + O^{t-1})."""
     outputs = [values[0]]
@@ -156,7 +141,7 @@ def _train(answer):
 def check_last_two(answer: object) -> None:
     """answer(channels) -> a module with O^t = (v^t + v^{t-1}) / 2 and O^1 = v^1, v^t its own `value`."""
     maps = numbers(LAYERS, 2, CHANNELS, HEIGHT, WIDTH).float()
-    given, values = _outputs(answer, maps)
+    given, values = outputs_and_values(answer, maps)
     wanted = _halves(values)
     blame(given, wanted, [
         (values, "your output is v alone: nothing of the memory is in it"),

@@ -1,28 +1,21 @@
 """Checkers of notebook 12: a memory that fades, the block that nothing teaches, an emptied cache."""
 
 import torch
-from torch import nn
 
 from mrla_minimal.course.checks.as_trained import check_transformer
-from mrla_minimal.course.checks.common import Wrong, blame, built, checker, close, numbers, pair, run, tensor
+from mrla_minimal.course.checks.common import (
+    Wrong,
+    blame,
+    checker,
+    close,
+    numbers,
+    outputs_and_values,
+    pair,
+    run,
+)
 from mrla_minimal.vit import VisionTransformer
 
 CHANNELS, LAYERS, SIDE = 6, 4, 3
-
-
-def _outputs(answer, maps):
-    """The outputs of a stack of the student's layers on maps, and what is kept by its `value`s."""
-    layers = [built(answer, CHANNELS, (2, CHANNELS, SIDE, SIDE)) for _ in maps]
-    if not all(isinstance(getattr(layer, "value", None), nn.Conv2d) for layer in layers):
-        raise Wrong("your class should keep its depthwise convolution as self.value")
-    outputs, memory, values = [], None, []
-    for layer, x in zip(layers, maps, strict=True):
-        with torch.no_grad():
-            layer.value.weight.normal_(std=0.5)
-        output, memory = pair(run(layer.float(), x, memory))
-        outputs.append(tensor(output, x.shape))
-        values.append(layer.value(x))
-    return torch.stack(outputs), torch.stack(values)
 
 
 def _faded(values, share=0.5, carry=True):
@@ -37,7 +30,7 @@ def _faded(values, share=0.5, carry=True):
 def check_fading(answer: object) -> None:
     """answer(channels) -> a module with O^t = v^t + O^{t-1} / 2, v^t its own depthwise `value`, O^0 = 0."""
     maps = numbers(LAYERS, 2, CHANNELS, SIDE, SIDE).float()
-    given, values = _outputs(answer, maps)
+    given, values = outputs_and_values(answer, maps)
     wanted = _faded(values)
     blame(given, wanted, [
         (values, "your output is v alone: nothing of the memory is in it"),

@@ -1,7 +1,7 @@
 """Checkers of notebook 18: weights without a question, weights over layers and patches, layers that add."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mrla_minimal.course.checks.common import Wrong, blame, checker, numbers, run, tensor
 
@@ -56,11 +56,22 @@ def check_joint(answer: object) -> None:
     }, "it should be the layers times (1 + L N A)")
 
 
+class _Block(nn.Module):
+    """A layer of rows: a module, since a student's process can be handed a module, and no function."""
+
+    def __init__(self, matrix: Tensor):
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, row: Tensor) -> Tensor:
+        return (row @ self.matrix).relu()
+
+
 @checker("exercise 3")
 def check_shortcuts(answer: object) -> None:
     """answer(x, blocks): the maps [x, x + block_1(x), ...], each the one before plus its block's output."""
     x, matrices = numbers(BATCH, WIDTH), numbers(3, WIDTH, WIDTH, seed=3)
-    blocks = [lambda row, matrix=matrix: (row @ matrix).relu() for matrix in matrices]
+    blocks = [_Block(matrix) for matrix in matrices]
 
     def layers(add, start=True) -> list[Tensor]:
         found = [x]

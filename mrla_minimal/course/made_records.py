@@ -1,0 +1,49 @@
+"""Files of records that a command makes run by run: what is there already is left out, and each run is kept.
+
+A file is JSON lines, as those of lab/files.py. A run is known by its setting: the arguments that it was made
+with, all of which its record holds.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mrla_minimal.lab.files import append_record, read_records
+
+
+def run_id(setting: Any) -> str:
+    """The first 12 hex digits of the SHA-256 of a setting, written as JSON with its keys in order."""
+    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def is_made(setting: dict, records: Iterable[dict]) -> bool:
+    """Whether one of the records is of a run with this setting."""
+    return any(setting.items() <= record.items() for record in records)
+
+
+def write_missing(path: str | Path, make: Callable[[tuple[dict, ...]], Iterable[dict]]) -> list[dict]:
+    """Append to a file what `make` yields, one by one; returns all records of the file.
+
+    make: the records that are there -> those that are missing. Raises ValueError, and changes nothing, if the
+    file holds something that is no record.
+    """
+    path = Path(path)
+    records, complaints = read_records(path) if path.exists() else ([], [])
+    if complaints:
+        raise ValueError(complaints[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for record in make(tuple(records)):
+        append_record(path, record)
+        records.append(record)
+    return records
+
+
+def print_or_refuse(parser: argparse.ArgumentParser, say: Callable[[], str]) -> None:
+    """Print what a command has to say; wrong input ends it with one line and status 2."""
+    try:
+        print(say())
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")

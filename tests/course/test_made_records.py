@@ -1,0 +1,61 @@
+"""Files of records that a command makes run by run, and the commands that make them."""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
+from mrla_minimal.lab.files import read_records
+
+
+def numbered(path, numbers):
+    wanted = [{"number": number} for number in numbers]
+    return write_missing(path, lambda known: (record for record in wanted if not is_made(record, known)))
+
+
+def test_what_is_missing_is_appended_and_what_is_there_stays(tmp_path):
+    path = tmp_path / "new" / "runs.jsonl"
+    assert numbered(path, [1, 2]) == [{"number": 1}, {"number": 2}]
+    assert numbered(path, [2, 3]) == [{"number": 1}, {"number": 2}, {"number": 3}] == read_records(path)[0]
+
+
+def test_each_run_is_kept_before_the_next_one_begins(tmp_path):
+    path = tmp_path / "runs.jsonl"
+
+    def make(known):
+        yield {"number": 1}
+        assert read_records(path)[0] == [{"number": 1}]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_missing(path, make)
+    assert read_records(path)[0] == [{"number": 1}]
+
+
+def test_an_id_follows_from_the_setting_alone():
+    assert run_id({"b": 1, "a": 2}) == run_id({"a": 2, "b": 1}) == hashlib.sha256(
+        b'{"a": 2, "b": 1}').hexdigest()[:12]
+    assert is_made({"a": 2}, [{"a": 2, "b": 1}]) and not is_made({"a": 2, "c": 0}, [{"a": 2, "b": 1}])
+
+
+def test_a_refusal_is_one_line(capsys):
+    def refuse():
+        raise ValueError("no such thing")
+
+    with pytest.raises(SystemExit) as ended:
+        print_or_refuse(argparse.ArgumentParser(), refuse)
+    assert ended.value.code == 2 and capsys.readouterr().err == "no such thing\n"
+
+
+@pytest.mark.parametrize("module", ["quiz_records", "who_knows", "words_records", "index_records",
+                                    "small_suite"])
+def test_no_command_adds_to_a_damaged_file(module, tmp_path):
+    path = tmp_path / "damaged.jsonl"
+    path.write_text("not a record\n")
+    ended = subprocess.run([sys.executable, "-P", "-m", f"mrla_minimal.course.{module}", "--out", path],
+                           capture_output=True, text=True)
+    assert ended.returncode == 2 and path.read_text() == "not a record\n"
+    assert ended.stderr.count("\n") == 1 and "line 1: not a whole record" in ended.stderr
