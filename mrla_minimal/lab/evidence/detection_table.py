@@ -12,7 +12,7 @@ from functools import lru_cache
 from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, Values
 from mrla_minimal.lab.evidence.image_noise import image_noise
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval, shared_seeds
-from mrla_minimal.lab.evidence.measures import MEASURES, Measure
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure, first_column
 from mrla_minimal.lab.fields import from_text
 from mrla_minimal.lab.files import repository_root
 
@@ -116,10 +116,11 @@ def _columns(summary: Summary) -> list[tuple[str, Measure]]:
 
 def _by_kind(summary: Summary) -> list[str]:
     """Every variant's mean and standard deviation over seeds on each kind of image, and the rival's value."""
-    columns = _columns(summary)
-    lines = [f"{'by kind of image':<20}" + "".join(
+    columns, variants = _columns(summary), summary.values[summary.measure]
+    wide = first_column(variants, least=20)
+    lines = [f"{'by kind of image':<{wide}}" + "".join(
         f"{f'{kind}, {measure.short} %':>24} {'sd':>6}" for kind, measure in columns)]
-    for variant in summary.values[summary.measure]:
+    for variant in variants:
         cells = []
         for kind, measure in columns:
             of_kind = summary.kinds[kind][measure.name]
@@ -127,22 +128,24 @@ def _by_kind(summary: Summary) -> list[str]:
             mean = f"{statistics.fmean(runs):.{measure.decimals}f}" if runs else "-"
             spread = f"{statistics.stdev(runs):.{measure.decimals}f}" if len(runs) > 1 else "-"
             cells.append(f"{mean:>24} {spread:>6}")
-        lines.append(f"{variant:<20}" + "".join(cells))
+        lines.append(f"{variant:<{wide}}" + "".join(cells))
     rival = rival_on(summary.source)
     if rival:
         reached = [(rival.get(f"test_{kind}_{measure.name}"), measure) for kind, measure in columns]
         cells = ["-" if value is None else f"{measure.scale * value:.{measure.decimals}f}"
                  for value, measure in reached]
-        lines.append(f"{RIVAL:<20}" + "".join(f"{cell:>24} {'-':>6}" for cell in cells))
+        lines.append(f"{RIVAL:<{wide}}" + "".join(f"{cell:>24} {'-':>6}" for cell in cells))
     return lines
 
 
 def _contrasts_by_kind(summary: Summary, measure: Measure) -> list[str]:
     """Every contrast on each kind of image, on the suite's measure: estimates with 95 % intervals."""
     kinds = [kind for kind in sorted(summary.kinds) if measure.name in summary.kinds[kind]]
-    lines = [f"{f'{measure.short} by kind of image, points':<38} "
+    rows = [row for row in summary.contrasts if row.b is not None]
+    wide = first_column((row.title for row in rows), least=38)
+    lines = [f"{f'{measure.short} by kind of image, points':<{wide}} "
              + "".join(f"{kind:<28}" for kind in kinds).rstrip()]
-    for row in (row for row in summary.contrasts if row.b is not None):
+    for row in rows:
         cells = []
         for kind in kinds:
             values = summary.kinds[kind][measure.name]
@@ -150,12 +153,12 @@ def _contrasts_by_kind(summary: Summary, measure: Measure) -> list[str]:
             found = paired_interval([values[row.a][seed] - values[row.b][seed] for seed in seeds])[:2] \
                 if seeds else None
             cells.append(estimate(found, measure))
-        lines.append(f"{row.title:<38} " + "".join(f"{cell:<28}" for cell in cells).rstrip())
+        lines.append(f"{row.title:<{wide}} " + "".join(f"{cell:<28}" for cell in cells).rstrip())
     rival = rival_on(summary.source)
     cells = [estimate(against_rival(summary.kinds[kind][measure.name], summary.baseline,
                                     rival.get(f"test_{kind}_{measure.name}")), measure) for kind in kinds]
     if rival:
-        lines.append(f"{f'{summary.baseline} - {RIVAL}':<38} "
+        lines.append(f"{f'{summary.baseline} - {RIVAL}':<{wide}} "
                      + "".join(f"{cell:<28}" for cell in cells).rstrip())
     return lines
 
@@ -169,13 +172,14 @@ def estimate(found: tuple[float, Interval | None] | None, measure: Measure) -> s
 
 
 def _noise_table(found: Sequence[Noise]) -> list[str]:
+    wide = first_column((row.name for row in found), least=38)
     lines = ["how far a difference in mask AP is chance: standard deviations, points",
-             f"{'':<38} {'over seeds':>20} {'over fields of view':>24}",
-             f"{'':<38} {'paired':>10} {'unpaired':>9} {'paired':>14} {'unpaired':>9}"]
+             f"{'':<{wide}} {'over seeds':>20} {'over fields of view':>24}",
+             f"{'':<{wide}} {'paired':>10} {'unpaired':>9} {'paired':>14} {'unpaired':>9}"]
     for row in found:
         seeds = ("-", "-") if row.seeds is None else (f"{100 * value:.2f}" for value in row.seeds)
         cells = [*seeds, *(f"{100 * value:.2f}" for value in row.images)]
-        lines.append(f"{row.name:<38} {cells[0]:>10} {cells[1]:>9} {cells[2]:>14} {cells[3]:>9}")
+        lines.append(f"{row.name:<{wide}} {cells[0]:>10} {cells[1]:>9} {cells[2]:>14} {cells[3]:>9}")
     return [*lines, "Paired over seeds: the two runs of each seed. Paired over fields: two given nets on the "
                     "same fields",
             f"of view, drawn {DRAWS} times with replacement. The intervals above cover seeds, not this "

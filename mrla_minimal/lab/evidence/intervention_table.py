@@ -107,11 +107,13 @@ def _tables(records: list[dict], name: str) -> list[str]:
                            for refit, hows in ((False, INTERVENTIONS), (True, REFITTED)))
         lines.append(f"{record['variant']:<{wide}} {record['seed']:>4} {100 * learned(record, name):>10.2f}"
                      f"{plain}  {refitted}")
-    lines += ["", f"{'mean over the nets of a variant':<36}{'nets':>6}{'points':>8}  95 % over seeds"]
-    for row in (row for row in intervention_means(records) if row.measure == name):
-        title = f"{row.variant}, {row.intervention}{', norms refitted' if row.norms_refitted else ''}"
+    means = {f"{row.variant}, {row.intervention}{', norms refitted' if row.norms_refitted else ''}": row
+             for row in intervention_means(records) if row.measure == name}
+    wide = first_column(means, least=44)
+    lines += ["", f"{'mean over the nets of a variant':<{wide - 8}}{'nets':>6}{'points':>8}  95 % over seeds"]
+    for title, row in means.items():
         missing = NO_SCATTER if row.nets > 1 else "too few nets"
-        lines.append(f"{title:<44}{row.nets:>6}{measure.difference(row.mean):>8}  "
+        lines.append(f"{title:<{wide}}{row.nets:>6}{measure.difference(row.mean):>8}  "
                      f"{measure.ends(row.interval) or missing}")
     return lines
 

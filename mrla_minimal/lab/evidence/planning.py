@@ -18,6 +18,7 @@ from mrla_minimal.lab.evidence.jobs import (
     trunk_job,
     tuning_jobs,
 )
+from mrla_minimal.lab.evidence.measures import first_column
 from mrla_minimal.lab.evidence.pacing import seconds_a_step
 from mrla_minimal.lab.evidence.suites import Suite
 
@@ -40,7 +41,8 @@ def plan_suite(suite: Suite, records: Iterable[dict], *, variants: Sequence[str]
         return f"suite {suite.name}: no runs left of {of}"
     configs = {variant: suite.config(variant, 0, **changes) for variant in left if variant in suite.variants}
     configs |= {f"trunk-{config.trunk}": trunk_of(config) for config in configs.values() if config.trunk}
-    lines, total = [f"{'variant':<20} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
+    wide = first_column(left, least=20)
+    lines, total = [f"{'variant':<{wide}} {'images/s':>9} {'minutes a run':>14} {'runs left':>10}"], 0.0
     each = 0.0
     for variant in tqdm(left, disable=not progress, unit="variant", leave=False):
         config = configs[variant]
@@ -49,7 +51,7 @@ def plan_suite(suite: Suite, records: Iterable[dict], *, variants: Sequence[str]
         minutes = (run.last_step - run.first_step) * seconds / 60
         total, each = total + left[variant] * minutes, each + minutes
         speed = config.batch_size / seconds
-        lines.append(f"{variant:<20} {speed:>9.0f} {minutes:>14.1f} {left[variant]:>10}")
+        lines.append(f"{variant:<{wide}} {speed:>9.0f} {minutes:>14.1f} {left[variant]:>10}")
     return "\n".join([
         f"suite {suite.name}, {run.source}, on {device_name(run.world.device)}: "
         f"{timed_steps} training steps of each variant, timed now", "", *lines, "",
