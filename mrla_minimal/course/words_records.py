@@ -38,9 +38,10 @@ PARTS = {
     "residual": (True, "objects", 24, ("last", "mean", "layers")),
 }
 # What is asked of the records: (part, a, b), the difference a - b in points.
-ASKED = (("objects", "mean", "last"), ("objects", "layers", "mean"), ("objects", "layers", "learned"),
-         ("objects", "layers-patches", "mean"), ("objects", "joint", "mean"),
-         ("objects", "progressive", "mean"), ("places", "layers", "mean"), ("places", "layers", "learned"),
+CHOOSING = ("layers", "layers-patches", "joint", "progressive")            # whose weights see the question
+ASKED = (("objects", "mean", "last"), ("objects", "learned", "mean"),
+         *(("objects", fusion, control) for fusion in CHOOSING for control in ("mean", "learned")),
+         ("places", "layers", "mean"), ("places", "layers", "learned"),
          ("residual", "mean", "last"), ("residual", "layers", "mean"))
 
 
@@ -144,13 +145,13 @@ def readers_table(records: Iterable[dict]) -> str:
 def differences_table(records: Iterable[dict]) -> str:
     """What is asked, as text: mean differences in points over the seeds, 95 % intervals (Student's t)."""
     records = list(records)
-    lines = [f"{'part':<10}{'difference':<26}{'mean':>6}   {'95 % interval':<20}{'seeds'}"]
+    lines = [f"{'part':<10}{'difference':<26}{'mean':>7}   {'95 % interval':<20}{'seeds'}"]
     for part, a, b in ASKED:
         found = differences(records, part, a, b)
         if found:
             mean, interval, _ = paired_interval(found)
-            span = "-" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}"
-            lines.append(f"{part:<10}{f'{a} - {b}':<26}{mean:>+6.1f}   {span:<20}{len(found)}")
+            span = "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
+            lines.append(f"{part:<10}{f'{a} - {b}':<26}{mean:>+7.2f}   {span:<20}{len(found)}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ A scene is 32 x 32: four objects, one in each quarter, each of another shape and
 of grey, with a little noise. A question is two words: "which colour" or "which shape", and what is asked
 about:
 
-    objects     which colour has the SHAPE?     which shape is COLOUR?      find the object by one thing, tell
+    objects     which colour is the SHAPE?      which shape is COLOUR?      find the object by one thing, tell
                                                                             the other
     places      which colour is at PLACE?       which shape is at PLACE?    the place is given
 
@@ -98,5 +98,5 @@ def ask(shapes: Tensor, colours: Tensor, questions: str, kinds: Tensor, quarters
 def as_text(words: Sequence[int]) -> str:
     """A question as a sentence: "which colour has the disc?"."""
     kind, about = (WORDS[word] for word in words)
-    link = "is at" if about in PLACES else "is" if about in COLOURS else "has the"
+    link = "is at" if about in PLACES else "is" if about in COLOURS else "is the"
     return f"{kind} {link} {about}?"

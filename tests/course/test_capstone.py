@@ -138,6 +138,9 @@ def test_the_good_reports_numbers_are_the_records(accuracies):
         assert held == ("The prediction held." in text)
     for name in ("mrla-base", "window-3", "window-5"):
         assert ", ".join(f"{one:.3f}" for one in accuracies[name].values()) in text
+    for name in ("window-3", "window-5"):
+        differences, _, _ = small_suite.contrast(accuracies, name, "mrla-base")
+        assert f"{name} " + ", ".join(f"{one:+.3f}" for one in differences) in text
 
 
 def test_the_fair_reports_means_are_the_records(accuracies):
@@ -181,6 +184,9 @@ def test_what_the_lesson_says_its_records_show(lesson, accuracies):
         gap = mean(accuracies[f"window-{window}"]) - small_suite.expected_accuracy(window)
         assert (abs(gap) <= 0.03) == ("within the 0.03" in text)
     assert "Base solves the question on every seed" in text and min(accuracies["mrla-base"].values()) > 0.95
+    _, average, interval = small_suite.contrast(accuracies, "loud", "uniform")
+    assert f"The loud mean lies {-average:.3f} below the plain mean, and its interval has 0 inside." in text
+    assert average < 0 and interval[0] < 0 < interval[1]
 
 
 def contrast_row(name, suite):

@@ -1052,19 +1052,25 @@ def test_18_says_what_its_readers_show():
     assert min(min(each_accuracy("objects", "mean", kind)) for kind in kinds) >= 0.96
     said(words, "The last layer alone leaves the reader near guessing.")
     assert max(max(each_accuracy("objects", "last", kind)) for kind in kinds) < 0.3
-    said(words, "Of the five below `mean`, none gains a point on it.")
-    for fusion in ("learned", "layers", "layers-patches", "joint", "progressive"):
-        assert mean(words_records.differences(runs, "objects", fusion, "mean")) < 1
-    said(words, "stands ahead of `layers` on every seed, by 0.6 points at most")
+    said(words, "`layers`, `layers-patches` and `joint` stand some 0.4 points above the mean, and their "
+                "intervals begin above 0. But `learned`, whose weights never see the question, stands 0.7 "
+                "above it. It is ahead of `layers` on every seed, by 0.6 points at most.")
+    for fusion, gain in (("learned", 0.7), ("layers", 0.4), ("layers-patches", 0.4), ("joint", 0.4)):
+        average, (low, _), _ = paired_interval(words_records.differences(runs, "objects", fusion, "mean"))
+        assert round(average, 1) == gain and low > 0
     gains = words_records.differences(runs, "objects", "learned", "layers")
     assert len(gains) == 5 and all(0 < gain < 0.65 for gain in gains)
-    said(words, "`progressive` has not learned shape questions on every seed")
-    assert min(each_accuracy("objects", "progressive", "shape")) < 0.5
+    said(words, "`progressive` has not learned shape questions on every seed: two stop at 0.44 and 0.92.")
+    shapes = sorted(each_accuracy("objects", "progressive", "shape"))
+    assert [round(one, 2) for one in shapes[:2]] == [0.44, 0.92] and shapes[2] > 0.97
     said(words, "by less than 0.1 for each layer")
     for layer in range(5):
         colour, shape = (mean(run[kind]["layers"][layer] for run in readers("objects", "layers"))
                          for kind in kinds)
         assert abs(colour - shape) < 0.1
+    said(words, "Attention spread evenly would have 0.14 there.")
+    covered = [record["covered"] for record in runs if record["what"] == "probes" and not record["residual"]]
+    assert {round(one, 2) for one in covered} == {0.14}
 
 
 def readers(part, fusion):
@@ -1093,5 +1099,11 @@ def test_18_says_what_the_planted_task_and_the_shortcuts_show():
     colours = each_accuracy("residual", "last", "colour")
     assert 0.49 < min(colours) < 0.55 and 0.85 < max(colours) < 0.95
     assert max(each_accuracy("objects", "last", "colour")) < 0.21
+    said(words, "The mean is still ahead of the last layer by some 10 points; five seeds scatter so much "
+                "that its interval just holds 0.")
+    runs = words_runs()
+    gain, (low, high), _ = paired_interval(words_records.differences(runs, "residual", "mean", "last"))
+    assert 9.5 < gain < 10.5 and -3 < low < 0
+    said(words, "the interval of `layers` minus `mean` holds 0, and reaches about a point either way")
     low, high = paired_interval(words_records.differences(words_runs(), "residual", "layers", "mean"))[1]
-    assert low < 0 < high
+    assert -1.2 < low < 0 < high < 1.2

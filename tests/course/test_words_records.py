@@ -72,7 +72,7 @@ def test_questions_say_what_they_ask_and_have_the_right_answer(scenes):
                                      torch.tensor([quarter]))
                 assert [WORDS[word] for word in words[0]] == [f"which {name}", abouts[kind]]
                 assert ANSWERS[answers[0]] == (colour, shape)[kind]
-    assert as_text([0, WORDS.index("disc")]) == "which colour has the disc?"
+    assert as_text([0, WORDS.index("disc")]) == "which colour is the disc?"
     assert as_text([1, WORDS.index("red")]) == "which shape is red?"
     assert as_text([1, WORDS.index("top left")]) == "which shape is at top left?"
     with pytest.raises(ValueError, match="questions must be one of 'objects', 'places', not 'all'"):
@@ -151,7 +151,7 @@ def test_differences_are_paired_by_seed():
     assert words_records.differences(records, "objects", "layers", "mean") == pytest.approx([10, 5])
     lines = words_records.differences_table(records).splitlines()
     (row,) = [line for line in lines if "layers - mean" in line]
-    assert row.split() == "objects layers - mean +7.5 -24.3 to +39.3 2".split()
+    assert row.split() == "objects layers - mean +7.50 -24.27 to +39.27 2".split()
 
 
 def test_the_table_shows_the_lowest_and_the_highest_seed():
