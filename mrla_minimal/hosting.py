@@ -15,7 +15,7 @@ from mrla_minimal.controls import (
     UniformMean,
 )
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight, MRLALightReleased
-from mrla_minimal.shapes import check_rate, choose_head_dim
+from mrla_minimal.shapes import check_range, choose_head_dim
 
 AttentionFactory = Callable[[int], nn.Module]       # channels -> a layer attention
 
@@ -101,7 +101,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        check_rate("drop_path", rate)
+        check_range("drop_path", rate, 0, 1)
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

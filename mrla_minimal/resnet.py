@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mrla_minimal.hosting import CHANNEL_ATTENTIONS, AttentionFactory, DropPath, attention_factory
-from mrla_minimal.shapes import check_choice, check_images, check_positive, check_rate, is_positive
+from mrla_minimal.shapes import check_choice, check_images, check_positive, check_range, is_positive
 
 BLOCKS = ("basic", "bottleneck")
 SHORTCUTS = ("pad", "conv")
@@ -178,7 +178,7 @@ def _add_attentions(
     So every variant of one seed shares the parameters that its host starts with.
     """
     check_choice("channel_attention", channel_attention, (None, *CHANNEL_ATTENTIONS))
-    check_rate("drop_path", drop_path)
+    check_range("drop_path", drop_path, 0, 1)
     blocks = [block for stage in model.stages for block in stage]
     if channel_attention is not None:
         for block in blocks:

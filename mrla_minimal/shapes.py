@@ -7,7 +7,7 @@ backward pass may be right (`warn_of_lost_entry`).
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 import torch
@@ -25,10 +25,10 @@ def check_positive(name: str, number: object) -> None:
         raise ValueError(f"{name} must be a positive integer, not {number!r}")
 
 
-def check_rate(name: str, rate: object) -> None:
-    """`rate`, the value of the argument `name`, must be a number of at least 0 and below 1."""
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0.0 <= rate < 1.0:
-        raise ValueError(f"{name} must be at least 0 and below 1, not {rate!r}")
+def check_range(name: str, number: object, least: float, below: float) -> None:
+    """`number`, the value of the argument `name`, must be a number of at least `least` and below `below`."""
+    if isinstance(number, bool) or not isinstance(number, Real) or not least <= number < below:
+        raise ValueError(f"{name} must be at least {least:g} and below {below:g}, not {number!r}")
 
 
 def check_choice(name: str, given: object, allowed: Iterable) -> None:
@@ -76,23 +76,49 @@ def choose_kernel_size(channels: int, kernel_size: int | None) -> int:
     return kernel_size
 
 
+def described(given: object) -> str:
+    """What was given, for a message: a tensor's shape and type, or the type of what is no tensor."""
+    return f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+
+
+def has_shape(given: object, shape: Sequence[int | str]) -> bool:
+    """Whether it is a tensor of that shape; a name in the place of a size stands for any, as in ("batch", 3).
+    """
+    return isinstance(given, Tensor) and given.dim() == len(shape) and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, given.shape, strict=True))
+
+
+def check_floats(name: str, given: object, shape: Sequence[int | str]) -> None:
+    """`given`, called `name`, must be a floating-point tensor of a shape, as `has_shape` reads it."""
+    if not has_shape(given, shape) or not given.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor of shape {_written(shape)}, "
+                         f"not {described(given)}")
+
+
+def check_integers(name: str, given: object, shape: Sequence[int | str], below: int | None = None) -> None:
+    """`given`, called `name`, must be a tensor of int64 of a shape, as `has_shape` reads it.
+
+    With `below`, its numbers must be from 0 to below that.
+    """
+    if not has_shape(given, shape) or given.dtype != torch.int64:
+        raise ValueError(f"{name} must be integers (int64) of shape {_written(shape)}, "
+                         f"not {described(given)}")
+    if below is not None and given.numel() and not 0 <= given.min() <= given.max() < below:
+        raise ValueError(f"{name} must be from 0 to {below - 1}, not from {given.min()} to {given.max()}")
+
+
+def _written(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
 def check_images(images: Tensor, channels: int, height: int | None = None, width: int | None = None) -> None:
     """images must be a floating-point tensor (batch, channels, height, width); None stands for any size."""
-    wanted = f"(batch, {channels}, {height or 'height'}, {width or 'width'})"
-    if not isinstance(images, Tensor):
-        raise ValueError(f"images must be a tensor of shape {wanted}, not {type(images).__name__}")
-    fits = images.dim() == 4 and images.shape[1] == channels and all(
-        side is None or side == given for side, given in zip((height, width), images.shape[2:], strict=True))
-    if not fits or not images.is_floating_point():
-        raise ValueError(f"images must be floating-point, of shape {wanted}, "
-                         f"not {tuple(images.shape)} of {images.dtype}")
+    check_floats("images", images, ("batch", channels, height or "height", width or "width"))
 
 
 def check_same_shape(name: str, given: object, like: Tensor) -> None:
     """`given`, called `name`, must be a floating-point tensor of the shape of `like`."""
-    if not isinstance(given, Tensor) or given.shape != like.shape or not given.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor of shape {tuple(like.shape)}, "
-                         f"not {_described(given)}")
+    check_floats(name, given, like.shape)
 
 
 def check_feature_map(x: Tensor, channels: int) -> None:
@@ -132,7 +158,7 @@ def check_list_memory(memory: list[Tensor] | None, x: Tensor) -> None:
                              f"not a {type(entry).__name__}")
         if entry.shape != x.shape or not entry.is_floating_point():
             raise ValueError(f"each entry of memory must be a floating-point tensor of shape {shape}, "
-                             f"like x, not {_described(entry)}")
+                             f"like x, not {described(entry)}")
         warn_of_lost_entry(entry, x)
 
 
@@ -177,17 +203,12 @@ def warn_of_lost_entry(entry: Tensor, new: Tensor) -> None:
                       "checkpoint with use_reentrant=False", stacklevel=2)
 
 
-def _described(given: object) -> str:
-    """A tensor's shape and type, or the type of what is no tensor."""
-    return f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
-
-
 def check_query_key_value(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """(..., n, d), (..., m, d), (..., m, e), and a boolean mask that broadcasts to (..., n, m)."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor of shape (..., tokens, dim), "
-                             f"not {_described(tensor)}")
+                             f"not {described(tensor)}")
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"query and key must end in the same dim: query is {tuple(query.shape)}, "
                          f"key is {tuple(key.shape)}")
@@ -214,9 +235,7 @@ def check_query_key_value(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
 
 def check_tokens(x: Tensor, dim: int) -> None:
     """x must be a floating-point tensor of shape (batch, tokens, dim)."""
-    if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[-1] != dim or not x.is_floating_point():
-        raise ValueError(f"x must be a floating-point tensor of shape (batch, tokens, {dim}), "
-                         f"not {_described(x)}")
+    check_floats("x", x, ("batch", "tokens", dim))
 
 
 def check_heads(dim: int, heads: int) -> None:

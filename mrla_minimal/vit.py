@@ -24,7 +24,7 @@ from mrla_minimal.shapes import (
     check_heads,
     check_images,
     check_positive,
-    check_rate,
+    check_range,
     check_same_shape,
 )
 
@@ -128,7 +128,7 @@ class VisionTransformer(nn.Module):
             check_positive(name, number)
         check_heads(dim, heads)
         check_choice("read", read, READS)
-        check_rate("drop_path", drop_path)
+        check_range("drop_path", drop_path, 0, 1)
         if reset_every is not None:
             check_positive("reset_every", reset_every)
         if image_size % patch:

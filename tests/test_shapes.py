@@ -1,5 +1,6 @@
 """The rules of shapes.py: which sizes are chosen, and what every refusal says."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,44 @@ def test_a_given_kernel_size_is_kept(given, taps):
 def test_kernel_size_must_be_odd_and_positive(kernel_size):
     with pytest.raises(ValueError, match=f"kernel_size must be a positive odd integer, not {kernel_size!r}"):
         shapes.choose_kernel_size(64, kernel_size)
+
+
+@pytest.mark.parametrize("number", [-0.1, 2, 2.5, float("nan"), True, "1", None])
+def test_a_number_out_of_its_range_is_refused(number):
+    for inside in (0, 0.5, np.float32(1.5)):
+        shapes.check_range("rate", inside, 0, 2)
+    with pytest.raises(ValueError, match=f"rate must be at least 0 and below 2, not {number!r}"):
+        shapes.check_range("rate", number, 0, 2)
+
+
+INTEGERS = torch.tensor([[0, 3, 1], [2, 2, 2]])
+
+
+@pytest.mark.parametrize(("given", "shape", "message"), [
+    (INTEGERS, ("batch", 2), r"of shape \(batch, 2\), not \(2, 3\) of torch.int64"),
+    (INTEGERS, (2,), r"of shape \(2,\), not \(2, 3\)"),
+    (INTEGERS.int(), ("batch", 3), "not .* of torch.int32"),
+    (INTEGERS.bool(), ("batch", 3), "not .* of torch.bool"),
+    (INTEGERS.tolist(), ("batch", 3), "not list"),
+    (INTEGERS, ("batch", 3), "words must be from 0 to 2, not from 0 to 3"),
+    (INTEGERS - 1, ("batch", 3), "words must be from 0 to 2, not from -1 to 2"),
+])
+def test_other_integers_are_refused(given, shape, message):
+    shapes.check_integers("words", INTEGERS, ("batch", 3), below=4)
+    shapes.check_integers("words", INTEGERS[:0], ("batch", 3), below=1)
+    with pytest.raises(ValueError, match=message):
+        shapes.check_integers("words", given, shape, below=3)
+
+
+@pytest.mark.parametrize(("given", "shape", "message"), [
+    (MAP, ("batch", 8, 4), r"maps must be a floating-.* of shape \(batch, 8, 4\), not \(2, 8, 4, 3\)"),
+    (MAP, ("batch", 8, 4, 4), r"\(batch, 8, 4, 4\), not \(2, 8, 4, 3\) of torch.float32"),
+    (MAP.long(), ("batch", 8, 4, 3), "of torch.int64"), (None, (1,), r"of shape \(1,\), not NoneType"),
+])
+def test_other_floats_are_refused(given, shape, message):
+    shapes.check_floats("maps", MAP, (2, "channels", 4, "width"))
+    with pytest.raises(ValueError, match=message):
+        shapes.check_floats("maps", given, shape)
 
 
 @pytest.mark.parametrize(("x", "message"), [

@@ -7,6 +7,7 @@ before the first note is found.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ ROOMS = 8
 TOKENS = 2 * ROOMS                      # notes, then questions
 SYMBOLS = ROOMS + 1                     # the rooms, and "?"
 K, LAYERS, DIM, HEADS = 2, 4, 32, 2
+SPARSE = partial(IndexCacheAttention, k=K)
 
 
 def draw_hunts(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -34,17 +36,9 @@ def draw_hunts(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return tokens, torch.cat([torch.full_like(answers, UNASKED), answers], dim=1)
 
 
-def sparse(k: int = K) -> Attention:
-    """IndexCacheAttention of k positions, as TinyLanguageModel wants it: (dim, heads, layer) -> module."""
-    def attention(dim: int, heads: int, layer: int) -> IndexCacheAttention:
-        return IndexCacheAttention(dim, heads, layer, k)
-
-    return attention
-
-
-def hunt_model(attention: Attention | None = None) -> TinyLanguageModel:
-    """An untrained model for the hunt, of LAYERS layers; `attention` None: sparse(), of K positions."""
-    return TinyLanguageModel(SYMBOLS, TOKENS, DIM, HEADS, LAYERS, attention or sparse(), parts=2)
+def hunt_model(attention: Attention = SPARSE) -> TinyLanguageModel:
+    """An untrained model for the hunt, of LAYERS layers."""
+    return TinyLanguageModel(SYMBOLS, TOKENS, DIM, HEADS, LAYERS, attention, parts=2)
 
 
 def note_places(tokens: Tensor) -> tuple[Tensor, Tensor]:

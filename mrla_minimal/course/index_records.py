@@ -7,10 +7,12 @@
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mrla_minimal.course import hunt, topics
 from mrla_minimal.course.index_training import (
@@ -23,8 +25,9 @@ from mrla_minimal.course.index_training import (
     price,
     train,
 )
-from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
-from mrla_minimal.family.index_cache import set_pattern
+from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.seeds import seeded
+from mrla_minimal.family.index_cache import IndexCacheAttention, set_pattern
 from mrla_minimal.family.language_model import (
     CausalSelfAttention,
     CrossLayerAttention,
@@ -40,6 +43,7 @@ HUNT = {"k": hunt.K, "steps": 600, "batch": 32, "learning_rate": 5e-3, "distil_s
 TEXT = {"k": 8, "steps": 300, "batch": 16, "learning_rate": 3e-3, "distil_steps": 100,
         "context": 64, "dim": 48, "heads": 4, "layers": 6}
 CONTROLS = ("oracle", "last", "random")
+Found = Callable[[TinyLanguageModel, Tensor], object]       # a model and tokens -> what a record can hold
 VARIANTS: dict[str, type[nn.Module]] = {
     "none": CausalSelfAttention,
     "value-residual": ValueResidual,
@@ -49,19 +53,20 @@ VARIANTS: dict[str, type[nn.Module]] = {
 
 
 def index_record(model: TinyLanguageModel, draw: Draw, test: Draw, seed: int, recipe: dict,
-                 distilled: Iterable[str]) -> dict:
+                 distilled: Iterable[str], found: Found | None = None) -> dict:
     """Train a model densely, then its indexers, and price every pattern: what a line of the records holds.
 
     Losses and accuracies are on sequences of `test`, also those of the dense model, of the controls in place
     of all indexers, and of `distilled` patterns whose indexers were trained afresh, each for its own layer or
-    for all layers that use its sets. The greedy search sees other sequences, of `draw`.
+    for all layers that use its sets. The greedy search sees other sequences, of `draw`. `found` says what the
+    trained indexers' sets hold, from the model and its tokens; without it the record does not.
     """
     full, generator = "F" * len(model.layers), torch.Generator().manual_seed(seed)
     set_pattern(model, full, "all")
     losses = train(model, draw, recipe["steps"], recipe["batch"], recipe["learning_rate"], generator)
     batches = drawn(test, 4, 2 * recipe["batch"], torch.Generator().manual_seed(1000 + seed))
     calibration = drawn(draw, 2, 2 * recipe["batch"], torch.Generator().manual_seed(2000 + seed))
-    made = {"train_loss": sum(losses[-20:]) / 20, "dense": price(model, full, batches, "all")}
+    made = {"train_loss": fmean(losses[-20:]), "dense": price(model, full, batches, "all")}
 
     def learn(pattern: str, serves: str) -> None:
         fresh_indexers(model, seed)
@@ -73,8 +78,8 @@ def index_record(model: TinyLanguageModel, draw: Draw, test: Draw, seed: int, re
     made["controls"] = {choice: price(model, full, batches, choice) for choice in CONTROLS}
     made["greedy"] = greedy_search(lambda pattern: price(model, pattern, calibration)["loss"], len(full))
     made["overlap"] = overlaps(model, batches[0][0])
-    if model.parts == 2:
-        made["found"] = hunt.found_notes(model, batches[0][0])
+    if found is not None:
+        made["found"] = found(model, batches[0][0])
     made["distilled"] = {}
     for pattern in distilled:
         of_pattern = made["distilled"].setdefault(pattern, {})
@@ -86,18 +91,19 @@ def index_record(model: TinyLanguageModel, draw: Draw, test: Draw, seed: int, re
 
 def hunt_record(seed: int) -> dict:
     """`index_record` of the hunt of two steps."""
-    torch.manual_seed(seed)
-    model = hunt.hunt_model(hunt.sparse(HUNT["k"]))
-    return index_record(model, hunt.draw_hunts, hunt.draw_hunts, seed, HUNT, ("FSFS", "FFSS"))
+    with seeded(seed):
+        model = hunt.hunt_model(partial(IndexCacheAttention, k=HUNT["k"]))
+    return index_record(model, hunt.draw_hunts, hunt.draw_hunts, seed, HUNT, ("FSFS", "FFSS"),
+                        hunt.found_notes)
 
 
 def text_record(seed: int) -> dict:
     """`index_record` of the topics' text, one character after the other."""
     encoded, symbols = topics.encode(topics.topics_text())
     learned, held_out = (topics.text_drawer(part, TEXT["context"]) for part in topics.split(encoded))
-    torch.manual_seed(seed)
-    model = TinyLanguageModel(len(symbols), TEXT["context"], TEXT["dim"], TEXT["heads"], TEXT["layers"],
-                              hunt.sparse(TEXT["k"]))
+    with seeded(seed):
+        model = TinyLanguageModel(len(symbols), TEXT["context"], TEXT["dim"], TEXT["heads"], TEXT["layers"],
+                                  partial(IndexCacheAttention, k=TEXT["k"]))
     return index_record(model, learned, held_out, seed, TEXT, ("FSFSFS", "FSSFSS"))
 
 
@@ -106,8 +112,9 @@ def variants_record(seed: int) -> dict:
     test = drawn(hunt.draw_hunts, 4, 64, torch.Generator().manual_seed(1000 + seed))
     made = {}
     for name, attention in VARIANTS.items():
-        torch.manual_seed(seed)
-        model, generator = hunt.hunt_model(attention), torch.Generator().manual_seed(seed)
+        with seeded(seed):
+            model = hunt.hunt_model(attention)
+        generator = torch.Generator().manual_seed(seed)
         train(model, hunt.draw_hunts, HUNT["steps"], HUNT["batch"], HUNT["learning_rate"], generator)
         made[name] = measure(model, test)
     return {"variants": made}
@@ -115,8 +122,9 @@ def variants_record(seed: int) -> dict:
 
 def write_index_records(path: str | Path, suite: str, make: Callable[[int], dict], recipe: dict,
                         seeds: Iterable[int] = range(5)) -> list[dict]:
-    """Make a suite's records, one line a seed, or those that the file lacks; returns all of the suite's.
+    """Make a suite's records, one line a seed, or those that the file lacks.
 
+    Returns all of the suite that were made by this recipe, also of other seeds: none of another recipe.
     A line's `id` is the first 12 hex digits of the SHA-256 of suite, seed and recipe; `commit` is that of the
     code. Raises ValueError, and changes nothing, if the file holds something that is no record, or for a seed
     that is no integer from 0 on.
@@ -126,12 +134,12 @@ def write_index_records(path: str | Path, suite: str, make: Callable[[int], dict
     def missing(known: tuple[dict, ...]) -> Iterator[dict]:
         for seed in seeds:
             setting = {"suite": suite, "seed": seed, **recipe}
-            if not is_made(setting, known):
+            if not made_with(setting, known):
                 start, commit = time.process_time(), source_commit()
                 yield {"id": run_id(setting), **setting, **_rounded(make(seed)), **versions(),
                        "commit": commit, "cpu_seconds": round(time.process_time() - start)}
 
-    return [record for record in write_missing(path, missing) if record["suite"] == suite]
+    return made_with({"suite": suite, **recipe}, write_missing(path, missing))
 
 
 def prices_table(records: Iterable[dict], what: str = "accuracy") -> str:

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from mrla_minimal.course.seeds import seeded
 from mrla_minimal.family.index_cache import averaged_loss, overlap, recorded, set_pattern
 from mrla_minimal.family.language_model import TinyLanguageModel
-from mrla_minimal.family.patterns import served_by
-from mrla_minimal.shapes import check_choice
+from mrla_minimal.family.patterns import check_pattern, served_by
+from mrla_minimal.shapes import check_choice, check_positive
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]      # count, generator -> tokens, answers
 Batches = list[tuple[Tensor, Tensor]]
@@ -44,8 +45,10 @@ def distil(model: TinyLanguageModel, draw: Draw, pattern: str, steps: int, batch
 
     serves: "own", a layer's own weights; "all", the mean of the weights of all layers that use its set, which
     has the gradient of the multi-layer loss. Returns each step's loss, summed over the F layers, and leaves
-    the model with this pattern. Raises ValueError for another `serves`, and as `check_pattern` does.
+    the model with this pattern. Raises ValueError for another `serves`, and as `check_pattern` does, before
+    it changes anything.
     """
+    check_pattern(pattern, len(model.layers))
     check_choice("serves", serves, SERVES)
     served = {layer: users if serves == "all" else [layer] for layer, users in served_by(pattern).items()}
     indexers = [model.layers[layer].attention.indexer for layer in served]
@@ -82,8 +85,7 @@ def price(model: TinyLanguageModel, pattern: str, batches: Batches,
           chosen_by: str = "indexer") -> dict[str, float]:
     """`measure` with a pattern, and with F layers that choose in some way; random ones always alike."""
     set_pattern(model, pattern, chosen_by)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return measure(model, batches)
 
 
@@ -98,8 +100,7 @@ def overlaps(model: TinyLanguageModel, tokens: Tensor) -> list[list[float]]:
 
 def fresh_indexers(model: TinyLanguageModel, seed: int) -> None:
     """Draw all indexers anew, as they are in a new model."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for layer in model.layers:
             for part in layer.attention.indexer.children():
                 part.reset_parameters()
@@ -107,6 +108,7 @@ def fresh_indexers(model: TinyLanguageModel, seed: int) -> None:
 
 def _descend(parameters: Iterable[nn.Parameter], loss_of: Callable[[Tensor, Tensor], Tensor], draw: Draw,
              steps: int, batch: int, learning_rate: float, generator: torch.Generator) -> list[float]:
+    check_positive("steps", steps)
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / 50, (steps - step) / (0.3 * steps)))
     losses = []

@@ -19,9 +19,9 @@ def run_id(setting: Any) -> str:
     return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def is_made(setting: dict, records: Iterable[dict]) -> bool:
-    """Whether one of the records is of a run with this setting."""
-    return any(setting.items() <= record.items() for record in records)
+def made_with(setting: dict, records: Iterable[dict]) -> list[dict]:
+    """The records of runs with this setting, which may be a part of theirs: a recipe without its seed."""
+    return [record for record in records if setting.items() <= record.items()]
 
 
 def write_missing(path: str | Path, make: Callable[[tuple[dict, ...]], Iterable[dict]]) -> list[dict]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import mrla_minimal
 from mrla_minimal.course import quiz_methods
-from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
 from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, accuracy_without_choice, train_quiz
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.shapes import check_choice
@@ -39,13 +39,14 @@ def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8,
     `accuracy_without_choice`, `asked_weight` is the mean diagonal of the weights map: each None where the
     method has no weights. Raises ValueError for arguments `train_quiz` refuses.
     """
+    methods, questions, widths, known = map(tuple, (methods, questions, widths, known))
     for method in methods:
         check_choice("method", method, METHODS)
     seeds = [integer("seed", seed, 0) for seed in seeds]     # of numpy too, and JSON can hold them
     settings = [dict(method=method, question=question, width=width, key_dim=key_dim, seed=seed, steps=steps)
                 for seed in seeds for question in questions for method in methods for width in widths]
     for setting in settings:
-        if is_made(setting, known):
+        if made_with(setting, known):
             continue
         result = train_quiz(**setting)
         asked_weight = None if result.weights_map is None else result.weights_map.diagonal().mean().item()
@@ -60,14 +61,14 @@ def write_quiz_records(path: str | Path, parts: Iterable[dict] = CORRIDOR) -> li
     """Make the records that the course shows, in one file of JSON lines; go on where an earlier call stopped.
 
     parts: the arguments of one call of `quiz_records` after the other. Each run is one appended line.
-    Returns all records. Raises ValueError, and changes nothing, if the file holds something that is no
-    record.
+    Returns all records of the quiz. Raises ValueError, and changes nothing, if the file holds something that
+    is no record.
     """
     records = []
     for part in parts:
         records = write_missing(path, lambda known, part=part: tqdm(quiz_records(**part, known=known),
                                                                     unit="run"))
-    return records
+    return made_with({"suite": "corridor-quiz"}, records)
 
 
 def quiz_table(records: Iterable[dict]) -> str:

@@ -14,7 +14,7 @@ from statistics import fmean
 from torch import nn
 
 from mrla_minimal.controls import UniformMean
-from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
 from mrla_minimal.course.quiz import ROOMS, SIGNS, train_module_quiz
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval, shared_seeds
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
@@ -22,6 +22,7 @@ from mrla_minimal.lab.plugins import load_class
 from mrla_minimal.layer_attention import MRLABase
 
 SEEDS, QUESTION = (1, 2, 3), "late"
+SUITE = {"suite": "capstone", "question": QUESTION}
 Attentions = dict[str, Callable[[int], nn.Module]]
 
 
@@ -63,11 +64,11 @@ def contrast(accuracies: Mapping[str, Mapping[int, float]], one: str,
 def suite_records(folder: str | Path, seeds: Iterable[int] = SEEDS,
                   known: Iterable[dict] = ()) -> Iterator[dict]:
     """Yield a plain dict a run, without those that `known` holds; each names the commit of its code."""
-    commit = source_commit()
+    known, commit = list(known), source_commit()
     for seed in seeds:
         for name, attention in attentions(folder).items():
-            setting = {"suite": "capstone", "variant": name, "question": QUESTION, "seed": seed}
-            if not is_made(setting, known):
+            setting = SUITE | {"variant": name, "seed": seed}
+            if not made_with(setting, known):
                 result = train_module_quiz(attention, QUESTION, seed=seed)
                 yield {"id": run_id(setting), **setting, "accuracy": result.accuracy, "commit": commit,
                        "versions": versions()}
@@ -89,5 +90,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="data/results/capstone.jsonl",
                         help="file of JSON lines (default: %(default)s)")
     given = parser.parse_args()
-    print_or_refuse(parser, lambda: suite_table(write_missing(
-        given.out, lambda known: suite_records("notebooks/capstone", given.seeds, known))))
+    print_or_refuse(parser, lambda: suite_table(made_with(SUITE, write_missing(
+        given.out, lambda known: suite_records("notebooks/capstone", given.seeds, known)))))

@@ -1,7 +1,7 @@
 """English text that is on every machine: what Python's own help() prints about its language.
 
 The standard library keeps it in `pydoc_data.topics`. Each version of Python has another text, so a record
-names the SHA-256 of the one it was made on, and `draw_text` works on any.
+names the SHA-256 of the one it was made on, and `text_drawer` works on any.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ knows if it solves *number*, and in the column of those whose writer knows if it
 import argparse
 from collections.abc import Iterable, Mapping
 
-from mrla_minimal.course.made_records import print_or_refuse
+from mrla_minimal.course.made_records import made_with, print_or_refuse
 from mrla_minimal.course.quiz import verdict
 from mrla_minimal.course.quiz_records import write_quiz_records
 
@@ -96,7 +96,8 @@ if __name__ == "__main__":
     out = parser.parse_args().out
 
     def tables() -> str:
-        made = write_quiz_records(out, [PART])
+        (width,) = PART["widths"]
+        made = made_with({"width": width, "steps": PART["steps"]}, write_quiz_records(out, [PART]))
         return f"{three_questions_table(made)}\n\n{two_by_two(made)}"
 
     print_or_refuse(parser, tables)

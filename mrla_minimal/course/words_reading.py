@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mrla_minimal.course.seeds import seeded
 from mrla_minimal.course.words_scenes import (
     ANSWERS,
     COLOURS,
@@ -19,12 +20,12 @@ from mrla_minimal.course.words_scenes import (
     PATCHES,
     SHAPES,
     WORDS,
-    Scenes,
+    DrawnScenes,
     ask,
     draw_scenes,
 )
 from mrla_minimal.family.regional import QuestionReader
-from mrla_minimal.shapes import check_positive
+from mrla_minimal.shapes import check_choice, check_positive
 
 CHANNELS, DEPTH = 24, 5
 TRAIN_SCENES, TEST_SCENES = 1536, 512
@@ -61,8 +62,8 @@ def by_quarter(rows: Tensor) -> Tensor:
 def train_encoder(seed: int, residual: bool = False, steps: int = 128, batch: int = 64) -> SceneEncoder:
     """An encoder trained on the shapes of TRAIN_SCENES scenes of its own, and frozen."""
     check_positive("steps", steps)
-    torch.manual_seed(seed)
-    encoder = SceneEncoder(residual)
+    with seeded(seed):
+        encoder = SceneEncoder(residual)
     optimizer = torch.optim.Adam(encoder.parameters(), 1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     scenes = draw_scenes(TRAIN_SCENES, seed=3 * seed)
@@ -77,7 +78,7 @@ def train_encoder(seed: int, residual: bool = False, steps: int = 128, batch: in
 class Seen:
     """Scenes, and what a frozen encoder makes of them: layers (count, DEPTH, PATCHES, CHANNELS)."""
 
-    scenes: Scenes
+    scenes: DrawnScenes
     layers: Tensor
 
 
@@ -95,7 +96,11 @@ def look_at_scenes(encoder: SceneEncoder, seed: int, train: int = TRAIN_SCENES,
 
 def probe(train: Seen, test: Seen, kind: str) -> list[float]:
     """Accuracy of a linear classifier of the quarters' means on unseen scenes, a layer each. Chance is 1/6.
+
+    kind: "colour" or "shape", what it is to tell. Its weights start at 0, its biases as torch's random state
+    has them. Raises ValueError for another kind.
     """
+    check_choice("kind", kind, KINDS)
     accuracies = []
     wanted, right = ((seen.scenes.colours if kind == "colour" else seen.scenes.shapes).flatten()
                      for seen in (train, test))
@@ -125,8 +130,8 @@ def train_reader(seen: Seen, fusion: str, questions: str = "objects", width: int
     all fusions meet the same questions, and start alike but for the fusion itself.
     """
     check_positive("steps", steps)
-    torch.manual_seed(seed)
-    reader = QuestionReader(CHANNELS, DEPTH, PATCHES, len(WORDS), len(ANSWERS), fusion, width=width)
+    with seeded(seed):
+        reader = QuestionReader(CHANNELS, DEPTH, PATCHES, len(WORDS), len(ANSWERS), fusion, width=width)
     optimizer = torch.optim.Adam(reader.parameters(), 3e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)

@@ -20,12 +20,20 @@ from statistics import fmean
 
 import torch
 
-from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
-from mrla_minimal.course.words_reading import examine, look_at_scenes, probe, train_encoder, train_reader
+from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.seeds import seeded
+from mrla_minimal.course.words_reading import (
+    SceneEncoder,
+    examine,
+    look_at_scenes,
+    probe,
+    train_encoder,
+    train_reader,
+)
 from mrla_minimal.course.words_scenes import KINDS
 from mrla_minimal.family.regional import FUSIONS
-from mrla_minimal.lab.arguments import integer
-from mrla_minimal.lab.evidence.intervals import paired_interval
+from mrla_minimal.lab.arguments import integer, positive
+from mrla_minimal.lab.evidence.intervals import paired_interval, shared_seeds
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
 from mrla_minimal.shapes import check_choice
 
@@ -52,14 +60,10 @@ def words_records(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = tuple(PAR
     Of each encoder first its probes, then its readers. Each names the commit of the code that made it, with
     "+changes" if that was not committed. Raises ValueError for an unknown part, or a seed below 0.
     """
-    for part in parts:
-        check_choice("part", part, PARTS)
-    seeds, known, commit = [integer("seed", seed, 0) for seed in seeds], list(known), source_commit()
-    settings = [setting for residual in (False, True) for seed in seeds
-                for setting in _settings(seed, residual, parts, steps)]
+    settings, known, commit = asked_runs(seeds, parts, steps), list(known), source_commit()
     seen_by = {}
     for setting in settings:
-        if is_made(setting, known):
+        if made_with(setting, known):
             continue
         encoder = setting["seed"], setting["residual"]
         if encoder not in seen_by:
@@ -67,6 +71,16 @@ def words_records(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = tuple(PAR
         found = _measured(setting, *seen_by[encoder])
         yield {"id": run_id(["words", setting]), "suite": "words", **setting, **found, "commit": commit,
                "versions": versions()}
+
+
+def asked_runs(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = tuple(PARTS),
+               steps: int = STEPS) -> list[dict]:
+    """The settings of the runs that `words_records` makes, in its order; it raises what that does."""
+    seeds, parts = [integer("seed", seed, 0) for seed in seeds], tuple(parts)
+    for part in parts:
+        check_choice("part", part, PARTS)
+    return [setting for residual in (False, True) for seed in seeds
+            for setting in _settings(seed, residual, parts, integer("steps", steps))]
 
 
 def _settings(seed, residual, parts, steps):
@@ -80,8 +94,10 @@ def _settings(seed, residual, parts, steps):
 
 def _measured(setting, seen, unseen):
     if setting["what"] == "probes":
-        return {kind: probe(seen, unseen, kind) for kind in KINDS} | {
-            "covered": unseen.scenes.covered.float().mean().item()}
+        with seeded(setting["seed"]):
+            SceneEncoder()          # whose draws come first: a seed's probes start where they always did
+            found = {kind: probe(seen, unseen, kind) for kind in KINDS}
+        return found | {"covered": unseen.scenes.covered.float().mean().item()}
     task = setting["questions"]
     reader, history = train_reader(seen, setting["fusion"], task, setting["width"], setting["seed"],
                                    setting["steps"])
@@ -90,25 +106,28 @@ def _measured(setting, seen, unseen):
     return {"accuracy": accuracy, **found, "learned": history}
 
 
-def write_words_records(path: str | Path, minutes: float | None = None, **chosen: Iterable) -> list[dict]:
-    """Make the records in one file of JSON lines; go on where an earlier call stopped. Returns all records.
+def write_words_records(path: str | Path, minutes: float | None = None, seeds: Iterable[int] = SEEDS,
+                        parts: Iterable[str] = tuple(PARTS), steps: int = STEPS) -> list[dict]:
+    """Make the records in one file of JSON lines; go on where an earlier call stopped.
 
-    After `minutes` no further run is begun. `chosen`: arguments of `words_records`. Raises ValueError, and
-    changes nothing, if the file holds something that is no record, or for minutes that are not above 0.
+    Returns those that were asked for, as far as they are made. After `minutes` no further run is begun.
+    Raises ValueError, and changes nothing, as `words_records` does, if the file holds something that is no
+    record, and for minutes that are no positive number.
     """
-    if minutes is not None and not minutes > 0:
-        raise ValueError(f"minutes must be above 0, not {minutes!r}")
-    until = None if minutes is None else time.monotonic() + 60 * minutes
+    until = None if minutes is None else time.monotonic() + 60 * positive("minutes", minutes)
+    seeds, parts = tuple(seeds), tuple(parts)
+    asked = asked_runs(seeds, parts, steps)
 
     def missing(known: tuple[dict, ...]) -> Iterator[dict]:
-        for record in words_records(known=known, **chosen):
+        for record in words_records(seeds, parts, steps, known):
             yield record
             print(record["id"], record["what"], record["seed"], record.get("part", ""),
                   record.get("fusion", ""), flush=True)
             if until is not None and time.monotonic() > until:
                 break
 
-    return write_missing(path, missing)
+    records = write_missing(path, missing)
+    return [record for setting in asked for record in made_with(setting, records)]
 
 
 def readers_of(records: Iterable[dict], part: str) -> dict[str, dict[int, dict]]:
@@ -124,7 +143,7 @@ def differences(records: Iterable[dict], part: str, a: str, b: str) -> list[floa
     """Accuracy of fusion a minus that of b, in points, a seed each, for the seeds that both have."""
     runs = readers_of(records, part)
     return [100 * (runs[a][seed]["accuracy"] - runs[b][seed]["accuracy"])
-            for seed in sorted(runs[a].keys() & runs[b].keys())]
+            for seed in shared_seeds([runs[a], runs[b]])]
 
 
 def readers_table(records: Iterable[dict]) -> str:

@@ -33,7 +33,7 @@ PATCHES = (SIDE // PATCH) ** 2
 
 
 @dataclass(frozen=True)
-class Scenes:
+class DrawnScenes:
     """images (count, 3, 32, 32), from -0.5 to 0.5 but for the noise. By quarter: shapes and colours, integers
     (count, 4); covered (count, 4, PATCHES), True where the object lies on the patch.
     """
@@ -47,7 +47,7 @@ class Scenes:
         return len(self.images)
 
 
-def draw_scenes(count: int, seed: int) -> Scenes:
+def draw_scenes(count: int, seed: int) -> DrawnScenes:
     """`count` scenes; the same for the same seed. ValueError unless count is a positive integer."""
     check_positive("count", count)
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +64,7 @@ def draw_scenes(count: int, seed: int) -> Scenes:
     images = torch.einsum("nkhw,nkc->nchw", masks, paint)                   # grey is 0
     images += 0.05 * torch.randn(images.shape, generator=generator)
     covered = F.max_pool2d(masks, PATCH).flatten(2) > 0
-    return Scenes(images, shapes, colours, covered)
+    return DrawnScenes(images, shapes, colours, covered)
 
 
 def outlines() -> Tensor:

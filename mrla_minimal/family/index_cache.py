@@ -35,7 +35,7 @@ from mrla_minimal.family.language_model import (
     causal_mask,
 )
 from mrla_minimal.family.patterns import check_pattern
-from mrla_minimal.shapes import check_choice, check_positive, check_tokens
+from mrla_minimal.shapes import check_choice, check_integers, check_positive, check_tokens
 
 CHOICES = ("indexer", "oracle", "last", "random", "all")
 
@@ -146,8 +146,7 @@ def distillation_loss(scores: Tensor, target: Tensor) -> Tensor:
 
     Both (batch, tokens, tokens); each row of the target sums to 1 and is 0 ahead of its token.
     """
-    ahead = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
-    log_made = scores.masked_fill(ahead, torch.finfo(scores.dtype).min).log_softmax(dim=-1)
+    log_made = scores.masked_fill(~causal_mask(scores), torch.finfo(scores.dtype).min).log_softmax(dim=-1)
     return (torch.xlogy(target, target) - target * log_made).sum(dim=-1).mean()
 
 
@@ -211,14 +210,13 @@ def overlap(first: Tensor, second: Tensor) -> float:
 
 
 def check_positions(memory: object, x: Tensor) -> None:
-    """Positions that an S layer was handed must be integers (batch, tokens, k), none ahead of its token."""
-    wanted = f"integers of shape ({x.shape[0]}, {x.shape[1]}, k)"
+    """Positions that an S layer was handed must be int64 (batch, tokens, k), none ahead of its token."""
     if memory is None:
         raise ValueError("an S layer takes the positions of an F layer before it, and there is none")
-    if not isinstance(memory, Tensor) or memory.is_floating_point() or memory.shape[:-1] != x.shape[:2]:
-        kind = memory.dtype if isinstance(memory, Tensor) else type(memory).__name__
-        raise ValueError(f"the memory of an S layer must be positions, {wanted}, "
-                         f"not {tuple(getattr(memory, 'shape', ()))} of {kind}")
+    check_integers("the positions in the memory of an S layer", memory, (*x.shape[:2], "k"))
     places = torch.arange(x.shape[1], device=memory.device)[:, None]
-    if (memory < 0).any() or (memory > places).any():
-        raise ValueError("each position of the memory must be a place from 0 to its token's own")
+    wrong = (memory < 0) | (memory > places)
+    if wrong.any():
+        _, token, place = wrong.nonzero()[0].tolist()
+        raise ValueError("each position of the memory must be a place from 0 to its token's own, "
+                         f"not {memory[wrong][0]} for token {token}")

@@ -1,4 +1,4 @@
-"""A small language model, and what its layers may hand on: three ways, three lines each.
+"""A small language model, and what its layers may hand on: three ways, each a method of a few lines.
 
 A layer is `output, memory = layer(x, memory)` again, with tokens in place of pixels: x and output (batch,
 tokens, dim). Attention runs between tokens, as in attention.py; what goes from layer to layer is the memory.
@@ -19,9 +19,9 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
-from mrla_minimal.shapes import check_positive, check_tokens
+from mrla_minimal.shapes import check_heads, check_integers, check_positive, check_tokens
 
-# query, key, value, each (batch, heads, tokens, d); a mask that broadcasts to (batch, heads, tokens, tokens)
+# key and value, (batch, heads, tokens, d); a mask that broadcasts to (batch, heads, tokens, tokens); a memory
 Exchanged = tuple[Tensor, Tensor, Tensor, object]
 
 
@@ -131,8 +131,8 @@ class TinyLanguageModel(nn.Module):
     embedded in dim / parts numbers -> logits (batch, tokens, symbols). `attention(dim, heads, layer)` makes
     layer number `layer`'s.
 
-    Raises ValueError for sizes that are no positive integers or do not divide dim, and for tokens of another
-    shape, with a number that is no symbol, or of more than `context` places.
+    Raises ValueError for sizes that are no positive integers, heads or parts that do not divide dim, and for
+    tokens of another shape, with a number that is no symbol, or of more than `context` places.
     """
 
     def __init__(self, symbols: int, context: int, dim: int = 64, heads: int = 4, layers: int = 6,
@@ -141,6 +141,7 @@ class TinyLanguageModel(nn.Module):
         named = {"symbols": symbols, "context": context, "layers": layers, "parts": parts}
         for name, number in named.items():
             check_positive(name, number)
+        check_heads(dim, heads)
         if dim % parts:
             raise ValueError(f"parts must divide dim={dim}, which {parts} does not")
         self.context, self.parts = context, parts
@@ -160,13 +161,7 @@ class TinyLanguageModel(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Symbols and their places: tokens as for `forward` -> (batch, tokens, dim)."""
         parts = () if self.parts == 1 else (self.parts,)
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape[2:] != parts \
-                or tokens.dim() < 2:
-            wanted = ", ".join(["batch", "tokens", *map(str, parts)])
-            raise ValueError(f"tokens must be integers of shape ({wanted})")
-        symbols = self.symbol.num_embeddings
-        if (tokens < 0).any() or (tokens >= symbols).any():
-            raise ValueError(f"symbols are numbers from 0 to {symbols - 1}")
+        check_integers("tokens", tokens, ("batch", "tokens", *parts), below=self.symbol.num_embeddings)
         if tokens.shape[1] > self.context:
             raise ValueError(f"the model has {self.context} places, which {tokens.shape[1]} tokens exceed")
         x = self.symbol(tokens).flatten(2)

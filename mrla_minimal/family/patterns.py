@@ -12,10 +12,12 @@ from collections.abc import Callable
 from mrla_minimal.shapes import check_positive
 
 
-def check_pattern(pattern: str, layers: int) -> None:
-    """A pattern must have one letter for each of `layers` layers, F or S, and begin with F."""
-    if not isinstance(pattern, str) or len(pattern) != layers or set(pattern) - set("FS"):
-        raise ValueError(f"a pattern for {layers} layers is {layers} letters F or S, not {pattern!r}")
+def check_pattern(pattern: str, layers: int | None = None) -> None:
+    """A pattern must have one letter a layer, F or S, for `layers` layers if given, and begin with F."""
+    letters = isinstance(pattern, str) and not set(pattern) - set("FS")
+    if not letters or layers not in (None, len(pattern)):
+        wanted = "is letters F or S" if layers is None else f"for {layers} layers is {layers} letters F or S"
+        raise ValueError(f"a pattern {wanted}, not {pattern!r}")
     if not pattern.startswith("F"):
         raise ValueError(f"a pattern must begin with F: in {pattern!r} the first layer would take the "
                          "positions of a layer that is not there")
@@ -29,7 +31,7 @@ def every_pattern(layers: int) -> list[str]:
 
 def served_by(pattern: str) -> dict[int, list[int]]:
     """{F layer: the layers that use its set, itself first}, layers counted from 0."""
-    check_pattern(pattern, len(pattern))
+    check_pattern(pattern)
     served = {}
     for layer, kind in enumerate(pattern):
         if kind == "F":
@@ -54,6 +56,7 @@ def greedy_search(loss_of: Callable[[str], float], layers: int) -> list[tuple[st
     loss_of(pattern) -> the model's loss on a fixed calibration set. Returns (pattern, loss) from all F to one
     F, after layers * (layers - 1) / 2 evaluations and that of the start. The first layer stays F.
     """
+    check_positive("layers", layers)
     pattern = "F" * layers
     path = [(pattern, loss_of(pattern))]
     while pattern.count("F") > 1:

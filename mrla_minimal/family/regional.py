@@ -18,7 +18,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mrla_minimal.attention import softmax_attention
-from mrla_minimal.shapes import check_choice, check_positive, check_same_shape, check_tokens
+from mrla_minimal.shapes import (
+    check_choice,
+    check_floats,
+    check_integers,
+    check_positive,
+    check_range,
+    check_same_shape,
+    check_tokens,
+    described,
+)
 
 OVER_LAYERS = ("last", "mean", "learned", "question")
 # Seven ways to make one row of N tokens out of L layers; the arguments of RegionalFusion.
@@ -63,8 +72,7 @@ class QuestionWeights(nn.Module):
     def __init__(self, dim: int, smoothing: float = 0.0):
         super().__init__()
         check_positive("dim", dim)
-        if isinstance(smoothing, bool) or not isinstance(smoothing, int | float) or not 0 <= smoothing < 100:
-            raise ValueError(f"smoothing must be a number from 0 to below 100, not {smoothing!r}")
+        check_range("smoothing", smoothing, 0, 100)
         self.dim, self.smoothing = dim, smoothing
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
@@ -110,6 +118,7 @@ class RegionalFusion(nn.Module):
 
     def forward(self, layers: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         check_layers(layers, self.depth, self.dim)
+        check_floats("words", words, (len(layers), "words", self.dim))
         question, _ = self.importance(words)
         share = None
         if self.joint is not None:
@@ -147,16 +156,19 @@ class QuestionReader(nn.Module):
     It is one cross-attention: the query is made of the question's words, keys of the fused tokens and their
     places, and both have a norm. A reading brings back `width` numbers. `fusion` is a name of FUSIONS. Ours,
     and kept small.
-    Raises ValueError for an unknown fusion, and for words that are no integers of the vocabulary.
+    Raises ValueError for an unknown fusion, and sizes that are no positive integers; for another number of
+    layers, patches or words, and for words that are no integers of the vocabulary.
     """
 
     def __init__(self, dim: int, depth: int, patches: int, vocabulary: int, answers: int,
                  fusion: str = "layers", words: int = 2, width: int = 24, hidden: int = 64):
         super().__init__()
         check_choice("fusion", fusion, FUSIONS)
-        for name, number in (("patches", patches), ("vocabulary", vocabulary), ("answers", answers),
-                             ("words", words), ("width", width), ("hidden", hidden)):
+        for name, number in (("dim", dim), ("depth", depth), ("patches", patches),
+                             ("vocabulary", vocabulary), ("answers", answers), ("words", words),
+                             ("width", width), ("hidden", hidden)):
             check_positive(name, number)
+        self.layers_shape, self.asked = ("batch", depth, patches, dim), words
         self.words = nn.Embedding(vocabulary, dim)
         self.places = nn.Parameter(0.02 * torch.randn(patches, dim))
         self.norm = nn.LayerNorm(dim)
@@ -167,7 +179,8 @@ class QuestionReader(nn.Module):
         self.fusion = RegionalFusion(dim, depth, **FUSIONS[fusion])     # last: so all of a seed start alike
 
     def forward(self, layers: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        check_words(words, self.words.num_embeddings)
+        check_floats("layers", layers, self.layers_shape)
+        check_integers("words", words, (len(layers), self.asked), below=self.words.num_embeddings)
         words = self.words(words)                                           # (batch, T, dim)
         tokens, layer_weights = self.fusion(layers, words)
         tokens, asked = self.norm(tokens), words.flatten(1)                 # (batch, N, dim), (batch, T dim)
@@ -192,20 +205,7 @@ def gaussian_blur(rows: int, smoothing: float) -> Tensor:
 
 
 def check_layers(layers: Tensor, depth: int, dim: int) -> None:
-    """layers must be floating-point, (batch, depth, patches, dim)."""
-    fits = isinstance(layers, Tensor) and layers.dim() == 4 and layers.is_floating_point()
-    if not fits or layers.shape[1] != depth or layers.shape[3] != dim or 0 in layers.shape:
-        given = tuple(layers.shape) if isinstance(layers, Tensor) else type(layers).__name__
-        raise ValueError(f"layers must be floating-point, of shape (batch, {depth}, patches, {dim}), "
-                         f"not {given}" + (f" of {layers.dtype}" if isinstance(layers, Tensor) else ""))
-
-
-def check_words(words: Tensor, vocabulary: int) -> None:
-    """words must be integers (batch, T), from 0 to below the vocabulary's size."""
-    if not isinstance(words, Tensor) or words.dim() != 2 or words.dtype != torch.int64:
-        given = (f"{tuple(words.shape)} of {words.dtype}" if isinstance(words, Tensor)
-                 else type(words).__name__)
-        raise ValueError(f"words must be a tensor of int64, (batch, words), not {given}")
-    if words.numel() and not 0 <= words.min() <= words.max() < vocabulary:
-        raise ValueError(f"words must be from 0 to {vocabulary - 1}, "
-                         f"not from {words.min()} to {words.max()}")
+    """layers must be floating-point, (batch, depth, patches, dim), with a patch or more."""
+    check_floats("layers", layers, ("batch", depth, "patches", dim))
+    if not layers.shape[2]:
+        raise ValueError(f"layers must hold a patch or more, not {described(layers)}")

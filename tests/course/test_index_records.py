@@ -1,7 +1,9 @@
 """The hunt of two steps, the topics' text, how indexers are trained on them, and the records' file."""
 
 import json
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from mrla_minimal.course.index_training import (
     price,
     train,
 )
-from mrla_minimal.family.index_cache import recorded, set_pattern
+from mrla_minimal.family.index_cache import IndexCacheAttention, recorded, set_pattern
 from mrla_minimal.family.language_model import TinyLanguageModel
 from mrla_minimal.family.patterns import every_pattern
 
@@ -53,7 +55,7 @@ def test_where_the_two_notes_stand(hunts):
 
 def test_found_notes_is_the_share_of_questions_whose_set_holds_the_note(hunts):
     torch.manual_seed(0)
-    model = hunt.hunt_model(hunt.sparse(hunt.TOKENS))
+    model = hunt.hunt_model(partial(IndexCacheAttention, k=hunt.TOKENS))
     shares = hunt.found_notes(model, hunts[0])
     assert shares == [[1.0, 1.0]] * hunt.LAYERS                             # a set of all tokens
     model = hunt.hunt_model()
@@ -109,6 +111,20 @@ def test_distillation_trains_the_indexers_of_the_f_layers_alone():
         distil(model, hunt.draw_hunts, "FSFS", 1, 1, 1e-3, torch.Generator(), "some")
 
 
+@pytest.mark.parametrize("pattern", ["FSF", "FSFSS", "SFFF", "FXFF", None])
+def test_a_pattern_of_another_model_is_refused_before_anything_is_trained(pattern):
+    def draw(count, generator):
+        raise AssertionError("it has begun")
+
+    model = hunt.hunt_model()
+    set_pattern(model, "FSFS")
+    with pytest.raises(ValueError, match="a pattern for 4 layers is 4 letters F or S|must begin with F"):
+        distil(model, draw, pattern, 1, 1, 1e-3, torch.Generator())
+    assert [layer.attention.kind for layer in model.layers] == list("FSFS")
+    with pytest.raises(ValueError, match="steps must be a positive integer, not 0"):
+        train(model, draw, 0, 1, 1e-3, torch.Generator())
+
+
 def test_fresh_indexers_are_drawn_by_their_seed():
     torch.manual_seed(0)
     model = hunt.hunt_model()
@@ -144,13 +160,17 @@ def test_random_positions_are_the_same_each_time():
 TINY = {"k": 2, "steps": 2, "batch": 4, "learning_rate": 1e-3, "distil_steps": 2}
 
 
-def test_a_record_prices_every_pattern_and_every_control():
+def test_a_record_prices_every_pattern_and_every_control(monkeypatch):
+    seen = []
+    monkeypatch.setattr(index_records, "train", lambda *given: seen.extend(train(*given)) or seen)
     torch.manual_seed(0)
-    made = index_records.index_record(hunt.hunt_model(), hunt.draw_hunts, hunt.draw_hunts, 0, TINY, ("FSFS",))
+    made = index_records.index_record(hunt.hunt_model(), hunt.draw_hunts, hunt.draw_hunts, 0, TINY, ("FSFS",),
+                                      hunt.found_notes)
     assert set(made["patterns"]) == set(every_pattern(4))
     assert set(made["controls"]) == {"oracle", "last", "random"}
     assert [pattern.count("F") for pattern, _ in made["greedy"]] == [4, 3, 2, 1]
     assert set(made["distilled"]["FSFS"]) == {"own", "all"} and len(made["found"]) == 4
+    assert made["train_loss"] == pytest.approx(fmean(seen), rel=1e-6) and len(seen) == TINY["steps"]
     assert [made["overlap"][layer][layer] for layer in range(4)] == pytest.approx([1.0] * 4)
     assert made["overlap"][0][2] == pytest.approx(made["overlap"][2][0])
 
@@ -170,7 +190,10 @@ def test_records_go_on_where_they_stopped(tmp_path):
     assert len({record["id"] for record in again}) == 3
     assert {"commit", "torch", "python"} <= set(again[0])
     other = index_records.write_index_records(path, "hunt", make, TINY | {"k": 3}, (0,))
-    assert calls[-1] == 0 and len(calls) == 4 and other[-1]["id"] != again[0]["id"]
+    assert calls[-1] == 0 and len(calls) == 4
+    assert [(record["seed"], record["k"]) for record in other] == [(0, 3)]     # none of the other recipe
+    assert other[0]["id"] != again[0]["id"]
+    assert index_records.write_index_records(path, "hunt", make, TINY, (1,)) == again and len(calls) == 4
     with open(path, "a") as file:
         file.write("no record\n")
     before = path.read_bytes()
@@ -185,6 +208,27 @@ def test_a_wrong_seed_ends_the_command_with_one_line(tmp_path, capsys):
     assert ended.value.code == 2
     assert capsys.readouterr().err == "seed must be an integer from 0 to 2147483647, not -1\n"
     assert not (tmp_path / "hunt.jsonl").exists()
+
+
+@pytest.mark.parametrize(("make", "recipe"), [(index_records.hunt_record, "HUNT"),
+                                              (index_records.text_record, "TEXT")])
+def test_a_record_is_its_seeds_and_leaves_torchs_random_state(make, recipe, monkeypatch):
+    drawn_models = []
+
+    def keep(model, draw, test, seed, given, *rest):
+        assert given is getattr(index_records, recipe)
+        drawn_models.append(model.place.weight.detach().clone())
+        return {"found": len(rest) == 2}
+
+    monkeypatch.setattr(index_records, "index_record", keep)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    assert make(1)["found"] == make(2)["found"] == (recipe == "HUNT")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    make(1)
+    assert torch.equal(drawn_models[0], drawn_models[2])
+    assert not torch.equal(drawn_models[0], drawn_models[1])
 
 
 def record_of(seed, **accuracies):
@@ -214,7 +258,7 @@ def test_overlaps_leave_the_model_with_all_layers_full(hunts):
 def test_a_text_model_takes_the_place_of_a_hunt():
     torch.manual_seed(0)
     encoded, symbols = topics.encode("to be or not to be " * 40)
-    model = TinyLanguageModel(len(symbols), 8, 12, 2, 2, hunt.sparse(3))
+    model = TinyLanguageModel(len(symbols), 8, 12, 2, 2, partial(IndexCacheAttention, k=3))
     draw = topics.text_drawer(encoded, 8)
     made = index_records.index_record(model, draw, draw, 0, TINY, ())
     assert set(made["patterns"]) == {"FF", "FS"} and "found" not in made

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
 from mrla_minimal.lab.files import read_records
 
 
 def numbered(path, numbers):
     wanted = [{"number": number} for number in numbers]
-    return write_missing(path, lambda known: (record for record in wanted if not is_made(record, known)))
+    return write_missing(path, lambda known: (record for record in wanted if not made_with(record, known)))
 
 
 def test_what_is_missing_is_appended_and_what_is_there_stays(tmp_path):
@@ -38,7 +38,13 @@ def test_each_run_is_kept_before_the_next_one_begins(tmp_path):
 def test_an_id_follows_from_the_setting_alone():
     assert run_id({"b": 1, "a": 2}) == run_id({"a": 2, "b": 1}) == hashlib.sha256(
         b'{"a": 2, "b": 1}').hexdigest()[:12]
-    assert is_made({"a": 2}, [{"a": 2, "b": 1}]) and not is_made({"a": 2, "c": 0}, [{"a": 2, "b": 1}])
+
+
+def test_records_are_found_by_their_setting_or_a_part_of_it():
+    records = [{"a": 2, "b": 1}, {"a": 2, "b": 0}, {"b": 1}]
+    assert made_with({"a": 2}, iter(records)) == records[:2]
+    assert made_with({"a": 2, "b": 0}, records) == records[1:2]
+    assert made_with({"a": 2, "c": 0}, records) == []
 
 
 def test_a_refusal_is_one_line(capsys):

@@ -372,6 +372,15 @@ def test_a_seed_of_numpy_is_a_seed():
     assert list(make(seeds=np.arange(1))) == list(make(seeds=(0,)))
 
 
+def test_methods_questions_and_widths_may_be_given_one_by_one():
+    given = dict(methods=("base", "mean"), questions=("early", "late"), widths=(2, 3))
+    make = functools.partial(quiz_records.quiz_records, seeds=(0, 1), steps=1)
+    records = list(make(**given))
+    assert len(records) == 16
+    one_by_one = {name: iter(values) for name, values in given.items()}
+    assert list(make(**one_by_one, known=iter(records[:5]))) == records[5:]
+
+
 def few_records(known=()):
     return quiz_records.quiz_records(
         seeds=(0, 1), widths=(2, 3), methods=("mean", "light"), questions=("early",), steps=2, known=known

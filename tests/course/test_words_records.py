@@ -119,6 +119,30 @@ def test_a_probe_finds_what_is_there_and_nothing_else(looked):
         part.layers[:, 3, :, :6] = torch.eye(6)[part.scenes.colours[:, quarters]]
     found = words_reading.probe(seen, unseen, "colour")
     assert found[3] == 1.0 and found[2] < 0.35
+    with pytest.raises(ValueError, match="kind must be one of 'colour', 'shape', not 'color'"):
+        words_reading.probe(seen, unseen, "color")
+
+
+def test_seeded_draws_are_their_seeds_and_leave_torchs_random_state(looked):
+    weights = []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        state = torch.get_rng_state()
+        reader, _ = words_reading.train_reader(looked[0], "joint", seed=3, steps=2)
+        weights.append([words_reading.train_encoder(3, steps=2).stem.weight, reader.key[0].weight])
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(map(torch.equal, *weights))
+
+
+def test_a_seeds_probes_start_alike(looked, monkeypatch):
+    starts = []
+    monkeypatch.setattr(words_records, "probe", lambda *given: starts.append(torch.rand(1).item()))
+    for _ in range(2):
+        torch.rand(1)
+        words_records._measured({"what": "probes", "seed": 4}, *looked)
+    torch.manual_seed(4)
+    words_reading.SceneEncoder()
+    assert starts[:2] == starts[2:] == torch.rand(2).tolist()
 
 
 def test_a_reader_is_trained_and_examined(looked):
@@ -178,7 +202,22 @@ def test_records_are_made_once_and_gone_on_with(tmp_path, monkeypatch):
     assert made[len(records) :] == [("probes", 1, None), *(("reader", 1, fusion) for fusion in fusions)]
     assert read_records(path) == (again, []) and len({record["id"] for record in again}) == len(again)
     assert all({"commit", "versions", "id"} <= record.keys() for record in again)
-    assert len(words_records.write_words_records(path, 1e-9, seeds=[2], parts=["residual"])) == len(again) + 1
+    begun = words_records.write_words_records(path, 1e-9, iter([2]), iter(["residual"]))
+    assert [(record["what"], record["seed"]) for record in begun] == [("probes", 2)]
+    assert read_records(path) == ([*again, *begun], [])
+    other = words_records.write_words_records(path, seeds=[1], parts=["residual"], steps=7)
+    assert len(other) == 1 + len(fusions) and other[0] in again             # its probes are no other ones
+    assert {record["steps"] for record in other[1:]} == {7}
+
+
+def test_parts_may_be_given_one_by_one(monkeypatch):
+    monkeypatch.setattr(words_records, "_measured", lambda *given: {})
+    monkeypatch.setattr(words_records, "train_encoder", lambda seed, residual: None)
+    monkeypatch.setattr(words_records, "look_at_scenes", lambda encoder, seed: (None, None))
+    wanted = list(words_records.words_records([0, 1], list(words_records.PARTS)))
+    assert len(wanted) == 2 * (2 + sum(len(fusions) for *_, fusions in words_records.PARTS.values()))
+    given = words_records.words_records(iter([0, 1]), iter(words_records.PARTS), known=iter(wanted[:3]))
+    assert [record["id"] for record in given] == [record["id"] for record in wanted[3:]]
 
 
 def test_other_arguments_and_files_are_refused(tmp_path):
@@ -186,8 +225,11 @@ def test_other_arguments_and_files_are_refused(tmp_path):
         list(words_records.words_records(parts=["all"]))
     with pytest.raises(ValueError, match="seed"):
         list(words_records.words_records(seeds=[-1]))
-    with pytest.raises(ValueError, match="minutes must be above 0, not 0"):
-        words_records.write_words_records(tmp_path / "a.jsonl", 0)
+    with pytest.raises(ValueError, match="steps must be a positive integer, .* not 0"):
+        list(words_records.words_records(steps=0))
+    for minutes in (0, float("nan"), "9"):
+        with pytest.raises(ValueError, match=f"minutes must be a positive number, not {minutes!r}"):
+            words_records.write_words_records(tmp_path / "a.jsonl", minutes)
     broken = tmp_path / "b.jsonl"
     append_record(broken, {"what": "probes"})
     broken.write_text(broken.read_text() + "no record\n")

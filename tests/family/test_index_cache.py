@@ -186,10 +186,10 @@ def test_other_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="positions of an F layer before it, and there is none"):
         shared(x)
     for memory in (torch.zeros(2, TOKENS, 3), torch.zeros(2, TOKENS + 1, 3, dtype=torch.long), [1]):
-        with pytest.raises(ValueError, match=r"must be positions, integers of shape \(2, 9, k\)"):
+        with pytest.raises(ValueError, match=r"must be integers .* of shape \(2, 9, k\), not"):
             shared(x, memory)
-    for memory in (torch.full((2, TOKENS, 3), TOKENS), torch.full((2, TOKENS, 3), 1)):
-        with pytest.raises(ValueError, match="from 0 to its token's own"):
+    for memory, place in ((torch.full((2, TOKENS, 3), TOKENS), TOKENS), (torch.full((2, TOKENS, 3), 1), 1)):
+        with pytest.raises(ValueError, match=f"from 0 to its token's own, not {place} for token 0"):
             shared(x, memory)
     with pytest.raises(ValueError, match="chosen_by must be one of"):
         set_pattern(model_of(), "FFFF", "luck")
@@ -209,6 +209,11 @@ def test_who_serves_whom():
     for pattern in ("", "SF"):
         with pytest.raises(ValueError, match="must begin with F"):
             served_by(pattern)
+    for pattern in (None, "FX"):
+        with pytest.raises(ValueError, match=f"a pattern is letters F or S, not {pattern!r}"):
+            served_by(pattern)
+    with pytest.raises(ValueError, match="layers must be a positive integer, not 0"):
+        greedy_search(len, 0)
 
 
 def test_the_released_rule_makes_the_first_two_layers_full():

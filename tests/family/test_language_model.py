@@ -136,12 +136,13 @@ def test_a_token_of_several_symbols():
 
 
 @pytest.mark.parametrize(("tokens", "words"), [
-    (torch.zeros(2, TOKENS), "tokens must be integers of shape"),
-    (torch.zeros(TOKENS, dtype=torch.long), "tokens must be integers of shape"),
-    ([[1, 2]], "tokens must be integers of shape"),
-    (torch.zeros(2, TOKENS, 2, dtype=torch.long), "tokens must be integers of shape"),
+    (torch.zeros(2, TOKENS), r"tokens must be integers .* of shape \(batch, tokens\), not \(2, 7\)"),
+    (torch.zeros(2, TOKENS, dtype=torch.bool), "tokens must be integers .*, not .* of torch.bool"),
+    (torch.zeros(TOKENS, dtype=torch.long), r"tokens must be integers .*, not \(7,\) of torch.int64"),
+    ([[1, 2]], "tokens must be integers .*, not list"),
+    (torch.zeros(2, TOKENS, 2, dtype=torch.long), r"\(batch, tokens\), not \(2, 7, 2\)"),
     (torch.zeros(2, TOKENS + 1, dtype=torch.long), "the model has 7 places, which 8 tokens exceed"),
-    (torch.full((2, 3), 9), "from 0 to 8"),
+    (torch.full((2, 3), 9), "tokens must be from 0 to 8, not from 9 to 9"),
 ])
 def test_wrong_tokens_are_named(tokens, words):
     with pytest.raises(ValueError, match=words):
@@ -151,7 +152,10 @@ def test_wrong_tokens_are_named(tokens, words):
 @pytest.mark.parametrize(("arguments", "words"), [
     (dict(layers=0), "layers must be a positive integer, not 0"),
     (dict(parts=5), "parts must divide dim=12"),
-    (dict(heads=5), "heads must divide dim=12"),
+    (dict(heads=5), "heads must divide dim=12, which 5 does not"),
+    (dict(heads=5, attention=lambda *sizes: nn.Identity()), "heads must divide dim=12"),
+    (dict(dim=0), "dim must be a positive integer, not 0"),
+    (dict(dim="12"), "dim must be a positive integer, not '12'"),
     (dict(symbols=True), "symbols must be a positive integer"),
 ])
 def test_wrong_sizes_are_named(arguments, words):

@@ -181,8 +181,8 @@ def test_readers_of_one_seed_differ_in_the_fusion_alone():
     (dict(over_layers="first"), "over_layers must be one of 'last', 'mean', .*'question', not 'first'"),
     (dict(depth=0), "depth must be a positive integer, not 0"),
     (dict(dim=2.0), "dim must be a positive integer"),
-    (dict(smoothing=-1), "smoothing must be a number from 0 to below 100, not -1"),
-    (dict(smoothing=float("nan")), "smoothing must be a number"),
+    (dict(smoothing=-1), "smoothing must be at least 0 and below 100, not -1"),
+    (dict(smoothing=float("nan")), "smoothing must be at least 0 and below 100, not nan"),
 ])
 def test_other_arguments_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
@@ -195,12 +195,18 @@ def test_other_arguments_are_refused(changed, message):
     (torch.zeros(2, DEPTH, 0, DIM), torch.zeros(2, 2, DIM), r"not \(2, 4, 0, 5\)"),
     (torch.zeros(2, DEPTH, PATCHES, DIM, dtype=int), torch.zeros(2, 2, DIM), "of torch.int64"),
     ("layers", torch.zeros(2, 2, DIM), "not str"),
-    (torch.zeros(2, DEPTH, PATCHES, DIM), torch.zeros(2, 2, 4), r"\(batch, tokens, 5\)"),
-    (torch.zeros(2, DEPTH, PATCHES, DIM), torch.zeros(3, 2, DIM), r"question must be .*\(2, 5\)"),
+    (torch.zeros(2, DEPTH, PATCHES, DIM), torch.zeros(2, 2, 4), r"\(2, words, 5\), not \(2, 2, 4\)"),
+    (torch.zeros(2, DEPTH, PATCHES, DIM), torch.zeros(3, 2, DIM), r"\(2, words, 5\), not \(3, 2, 5\)"),
 ])
 def test_other_inputs_are_refused(layers, words, message):
-    with pytest.raises(ValueError, match=message):
-        RegionalFusion(DIM, DEPTH)(layers, words)
+    for over_layers in ("question", "mean"):            # also where the words decide nothing
+        with pytest.raises(ValueError, match=message):
+            RegionalFusion(DIM, DEPTH, over_layers)(layers, words)
+
+
+def test_a_question_of_another_batch_is_refused():
+    with pytest.raises(ValueError, match=r"question must be .*\(2, 5\), not \(3, 5\)"):
+        QuestionWeights(DIM)(torch.zeros(3, DIM), torch.zeros(2, 4, DIM))
 
 
 def test_rows_of_another_width_are_refused():
@@ -213,6 +219,8 @@ def test_rows_of_another_width_are_refused():
     (torch.tensor([[-1, 2]]), "not from -1 to 2"),
     (torch.tensor([[0.0, 1.0]]), "of torch.float32"),
     (torch.tensor([0, 1]), r"not \(2,\) of torch.int64"),
+    (torch.tensor([[0, 1, 2]]), r"of shape \(1, 2\), not \(1, 3\) of torch.int64"),
+    (torch.tensor([[0, 1], [2, 3]]), r"of shape \(1, 2\), not \(2, 2\) of torch.int64"),
     ([[0, 1]], "not list"),
 ])
 def test_words_out_of_the_vocabulary_are_refused(words, message):
@@ -220,7 +228,14 @@ def test_words_out_of_the_vocabulary_are_refused(words, message):
         reader()(torch.zeros(1, DEPTH, PATCHES, DIM), words)
 
 
+@pytest.mark.parametrize("shape", [(1, DEPTH, 1, DIM), (1, DEPTH + 1, PATCHES, DIM)])
+def test_a_reader_refuses_other_layers(shape):
+    with pytest.raises(ValueError, match=r"layers must be .*\(batch, 4, 7, 5\), not"):
+        reader()(torch.zeros(shape), torch.tensor([[0, 1]]))
+
+
 @pytest.mark.parametrize(("changed", "message"), [
+    (dict(dim=0), "dim must be a positive integer, not 0"),
     (dict(fusion="both"), "fusion must be one of 'last', .*not 'both'"),
     (dict(width=0), "width must be a positive integer"),
     (dict(vocabulary=-3), "vocabulary must be a positive integer"),

@@ -41,10 +41,10 @@ def assert_refuses_wrong_images(model, wanted):
             (torch.zeros(2, 1, 8, 8), "(2, 1, 8, 8) of torch.float32"),
             (torch.zeros(2, 8, 8, 3), "(2, 8, 8, 3) of torch.float32"),
             (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "(2, 3, 8, 8) of torch.uint8")):
-        message = f"images must be floating-point, of shape {wanted}, not {given}"
+        message = f"images must be a floating-point tensor of shape {wanted}, not {given}"
         with pytest.raises(ValueError, match=re.escape(message)):
             model(images)
-    with pytest.raises(ValueError, match=re.escape(f"images must be a tensor of shape {wanted}, not list")):
+    with pytest.raises(ValueError, match=re.escape(f"tensor of shape {wanted}, not list")):
         model([[0.0]])
 
 
