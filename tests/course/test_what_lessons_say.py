@@ -9,8 +9,11 @@ import torch
 from test_notebooks import LESSONS, ROOT, markdown, number, printed, read
 
 from mrla_minimal import cifar_resnet
+from mrla_minimal.boxes import mask_iou
 from mrla_minimal.course import who_knows, words_records
 from mrla_minimal.lab.cost import count_macs
+from mrla_minimal.lab.data import normalise
+from mrla_minimal.lab.data.nuclei import instances, load_nuclei
 from mrla_minimal.lab.engine import build_model, load_model
 from mrla_minimal.lab.engine.config import config_from_dict
 from mrla_minimal.lab.evidence import (
@@ -29,6 +32,7 @@ from mrla_minimal.lab.evidence.overview import overview
 from mrla_minimal.lab.evidence.readings import ESTIMATE
 from mrla_minimal.lab.evidence.tables import summaries
 from mrla_minimal.lab.files import read_records
+from mrla_minimal.lab.watershed import grey_levels, masks_of, segment
 
 RESULTS = ROOT / "data" / "results"
 UNDECIDED = {ESTIMATE, "undecided", "undecided after Holm"}
@@ -734,6 +738,72 @@ def test_13b_says_what_its_pieces_show():
     assert net[0] - rival[0] > 5 and net[1] - rival[1] > 8
     said(markdown(notebook), "boxes read off the masks gain some two points")
     assert 1.5 < rows["boxes off its masks"][0] - net[0] < 3 and net[1] > net[0]
+    said(markdown(notebook), "Half of the nuclei in these tiles have a box whose longer side is at most 17 "
+                             "pixels. A seventh of that is 2.4 pixels")
+    _, boxes, counts = instances(load_nuclei("val").tiles()[1])
+    sides = torch.cat([around[:count, 2:] - around[:count, :2]
+                       for around, count in zip(boxes, counts, strict=True)])
+    assert sides.amax(dim=1).median() == 17 and round(17 / 7, 1) == 2.4
+
+
+def test_13b_says_what_its_trained_net_makes_of_a_border_and_of_three_tiles():
+    text = markdown(lesson("13b"))
+    net, _ = load_model(ROOT / "data" / "checkpoints" / "nuclei-cpu-plain.pt")
+    images, labels, _ = load_nuclei("val").tiles()
+    labels, _, counts = instances(labels)
+
+    said(text, "after normalisation 0 is a grey and black is about -2")
+    black = normalise(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+    assert (black.amin(dim=(0, 2, 3)) < -1.7).all() and (black.amin(dim=(0, 2, 3)) > -2).all()
+    said(text, "the first convolution touches this frame at the left and at the top alone")
+    with torch.no_grad():
+        length = net.pyramid.lateral[0](net.backbone.features(black)[0])[0].norm(dim=0)
+    inner = length[8:-8, 8:-8].mean()
+    assert length[:, 0].mean() > 2 * inner and length[0].mean() > 2 * inner
+    assert length[:, -1].mean() < 1.2 * inner and length[-1].mean() < 1.2 * inner
+
+    def tile(number):
+        """Its true masks, the net's of score 0.4 and more, the watershed's, and their IoUs with the true."""
+        image, true = images[4 * number], masks_of(labels[4 * number], int(counts[4 * number]))
+        one = net.detect(normalise(image[None]))[0]
+        cut = torch.from_numpy(segment(grey_levels(image), distance=5, least_range=40))
+        found, cut = one.masks[one.scores >= 0.4], masks_of(cut, int(cut.max()))
+        return image.float().mean(dim=0), true, found, cut, mask_iou(found, true), mask_iou(cut, true)
+
+    def widths(masks, overlaps, true):
+        """Of each true nucleus: how large the mask that fits it best is, beside its own size."""
+        return masks[overlaps.argmax(dim=0)].sum(dim=(1, 2)) / true.sum(dim=(1, 2))
+
+    grey, true, found, cut, by_net, by_watershed = tile(40)
+    said(text, "All three counts of the first tile are 13.")
+    assert len(true) == len(found) == len(cut) == 13
+    whole = ~torch.stack([true[:, 0], true[:, -1], true[..., 0], true[..., -1]]).any(dim=-1).any(dim=0)
+    brightness = torch.stack([grey[mask].mean() for mask in true]).where(whole, torch.inf)
+    order = brightness.argsort()[: int(whole.sum())]
+    dim, bright = order[:2], order[2:]
+    said(text, "Take the two dimmest of the nuclei that lie wholly in the first tile")
+    said(text, "There the net's outlines are as wide as those drawn by hand; those of the watershed are "
+               "narrower")
+    assert (widths(found, by_net, true)[dim] > 0.95).all()
+    assert (widths(cut, by_watershed, true)[dim] < 0.75).all()
+    said(text, "On most of the brighter ones the net's are too narrow as well.")
+    assert (widths(found, by_net, true)[bright] < 0.7).float().mean() > 0.5
+    said(text, "both miss a nucleus there, the sliver at the left border, and both count the long one twice")
+    sliver, long = (int(pick(true.sum(dim=(1, 2)))) for pick in (torch.argmin, torch.argmax))
+    for masks, overlaps in ((found, by_net), (cut, by_watershed)):
+        assert overlaps[:, sliver].max() == 0
+        mine = (masks & true[long]).sum(dim=(1, 2)) > 0.5 * masks.sum(dim=(1, 2))
+        assert mine.sum() == 2
+
+    _, true, found, _, by_net, by_watershed = tile(59)
+    said(text, "one odd outline runs over three nuclei: it covers the upper two, which have outlines of "
+               "their own, and half of the lowest, which has none. The watershed takes these three apart")
+    covers = (found[:, None] & true).sum(dim=(2, 3)) / true.sum(dim=(1, 2))
+    (odd,) = (covers > 0.5).sum(dim=1).eq(3).nonzero()[:, 0].tolist()
+    *upper, lowest = sorted(covers[odd].topk(3).indices.tolist(), key=lambda one: -covers[odd, one])
+    assert (covers[odd, upper] > 0.85).all() and 0.4 < covers[odd, lowest] < 0.65
+    assert (by_net[:, upper].amax(dim=0) > 0.75).all() and by_net[:, lowest].max() < 0.5
+    assert (by_watershed[:, [*upper, lowest]].amax(dim=0) > 0.75).all()
 
 
 def test_13b_says_what_the_detectors_records_show():
@@ -761,18 +831,26 @@ def test_13b_says_what_the_detectors_records_show():
     assert 10 * rows["difference, paired: standard deviation"][0] < rows[
         "difference, unpaired: standard deviation"][0]
     printed_out = printed(next(cell for cell in notebook.cells if cell.id == "13b-41"))
-    for row in (row for row in summary.contrasts if row.primary):
-        assert f"{row.name}, mask AP by seed:" in printed_out
+    claimed = {"mrla-light - plain", "mrla-base - plain"}
+    said(markdown(notebook), "The paper's gain of 3 points is one over the *plain* net.")
+    for row in (row for row in summary.contrasts if row.primary or row.name in claimed):
+        lines = printed_out.partition(f"{row.name}, mask AP by seed:")[2].partition(", mask AP by seed:")[0]
+        assert lines
         if row.interval is not None:
             low, high = (100 * end for end in row.interval)
-            assert f"(library: {low:+.2f} to {high:+.2f})" in printed_out
+            assert f"(library: {low:+.2f} to {high:+.2f})" in lines
+            for value, name in ((0, "0"), (3, "+3")):
+                where = "inside" if low <= value <= high else "above" if value > high else "below"
+                shown = f"   {name} lies {where} the interval.\n" in lines
+                assert shown == (value == 0 or row.name in claimed)
+            assert f"   {row.n} seeds: {row.reading}\n" in lines + "\n"
 
 
 def test_13b_says_what_its_nets_lose_without_their_choices():
     records = read_records(RESULTS / "nuclei-cpu-interventions.jsonl")[0]
     nets = {record["variant"]: record for record in records}
     words = shown_below(lesson("13b"), "13b-48")
-    said(words, "One net of base and one of light, both of seed 0.")
+    said(words, "There is one net of each, both of seed 0.")
     assert set(nets) == {"mrla-base", "mrla-light"} and {net["seed"] for net in nets.values()} == {0}
     said(words, "base loses 3.2 points of mask AP and light 5.3: more than three times the error. The "
                 "choices of other images cost twice as much and more.")
@@ -782,6 +860,9 @@ def test_13b_says_what_its_nets_lose_without_their_choices():
                             for how in ("mean", "shuffle"))
         assert abs(frozen - lost) < 0.06 and frozen > 3 * 100 * part["errors"]["mean"]["mask_AP"]
         assert shuffled > 2 * frozen
+    said(markdown(lesson("13b")), "And yet Part 9 shows no gain over the nets without a choice.")
+    primary = [row for row in read_summary("nuclei-cpu").contrasts if row.primary]
+    assert len(primary) == 2 and all(row.interval[0] <= 0 for row in primary)
 
 
 # 14
