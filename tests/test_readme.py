@@ -4,6 +4,7 @@ The programs under "Use it in coursework" run in the tests of coursework and of 
 """
 
 import itertools
+import json
 import re
 import shlex
 from pathlib import Path
@@ -45,6 +46,40 @@ def test_the_number_of_the_subjects_modules_is_true():
     words = "zero one two three four five six seven eight nine ten eleven twelve thirteen".split()
     modules = [path for path in (ROOT / "mrla_minimal").glob("*.py") if not path.name.startswith("_")]
     assert f"{words[len(modules)]} short modules" in TEXT
+
+
+def notebooks_in_the_table():
+    """[(number, file, minutes as the table has them)] of the course's notebooks."""
+    row = r"^\| \[(\d\d[ab]?) .*?\]\((notebooks/.*?\.ipynb)\) \| .*? \| (\d+) \| "
+    rows = re.findall(row, TEXT, re.MULTILINE)
+    assert len(rows) == len(list((ROOT / "notebooks").glob("[0-9]*.ipynb")))
+    return [(number, file, int(minutes)) for number, file, minutes in rows]
+
+
+def test_the_minutes_and_hours_are_the_notebooks():
+    hours, exercises = {"I": 0.0, "from 07": 0.0}, 0.0
+    for number, file, minutes in notebooks_in_the_table():
+        cells = json.loads((ROOT / file).read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+        assert re.search(r"\*\*Time\*\* (\d+) minutes to study", text)[1] == str(minutes), file
+        hours["I" if number < "07" else "from 07"] += minutes / 60
+        exercises += sum(map(int, re.findall(r"^\u2605+ \u00b7 (\d+) minutes", text, re.MULTILINE))) / 60
+    said = re.search(r"nearly (\w+) and a half hours for 00 to 06, and nearly (\w+) from 07 on", TEXT)
+    words = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
+    first, later = words.index(said[1]) + 0.5, words.index(said[2])
+    assert first - 0.5 < hours["I"] <= first and later - 0.5 < hours["from 07"] <= later, hours
+    assert "take a good three quarters of that again" in TEXT
+    assert 0.75 < exercises / sum(hours.values()) < 0.82
+
+
+def test_the_picture_of_the_quiz_is_what_notebook_00_trains_and_one_method_more():
+    lesson = (ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8")
+    drawn = (ROOT / "notebooks" / "draw_figures.py").read_text(encoding="utf-8")
+    assert "trains three of the four on your own machine" in TEXT and "the residual sum comes in 03" in TEXT
+    assert 'for method in (\\"last\\", \\"mean\\", \\"base\\"):' in lesson
+    assert 'for method in ("last", "mean", "residual", "base")' in drawn
+    third = (ROOT / "notebooks" / "03_attention_across_layers.ipynb").read_text(encoding="utf-8")
+    assert "class ResidualStream" in third
 
 
 def shown(first_line):
