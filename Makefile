@@ -28,7 +28,7 @@ site: .venv/site
 	$(BIN)/python site/build.py
 
 test-site: site
-	$(BIN)/python -m pytest site/tests
+	$(BIN)/python -m pytest -n 2 site/tests
 
 # One stamp file for each set of extras; a change of what is wanted installs again. The scripts in an environment name
 # its place, so one that was moved, or came with a copied folder, is made anew.

@@ -152,7 +152,7 @@ def prices_table(records: Iterable[dict], what: str = "accuracy") -> str:
             for pattern in sorted(records[0]["patterns"], key=lambda pattern: (pattern.count("F"), pattern))}
     rows["dense"] = [record["dense"][what] for record in records]
     rows |= {choice: [record["controls"][choice][what] for record in records] for choice in CONTROLS}
-    return "\n".join([f"{what:<10}indexers   lowest  highest  seeds"] + [
+    return "\n".join([f"pattern   indexers   lowest  highest  seeds  ({what})"] + [
         f"{name:<10}{name.count('F') or '':>8}   {min(seeds):6.2f}   {max(seeds):6.2f}  {len(seeds):>5}"
         for name, seeds in rows.items()])
 
@@ -160,7 +160,7 @@ def prices_table(records: Iterable[dict], what: str = "accuracy") -> str:
 def variants_table(records: Iterable[dict]) -> str:
     """Lowest and highest accuracy of the seeds, by what a layer hands on."""
     records = list(records)
-    lines = ["accuracy          lowest  highest  seeds"]
+    lines = ["handed on         lowest  highest  seeds  (accuracy)"]
     for name in VARIANTS:
         seeds = [record["variants"][name]["accuracy"] for record in records]
         lines.append(f"{name:<16}  {min(seeds):6.2f}   {max(seeds):6.2f}  {len(seeds):>5}")

@@ -982,7 +982,7 @@ def test_16_says_what_eight_patterns_cost():
     others, odd = [prices[seed] for seed in (0, 1, 2, 4)], prices[3]
     said(words, "On four of the five seeds FFSS loses less than 0.02 of FFFF's accuracy.")
     assert all(price["FFFF"] - price["FFSS"] < 0.02 for price in others)
-    said(words, "FSFS falls to about a quarter, on every seed.")
+    said(words, "FSFS falls to 0.18 to 0.26, on every seed.")
     assert all(0.17 < price["FSFS"] < 0.27 for price in prices)
     said(text, "(b), on each of five models.")
     assert all(price["FFSS"] > price["FSFS"] + 0.5 for price in prices)
@@ -1022,10 +1022,11 @@ def test_16_says_which_layer_finds_which_note():
 
 def test_16_says_what_the_controls_do_in_the_hunt():
     words = markdown(lesson("16"))
-    said(words, "The oracle's two positions do as well as the indexer's, or better.")
+    said(words, "0.04 better on seed 0, and within 0.01 on the others")
     said(words, "are no use: they do worse than the best guess.")
     for line in index_lines("hunt"):
-        assert line["controls"]["oracle"]["accuracy"] > line["patterns"]["FFFF"]["accuracy"] - 0.002
+        gain = line["controls"]["oracle"]["accuracy"] - line["patterns"]["FFFF"]["accuracy"]
+        assert round(gain, 2) == 0.04 if line["seed"] == 0 else abs(gain) < 0.01
         assert max(line["controls"][choice]["accuracy"] for choice in ("last", "random")) < 0.25
 
 
@@ -1050,14 +1051,16 @@ def test_16_says_whom_the_shared_loss_serves():
     said(text, "On seed 3 it saves FSFS: from 0.18 to 0.98.")
     said(text, "FFSS is mended in the same way.")
     said(text, "On the other four seeds FSFS stays below 0.3.")
-    said(text, "And FFSS, which was nearly free on these seeds, gets slightly worse")
+    said(text, "And FFSS, which was nearly free on these seeds, gets worse, a little "
+                "on three of them and by 0.08 on seed 4")
     for line in index_lines("hunt"):
         (own, shared), (own_ff, shared_ff) = ([line["distilled"][pattern][serves]["accuracy"]
                                                for serves in ("own", "all")] for pattern in ("FSFS", "FFSS"))
         if line["seed"] == 3:
             assert (round(own, 2), round(shared, 2)) == (0.18, 0.98) and shared_ff > own_ff + 0.1
         else:
-            assert max(own, shared) < 0.3 and own_ff - 0.1 < shared_ff < own_ff
+            assert max(own, shared) < 0.3
+            assert round(own_ff - shared_ff, 2) == 0.08 if line["seed"] == 4 else 0 < own_ff - shared_ff < 0.03
 
 
 def test_16_says_what_text_shows_and_does_not():
@@ -1086,6 +1089,9 @@ def test_16_says_what_text_shows_and_does_not():
     said(text, "from six to one the loss rises by 0.11 on one seed and by 0.14 on the other.")
     assert sorted(round(line["patterns"]["FSSSSS"]["loss"] - line["patterns"]["FFFFFF"]["loss"], 2)
                   for line in lines) == [0.11, 0.14]
+    said(text, "on seed 0 FSSSSS, with one, beats FFSSSS, with two")
+    one, two = (lines[0]["patterns"][pattern]["loss"] for pattern in ("FSSSSS", "FFSSSS"))
+    assert one < two
     said(text, "Which three of six are best differs between the two seeds, and so does the order of FSFSFS")
     assert best[0] != best[1] and order[0] != order[1]
     said(text, "On neither seed does greedy arrive at the best pattern with three.")
