@@ -6,20 +6,19 @@ Needs the committed checkpoints and CIFAR-10. Everything is computed by the libr
 to six decimals. The picture holds the images themselves, each pixel as it is.
 """
 
-import json
-from pathlib import Path
+from functools import partial
 
 import torch
+from exporting import STATIC, rounded, six_decimals, write
 from PIL import Image
 from torch import Tensor, nn
 
 from mrla_minimal import freeze_attention, record_attention
 from mrla_minimal.lab.data import Split, load_cifar, normalise
 from mrla_minimal.lab.data.images import averaged
-from mrla_minimal.lab.engine.config import config_from_dict
+from mrla_minimal.lab.engine.config import TrainConfig, config_from_dict
 from mrla_minimal.lab.evidence.committed import checkpoint_path, load_committed, read_interventions
 
-STATIC = Path(__file__).resolve().parent / "static"
 NETS = (("scratch-gpu", "mrla-base", "MRLA-base in a ResNet-56"),
         ("scratch-gpu", "mrla-light", "MRLA-light in a ResNet-56"),
         ("cifar10-vit-cpu", "mrla-base", "MRLA-base in a vision transformer"))
@@ -27,6 +26,7 @@ HOWS = ("learned", "mean", "uniform")
 EACH = 4            # images of each class: the first ones, in an order that comes from a hash of the pixels
 MEAN_OVER = 500     # training images that weights are frozen at the mean of
 COLUMNS = 10
+short = partial(rounded, shorten=six_decimals)
 
 
 def chosen_images(test: Split) -> tuple[Tensor, Tensor]:
@@ -36,13 +36,13 @@ def chosen_images(test: Split) -> tuple[Tensor, Tensor]:
     return test.images[order], test.labels[order]
 
 
-def load_net(suite: str, variant: str) -> tuple[nn.Module, int]:
-    """The committed net in float64, and its resolution. Raises ValueError if it is not there."""
+def load_net(suite: str, variant: str) -> tuple[nn.Module, TrainConfig]:
+    """The committed net in float64, and how it was trained. Raises ValueError if it is not there."""
     loaded = load_committed(variant, (suite,))
     if loaded is None:
         raise ValueError(f"no checkpoint {checkpoint_path(suite, variant)}")
     model, state = loaded
-    return model.double(), config_from_dict(state["config"], variant).resolution
+    return model.double(), config_from_dict(state["config"], variant)
 
 
 def prepare(images: Tensor, resolution: int) -> Tensor:
@@ -63,14 +63,6 @@ def look(model: nn.Module, images: Tensor, how: str, others: Tensor | None = Non
         return weights, model(images).softmax(dim=1)
 
 
-def rounded(numbers: list | float) -> list | float:
-    """Nested lists of numbers, each to six decimals; a whole number without any."""
-    if isinstance(numbers, list):
-        return list(map(rounded, numbers))
-    short = round(numbers, 6)
-    return int(short) if short == int(short) else short
-
-
 def by_image(weights: list, image: int) -> list:
     """[stage][layer][head]: the weights that one image got, a list of t numbers each."""
     return [[layer[image].tolist() for layer in stage] for stage in weights]
@@ -82,19 +74,18 @@ def describe(suite: str, variant: str, title: str, images: Tensor, others: Tenso
     {title, checkpoint, gates, tested: {how: test accuracy}, weights: [image][stage][layer][head],
     frozen: {"mean", "uniform": the same without images}, chances: {how: [image][class]}}
     """
-    model, resolution = load_net(suite, variant)
-    images, others = prepare(images, resolution), prepare(others, resolution)
+    model, config = load_net(suite, variant)
+    images, others = prepare(images, config.resolution), prepare(others, config.resolution)
     looked = {how: look(model, images, how, others) for how in HOWS}
-    path = checkpoint_path(suite, variant)
-    index = read_interventions(suite)
-    seed = torch.load(path, weights_only=True)["config"]["seed"]
-    (record,) = (line for line in index if (line["variant"], line["seed"]) == (variant, seed))
+    (record,) = (line for line in read_interventions(suite)
+                 if (line["variant"], line["seed"]) == (variant, config.seed))
     weights = looked["learned"][0]
-    return {"title": title, "checkpoint": path.name, "gates": weights[0][-1].shape[-1] == 1,
+    return {"title": title, "checkpoint": checkpoint_path(suite, variant).name,
+            "gates": weights[0][-1].shape[-1] == 1,
             "tested": {how: round(record[how], 4) for how in HOWS},
-            "weights": [rounded(by_image(weights, image)) for image in range(len(images))],
-            "frozen": {how: rounded(by_image(looked[how][0], 0)) for how in HOWS[1:]},
-            "chances": {how: rounded(looked[how][1].tolist()) for how in HOWS}}
+            "weights": [short(by_image(weights, image)) for image in range(len(images))],
+            "frozen": {how: short(by_image(looked[how][0], 0)) for how in HOWS[1:]},
+            "chances": {how: short(looked[how][1].tolist()) for how in HOWS}}
 
 
 def as_picture(images: Tensor) -> Image.Image:
@@ -110,10 +101,8 @@ def main() -> None:
     others = cifar.train.images[:MEAN_OVER]
     nets = {"classes": list(cifar.classes), "labels": labels.tolist(), "columns": COLUMNS,
             "nets": [describe(*net, images, others) for net in NETS]}
-    lines = ["// Made by site/export_images.py from committed checkpoints and CIFAR-10 (Krizhevsky, 2009).",
-             f"const IMAGES_NETS = {json.dumps(nets, separators=(',', ':'))};",
-             'if (typeof module !== "undefined") module.exports = IMAGES_NETS;', ""]
-    (STATIC / "images_nets.js").write_text("\n".join(lines), encoding="utf-8")
+    write("images_nets.js", "IMAGES_NETS", nets,
+          "site/export_images.py from committed checkpoints and CIFAR-10 (Krizhevsky, 2009)")
     as_picture(images).save(STATIC / "images.png", optimize=True)
 
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "site"))      # at the end: a module there may be called like another package
 
 import docstrings  # noqa: E402
+import exporting  # noqa: E402
 import sources  # noqa: E402
 
 RESULTS = ROOT / "data/results/README.md"
@@ -156,3 +157,19 @@ def test_a_signature_calls_types_by_their_own_names():
     signature = "(boxes: list[~mrla_minimal.boxes.Box])"
     shown = docstrings.process_signature(None, "class", "", None, None, signature, None)
     assert shown == ("(boxes: list[Box])", None)
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in exporting.STATIC.glob("*_nets.js")))
+def test_a_pages_numbers_are_written_as_they_stand(file, tmp_path, monkeypatch):
+    text = (exporting.STATIC / file).read_text(encoding="utf-8")
+    said, name, numbers = re.match(r"// Made by (.+)\.\nconst (\w+) = (.+);\n", text).groups()
+    monkeypatch.setattr(exporting, "STATIC", tmp_path)
+    exporting.write(file, name, json.loads(numbers), said)
+    assert (tmp_path / file).read_text(encoding="utf-8") == text
+
+
+def test_numbers_are_shortened_in_nested_lists():
+    numbers = [[0.123456789, 2.0], [-12345.678, [1e-9]]]
+    assert exporting.rounded(numbers, exporting.five_digits) == [[0.12346, 2.0], [-12346.0, [1e-9]]]
+    shortened = exporting.rounded(numbers, exporting.six_decimals)
+    assert json.dumps(shortened) == "[[0.123457, 2], [-12345.678, [0]]]"

@@ -45,7 +45,8 @@ def net(request, shown):
     suite, variant, title = export_images.NETS[request.param]
     known = shown["nets"][request.param]
     assert (known["title"], known["checkpoint"]) == (title, f"{suite}-{variant}.pt")
-    return known, *export_images.load_net(suite, variant)
+    model, config = export_images.load_net(suite, variant)
+    return known, model, config.resolution
 
 
 def largest_gap(one, other):

@@ -29,6 +29,7 @@ from mrla_minimal.course import quiz_methods
 from mrla_minimal.course.quiz_family import FAMILY_METHODS
 from mrla_minimal.course.quiz_methods import INPUTS, LAYERS, ROOMS, SIGNS, ModuleStack, OwnLinear, VectorLight
 from mrla_minimal.course.quiz_switches import DYNAMIC_METHODS, draw_switches, lit_rooms
+from mrla_minimal.course.seeds import seeded
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.shapes import check_choice, check_positive
@@ -178,8 +179,7 @@ def _train(build, question, steps, seed, batch, progress):
     check_positive("steps", steps)
     seed = integer("seed", seed, 0, TEST_SEED - 1)
     # the caller's own stay as they were
-    with torch.random.fork_rng(devices=[]), plain_defaults(), _one_thread():
-        torch.manual_seed(seed)
+    with seeded(seed), plain_defaults(), _one_thread():
         model = build()
         optimizer = torch.optim.Adam(model.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)

@@ -68,8 +68,14 @@ function answer(net, method, inputs) {
 
 // The page, of the parts in parts.js
 
+const roomNames = (name) => Array.from({ length: ROOMS }, (_, room) => name(room + 1));
+
+const likeliest = (chances) => chances.indexOf(Math.max(...chances));
+
+const roomChoice = (label, start, change) => choice(label, roomNames((room) => room), start, change);
+
 function headed(caption, first) {
-  const layers = [...Array(ROOMS).keys()].map((room) => `room ${room + 1}`).concat("exit");
+  const layers = roomNames((room) => `room ${room}`).concat("exit");
   return tableOf(caption, [first, ...layers]);
 }
 
@@ -127,7 +133,7 @@ function showCorridor(box) {
     for (const method of Object.keys(NAMES)) {
       const net = CORRIDOR_NETS[state.width][state.question][method].numbers;
       const one = answer(net, method, inputs);
-      found[method] = { ...one, best: one.chances.indexOf(Math.max(...one.chances)) };
+      found[method] = { ...one, best: likeliest(one.chances) };
       if (one.weights) seen[method][state.asked] = one.weights;
     }
     const good = Object.keys(NAMES).filter((name) => found[name].best === right).map((name) => NAMES[name]);
@@ -147,13 +153,10 @@ function showCorridor(box) {
   form.append(choice("Who is told the room?", told, 0, (index) =>
     takeOtherNets("question", ["late", "early"][index])));
   form.append(choice("Numbers in a value", widths, 0, (index) => takeOtherNets("width", widths[index])));
-  const numbers = [...Array(ROOMS).keys()].map((room) => room + 1);
-  form.append(choice("Ask for room", numbers, state.asked, (room) => {
+  form.append(roomChoice("Ask for room", state.asked, (room) => {
     state.asked = room;
     update();
-  }));
-  const everyRoom = make("button", "Ask for every room", { type: "button" });
-  everyRoom.addEventListener("click", () => {
+  }), button("Ask for every room", () => {
     const before = state.asked;
     for (let room = 0; room < ROOMS; room += 1) {
       state.asked = room;
@@ -161,8 +164,7 @@ function showCorridor(box) {
     }
     state.asked = before;
     update();
-  });
-  form.append(everyRoom);
+  }));
   const hung = make("fieldset");
   hung.append(make("legend", "Signs"));
   signs.forEach((sign, room) => hung.append(choice(`room ${room + 1}`, [...SIGNS], sign, (chosen) => {

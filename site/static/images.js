@@ -93,9 +93,7 @@ function weightCell(share, view) {
   const points = Math.round(100 * share), strength = Math.min(1, 2 * Math.abs(share));
   const text = points > 0 ? `+${points}` : `${points}`.replace("-", "−");
   const cell = make("td", text, { "data-value": share });
-  const [red, green, blue] = share > 0 ? [230, 159, 0] : [86, 180, 233];
-  const mixed = [red, green, blue].map((part) => Math.round(255 - strength * (255 - part)));
-  cell.style.background = `rgb(${mixed.join()})`;
+  tint(cell, share > 0 ? [230, 159, 0] : [86, 180, 233], strength);
   cell.style.color = "#000";
   return cell;
 }

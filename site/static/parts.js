@@ -8,12 +8,18 @@ const make = (tag, text = "", attributes = {}) => {
   return made;
 };
 
+// A cell's background between white, at 0, and a colour, at 1.
+function tint(cell, colour, strength) {
+  const mixed = colour.map((part) => Math.round(255 - strength * (255 - part)));
+  cell.style.background = `rgb(${mixed.join()})`;
+}
+
 // A number between 0 and 1 as a grey cell that also says it.
 function shade(share, say = (one) => one.toFixed(2)) {
   const cell = make("td", share === undefined ? "" : say(share));
   if (share === undefined) return cell;
   cell.dataset.value = share;
-  cell.style.background = `rgb(${[0, 0, 0].map(() => Math.round(255 * (1 - share))).join()})`;
+  tint(cell, [0, 0, 0], share);
   cell.style.color = share > 0.54 ? "#fff" : "#000";       // whichever is told apart more easily
   return cell;
 }
@@ -36,6 +42,12 @@ function scrolled(part) {
   const box = make("div", "", { class: "explorable-table", tabindex: 0 });
   box.append(part);
   return box;
+}
+
+function button(text, press) {
+  const made = make("button", text, { type: "button" });
+  made.addEventListener("click", press);
+  return made;
 }
 
 function choice(label, options, start, change) {

@@ -91,8 +91,7 @@ function weightOfLayer(share) {
   const cell = shade(Math.min(Math.max(share, 0), 1), () => (tenths < 0 ? `−${text}` : text));
   cell.dataset.value = share;
   if (tenths < 0) {
-    const mixed = [86, 180, 233].map((part) => Math.round(255 - Math.min(1, -share) * (255 - part)));
-    cell.style.background = `rgb(${mixed.join()})`;
+    tint(cell, [86, 180, 233], Math.min(1, -share));
   }
   return cell;
 }
@@ -114,7 +113,7 @@ function corridorTable(signs, colours, state) {
 // One memory's cell of the square: a row for each room asked for, with the exit's weights and its answer.
 function memoryTable(memory, found, asked) {
   const { name, who } = MEMORIES[memory], right = found.filter((one) => one.right).length;
-  const layers = [...Array(ROOMS).keys()].map((room) => `${room + 1}`).concat("exit");
+  const layers = roomNames((room) => `${room}`).concat("exit");
   const caption = `${name}: ${who}. Right for ${right} of ${ROOMS} rooms.`;
   const table = tableOf(caption, ["asked", ...layers, "says"]);
   found.forEach((one, room) => {
@@ -136,7 +135,7 @@ function showSquare(box) {
       const net = SQUARE_NETS[state.question][memory].numbers;
       found[memory] = signs.map((sign, room) => {
         const one = answerSquare(net, memory, squareInputs(signs, room, state.question, colours));
-        const best = one.chances.indexOf(Math.max(...one.chances));
+        const best = likeliest(one.chances);
         return { ...one, best, right: best === sign };
       });
     }
@@ -152,17 +151,13 @@ function showSquare(box) {
     state.question = asked[index];
     update();
   }));
-  const numbers = [...Array(ROOMS).keys()].map((room) => room + 1);
-  form.append(choice("Show what is told for room", numbers, state.asked, (room) => {
+  form.append(roomChoice("Show what is told for room", state.asked, (room) => {
     state.asked = room;
     update();
-  }));
-  const another = make("button", "Another corridor", { type: "button" });
-  another.addEventListener("click", () => {
+  }), button("Another corridor", () => {
     state.seed += 2;
     update();
-  });
-  form.append(another);
+  }));
   box.replaceChildren(form, words, results);
   update();
 }

@@ -13,6 +13,12 @@ SHOWN = """() => [...document.querySelectorAll(".explorable tbody tr")].map(row 
   values: [...row.querySelectorAll("td")].map(cell => Number(cell.dataset.value)),
   texts: [...row.querySelectorAll("td")].map(cell => cell.textContent),
 }))"""
+# part of the page -> [table][row][cell that has a number]
+NUMBERS = """part => {
+  const numbers = row => [...row.querySelectorAll("td[data-value]")].map(cell => +cell.dataset.value);
+  const tables = [...document.querySelectorAll(`.explorable ${part} table`)];
+  return tables.map(table => [...table.tBodies[0].rows].map(numbers));
+}"""
 
 
 @pytest.mark.parametrize("page_name", ["what_a_layer_keeps.html", "notebooks/11_what_it_costs.html"])
@@ -82,16 +88,9 @@ def test_the_square_answers_to_the_keyboard_and_stands_as_the_records_say(opened
     question, asked = page.locator(".corridor > label > select").all()
     words = page.locator(".explorable p[aria-live]")
 
-    def weights():          # [memory][room asked for][layer]
-        return page.evaluate("""() => {
-          const numbers = row => [...row.querySelectorAll("td[data-value]")].map(cell => +cell.dataset.value);
-          const tables = [...document.querySelectorAll(".explorable .weights table")];
-          return tables.map(table => [...table.tBodies[0].rows].map(numbers));
-        }""")
-
     for right in ("MUDDFormer, MRLA-base", "Attention Residuals, MRLA-base", "MRLA-base"):
         assert words.text_content() == f"Right for every room of this corridor: {right}."
-        found = weights()
+        found = page.evaluate(NUMBERS, ".weights")          # [memory][room asked for][layer]
         assert [len(of_memory) for of_memory in found] == [8, 8, 8, 8]
         for room, of_layers in enumerate(found[3]):             # MRLA-base's diagonal
             assert of_layers.index(max(of_layers)) == room and sum(of_layers) == pytest.approx(1, abs=1e-6)
@@ -115,12 +114,8 @@ def test_the_images_answer_to_the_keyboard_and_show_the_exported_numbers(opened,
     net, view = page.locator(".looking > label > select").all()
     words = page.locator(".explorable p[aria-live]")
 
-    def shown(part):        # [table][row][cell that has a number]
-        return page.evaluate("""part => {
-          const numbers = row => [...row.querySelectorAll("td[data-value]")].map(cell => +cell.dataset.value);
-          const tables = [...document.querySelectorAll(`.explorable ${part} table`)];
-          return tables.map(table => [...table.tBodies[0].rows].map(numbers));
-        }""", part)
+    def shown(part):
+        return page.evaluate(NUMBERS, part)
 
     def answers(net, image):
         chances = page.evaluate("([net, image]) => Object.values(IMAGES_NETS.nets[net].chances)"

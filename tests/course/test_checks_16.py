@@ -129,6 +129,16 @@ def wrong_order(kind, positions, key, value, memory):
     return positions, value, key, memory
 
 
+def as_floats(*given):
+    positions, key, value, memory = right_sharing(*given)
+    return positions.double(), key, value, memory
+
+
+def others_places(*given):
+    positions, key, value, memory = right_sharing(*given)
+    return positions.flip(-1), key, value, memory
+
+
 def test_shared_keys_and_values_pass():
     assert check_shared_keys.judge(right_sharing) == ("passed", "passed")
 
@@ -138,6 +148,8 @@ def test_shared_keys_and_values_pass():
     (own_values, "layer 2 of FSSFS, which is S: its value should be the F layer's, not its own"),
     (own_handed_on, "layer 3 of FSSFS, which is S: its key should be those that the nearest F layer made"),
     (never_anew, "layer 4 of FSSFS, which is F: an F layer uses its own positions"),
+    (as_floats, "your positions should stay integers, of torch.int64, not torch.float64"),
+    (others_places, "layer 1 of FSSFS, which is F: its positions should be those"),
     (wrong_order, "layer 1 of FSSFS, which is F: its key should be those"),
     (lambda kind, positions, key, value, memory: (positions, key, value, memory), "it has no positions"),
     (lambda kind, positions, key, value, memory: (positions, key, value), "return four things"),

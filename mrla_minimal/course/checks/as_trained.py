@@ -6,7 +6,7 @@ small cifar_resnet, in one check a small cifar_vit, on images drawn from a fixed
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -44,15 +44,22 @@ def _images() -> tuple[torch.Tensor, torch.Tensor]:
 
 def _train(model: nn.Module, steps: int, where_it_is: str = IN_A_NETWORK) -> None:
     images, labels = _images()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    take_steps(torch.optim.SGD(model.parameters(), lr=0.01),
+               lambda: F.cross_entropy(model(images), labels), steps, where_it_is)
+
+
+def take_steps(optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor], steps: int,
+               where_it_is: str) -> None:
+    """Some training steps; Wrong if a loss, or a parameter after them, is not finite."""
     for _ in range(steps):
-        loss = F.cross_entropy(model(images), labels)
+        loss = loss_of()
         if not loss.isfinite():
             raise Wrong(f"the loss is not finite in {where_it_is}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    if not all(parameter.isfinite().all() for parameter in parameters):
         raise Wrong(f"after {steps} training steps of {where_it_is} some parameters are not finite")
 
 

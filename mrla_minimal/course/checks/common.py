@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mrla_minimal.course.seeds import seeded
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.lab.own_files import first_line
 
@@ -51,8 +52,7 @@ def checker(title: str) -> Callable[[Callable[[object], object]], Callable[[obje
             if _is_stub(answer):
                 return "not attempted", "not attempted yet"
             try:
-                with torch.random.fork_rng(devices=[]), plain_defaults():
-                    torch.manual_seed(0)
+                with seeded(0), plain_defaults():
                     body(answer)
             except (NotAttempted, NotImplementedError):
                 return "not attempted", "not attempted yet"
@@ -120,10 +120,11 @@ def run(answer: object, *inputs: object) -> Any:
 
 def tensor(output: object, shape: Iterable[int], name: str = "output") -> torch.Tensor:
     """`output`, if it is a tensor of that shape with finite numbers only; else raises Wrong."""
+    shape = tuple(shape)
     if not isinstance(output, torch.Tensor):
         raise Wrong(f"your {name} should be a tensor, not of type {type(output).__name__}")
-    if tuple(output.shape) != tuple(shape):
-        raise Wrong(f"the shape of your {name} is {tuple(output.shape)}, it should be {tuple(shape)}")
+    if tuple(output.shape) != shape:
+        raise Wrong(f"the shape of your {name} is {tuple(output.shape)}, it should be {shape}")
     if output.isnan().any():
         raise Wrong(f"your {name} contains NaN")
     if output.isinf().any():

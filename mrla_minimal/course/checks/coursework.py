@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from mrla_minimal.course.checks import as_trained, signature
 from mrla_minimal.course.checks.common import Wrong
 from mrla_minimal.course.checks.signature import CHANNELS, Attention
 from mrla_minimal.course.quiz import QUESTIONS, train_module_quiz, verdict
+from mrla_minimal.course.seeds import seeded
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.lab.own_files import running_again, where
 from mrla_minimal.lab.plugins import load_class
@@ -101,8 +101,7 @@ def quiz_verdict(attention: Attention, question: str, progress: bool = False) ->
 def _outcome(check, attention):
     """(passed, text) of one check, with random numbers of its own."""
     try:
-        with torch.random.fork_rng(devices=[]), running_again(attention.__module__):
-            torch.manual_seed(0)
+        with seeded(0), running_again(attention.__module__):
             return True, check(attention)
     except Wrong as wrong:
         return False, str(wrong)

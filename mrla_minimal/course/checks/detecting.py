@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from mrla_minimal.boxes import roi_align
+from mrla_minimal.course.checks.as_trained import take_steps
 from mrla_minimal.course.checks.common import Wrong, blame, checker, numbers, outputs_and_values, run, tensor
 from mrla_minimal.detector import Detector
-from mrla_minimal.targets import STRIDES, Targets, assign, points_of
+from mrla_minimal.targets import LARGE, NEAR, STRIDES, Targets, assign, points_of
 
 CHANNELS, LAYERS, HEIGHT, WIDTH = 6, 4, 3, 5
 # Small, large, long and thin, exactly at the limit; none of their centres lies on a point.
@@ -20,14 +21,18 @@ def _all_points():
     return torch.cat([points_of(48 // stride, 64 // stride, stride, DEVICE) for stride in STRIDES])
 
 
-def _near(points, box, reach=1.5, by_circle=False, shorter=False, any_level=False, one_stride=None):
+def _stride_of(longer):
+    return STRIDES[0] if longer < LARGE else STRIDES[1]
+
+
+def _near(points, box, by_circle=False, shorter=False, any_level=False, one_stride=None):
     """Which points answer for a box: rightly, or with one mistake."""
     sides, middle = box[2:] - box[:2], (box[:2] + box[2:]) / 2
     length = sides.min() if shorter else sides.max()
-    stride = STRIDES[0] if length < 24 else STRIDES[1]
+    stride = _stride_of(length)
     apart = (points[:, :2] - middle).abs()
     apart = apart.norm(dim=1) if by_circle else apart.amax(dim=1)
-    limit = reach * (points[:, 2] if one_stride is None else one_stride)
+    limit = NEAR * (points[:, 2] if one_stride is None else one_stride)
     return (apart <= limit) & (any_level | (points[:, 2] == stride))
 
 
@@ -50,11 +55,12 @@ def check_points(answer: object) -> None:
              "the longer side says which level a box belongs to, not the shorter one"),
             (_near(points, box, by_circle=True),
              "the distance is asked in x and in y, each by itself: near points form a square, not a circle"),
-            (_near(points, box, one_stride=1.0), "1.5 strides of the point's level, not 1.5 pixels"),
+            (_near(points, box, one_stride=1.0), f"{NEAR} strides of the point's level, not {NEAR} pixels"),
             (_near(points, box, one_stride=STRIDES[0]),
-             "1.5 strides are of the point's own level: 12 pixels on stride 8"),
+             f"{NEAR} strides are of the point's own level: {NEAR * STRIDES[1]:g} pixels "
+             f"on stride {STRIDES[1]}"),
             (inside, "a point in the box is not enough: it must be near the box's centre"),
-            (inside & (points[:, 2] == (STRIDES[0] if max(width, height) < 24 else STRIDES[1])),
+            (inside & (points[:, 2] == _stride_of(max(width, height))),
              "a point in the box is not enough: it must be near the box's centre"),
         ], f"for a box of {width:g} x {height:g} pixels {int(wanted.sum())} points answer; you give "
            f"{int(given.sum())}, or others")
@@ -125,16 +131,9 @@ def _train(answer):
     """Two steps of a small detector with the student's attention in it."""
     detector = Detector(8, width=8, layer_attention=answer)
     images, targets = _squares()
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
-    for _ in range(2):
-        loss = sum(detector.losses(images, targets).values())
-        if not loss.isfinite():
-            raise Wrong("the loss is not finite in Detector(8, width=8, layer_attention=...)")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    if not all(parameter.isfinite().all() for parameter in detector.parameters()):
-        raise Wrong("after two steps of the detector some parameters are not finite")
+    take_steps(torch.optim.AdamW(detector.parameters(), lr=1e-3),
+               lambda: sum(detector.losses(images, targets).values()), 2,
+               "Detector(8, width=8, layer_attention=...)")
 
 
 @checker("exercise 3")
