@@ -31,7 +31,7 @@ autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False      # torch's own word on nn.Module.forward is not ours
 autodoc_typehints = "signature"
 # a notebook may step from ## to ####; what a lexer cannot read is shown plain; two modules may each have a
-# class of one name (Scenes), and a type by that name alone then leads to one of them
+# class of one name (CrossLayerAttention), and a type by that name alone then leads to one of them
 suppress_warnings = ["myst.header", "misc.highlighting_failure", "ref.python"]
 
 html_theme = "sphinx_book_theme"
