@@ -5,7 +5,7 @@ Each module that holds layer attentions has a table NAMES, name -> class; here i
 of it but those names; neither knows the lab.
 """
 
-from mrla_minimal.family import depth_weights, dynamic
+from mrla_minimal.family import depth_weights, dynamic, sideways
 from mrla_minimal.hosting import FAMILY_ATTENTIONS
 
-FAMILY_ATTENTIONS.update(depth_weights.NAMES | dynamic.NAMES)
+FAMILY_ATTENTIONS.update(depth_weights.NAMES | dynamic.NAMES | sideways.NAMES)

@@ -22,6 +22,7 @@ from mrla_minimal.family.depth_weights import (
     MUDDFormer,
 )
 from mrla_minimal.family.dynamic import DLABase, DLALight
+from mrla_minimal.family.sideways import SidewaysAttention
 from mrla_minimal.lab.timing import take_turns
 from mrla_minimal.layer_attention import LayerAttention, MRLABase, MRLALight
 from mrla_minimal.looking import in_evaluation
@@ -31,6 +32,7 @@ Model = nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
 # How many (channels, height, width) maps of products one call makes, beyond convolutions, linear maps, q.k.
 # First by the convention (the sums over the cached layers, once there is more than one), then the others.
+# An attention with several `keys` a layer is asked for all of its readings.
 # A class derived from one of these counts like it; the first that fits, counts.
 MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
     DLABase: lambda layers: (layers, layers - 1) if layers > 1 else (0, 1),     # what it rewrites
@@ -44,6 +46,7 @@ MAPS_OF_PRODUCTS: dict[type[nn.Module], Callable[[int], tuple[int, int]]] = {
     **dict.fromkeys((DenseFormer, MUDDFormer, AttentionResiduals, BlockAttentionResiduals),
                     lambda layers: (layers, 0) if layers > 1 else (0, 1)),
     KeyCorrelatedAttention: lambda layers: (0, 2),      # gate * v, the share of what is new
+    SidewaysAttention: lambda reads: (reads, 4 * reads),        # each reading lies between four pixels
     UniformMean: lambda layers: (0, 1),                 # a sum is no product, its division by t is
     SqueezeExcitation: lambda layers: (0, 1),
     EfficientChannelAttention: lambda layers: (0, 1),
@@ -86,7 +89,7 @@ def _attention_products(attention, x, memory, every_product):
     cache = memory[-1] if isinstance(memory, tuple) else memory         # beside DLA's context
     layers = len(cache) if isinstance(cache, list) else 1
     maps = next(rule for kind, rule in MAPS_OF_PRODUCTS.items() if isinstance(attention, kind))
-    counted, others = maps(layers)
+    counted, others = maps(layers * getattr(attention, "keys", 1))
     query_key = layers * channels if hasattr(attention, "query") else 0
     return query_key + (counted + others * every_product) * channels * height * width
 

@@ -42,6 +42,8 @@ COLOURS = {
     "dla-base": "#B22222",
     "dla-base-reread": "#E9967A",
     "dla-light": "#4169E1",
+    "sideways": "#228B22",
+    "acla": "#C71585",
     "se": "#8C6D31",
     "eca": "#6A3D9A",
 }
@@ -72,6 +74,8 @@ MARKERS = {
     "dla-base": "8",
     "dla-base-reread": "+",
     "dla-light": "d",
+    "sideways": "$S$",
+    "acla": "$C$",
     "se": ">",
     "eca": "h",
 }
@@ -102,6 +106,8 @@ LABELS = {
     "dla-base": "DLA-B",
     "dla-base-reread": "DLA-B, reread",
     "dla-light": "DLA-L",
+    "sideways": "sideways, fixed keys",
+    "acla": "ACLA",
     "se": "SE",
     "eca": "ECA",
 }

@@ -56,8 +56,8 @@ def test_a_refusal_is_one_line(capsys):
     assert ended.value.code == 2 and capsys.readouterr().err == "no such thing\n"
 
 
-@pytest.mark.parametrize("module", ["quiz_records", "who_knows", "words_records", "index_records",
-                                    "small_suite"])
+@pytest.mark.parametrize("module", ["quiz_records", "who_knows", "words_records", "sideways_records",
+                                    "index_records", "small_suite"])
 def test_no_command_adds_to_a_damaged_file(module, tmp_path):
     path = tmp_path / "damaged.jsonl"
     path.write_text("not a record\n")

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mrla_minimal.family.sideways import AdaptiveCrossLayerAttention, CrossLayerAttention, read_at
+from mrla_minimal.family.sideways import NAMES, AdaptiveCrossLayerAttention, SidewaysAttention, read_at
+from mrla_minimal.lab import cost
+from mrla_minimal.resnet import cifar_resnet
 
-every_class = pytest.mark.parametrize("attention", [CrossLayerAttention, AdaptiveCrossLayerAttention])
+every_class = pytest.mark.parametrize("attention", [SidewaysAttention, AdaptiveCrossLayerAttention])
 
 
 def pixel(x, row, column):
@@ -37,9 +39,18 @@ def test_an_offset_moves_down_and_right():
     x = torch.arange(12.0).view(1, 1, 3, 4)
     offsets = torch.zeros(1, 1, 2, 3, 4)
     offsets[:, :, 0] = 1
-    assert read_at(x, offsets)[0, 0, 0, 0].tolist() == [4, 5, 6, 7]
-    offsets[:, :, 0], offsets[:, :, 1] = 0, 1
-    assert read_at(x, offsets)[0, 0, 0, 0].tolist() == [1, 2, 3, 3]             # the border stands for beyond
+    assert read_at(x, offsets)[0, 0, 0, 0].tolist() == pytest.approx([4, 5, 6, 7], abs=1e-5)
+    offsets[:, :, 0], offsets[:, :, 1] = 0, 1                                   # the border stands for beyond
+    assert read_at(x, offsets)[0, 0, 0, 0].tolist() == pytest.approx([1, 2, 3, 3], abs=1e-5)
+
+
+def test_places_are_precise_where_maps_are_not():
+    torch.manual_seed(0)
+    x, offsets = torch.randn(1, 2, 64, 64), 3 * torch.rand(1, 3, 2, 64, 64)
+    offsets = offsets.bfloat16()
+    exact = read_at(x.bfloat16().double(), offsets.double())
+    read = read_at(x.bfloat16(), offsets)
+    assert read.dtype == torch.bfloat16 and (read - exact).abs().max() < 0.02       # one rounding, at the end
 
 
 def stack(attention, layers=3, channels=4, **arguments):
@@ -107,7 +118,7 @@ def test_a_shut_gate_drops_its_key_and_all_shut_give_zero():
         layer.offsets.bias[:4] = torch.tensor([0.0, 0, 0, 1])           # key 1 here, key 2 to the right
         layer.logits.bias[1] = 200.0                                    # it would take everything
         layer.gates.bias[1] = -1.0
-    assert torch.equal(layer(x)[0], x)
+    assert torch.allclose(layer(x)[0], x, atol=1e-6)
     with torch.no_grad():
         layer.gates.bias[0] = -1.0
     assert not layer(x)[0].any()
@@ -134,7 +145,7 @@ def blurred(seed, size):
 def test_offsets_find_a_shift_in_an_earlier_layer_if_maps_are_smooth(blur, found):
     """The answer lies 3 rows down and 2 columns left in the first layer's map. Only biases learn."""
     torch.manual_seed(0)
-    layer = CrossLayerAttention(1, keys=4, radius=2.0, most_layers=2)
+    layer = SidewaysAttention(1, keys=4, radius=2.0, most_layers=2)
     torch.nn.init.ones_(layer.value.weight)
     earlier, x = blurred(1, blur), blurred(2, blur)
     target = read_at(earlier, torch.tensor([3.0, -2.0])[:, None, None].expand(8, 1, 2, 20, 20))[:, 0]
@@ -178,9 +189,44 @@ def test_other_maps_memories_and_too_many_layers_are_refused(attention):
 
 def test_offsets_that_do_not_fit_are_refused():
     x = torch.zeros(2, 4, 3, 5)
-    with pytest.raises(ValueError, match=r"offsets must be .*\(2, 1, 2, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"of shape \(2, keys, 2, 3, 5\), not \(2, 2, 3, 5\)"):
         read_at(x, torch.zeros(2, 2, 3, 5))
     with pytest.raises(ValueError, match="offsets must be finite"):
         read_at(x, torch.full((2, 1, 2, 3, 5), float("nan")))
-    with pytest.raises(ValueError, match="x must be a tensor"):
+    with pytest.raises(ValueError, match=r"offsets must be .* of shape \(2, keys, 2, 3, 5\), not list"):
+        read_at(x, [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"x must be .*\(batch, channels, height, width\), not str"):
         read_at("x", torch.zeros(2, 1, 2, 3, 5))
+    with pytest.raises(ValueError, match=r"x must be .*\(batch, channels, height, width\), not \(4, 3, 5\)"):
+        read_at(x[0], torch.zeros(2, 1, 2, 3, 5))
+
+
+# In a host
+
+@every_class
+def test_a_host_takes_it_by_name_and_its_cost_is_counted(attention):
+    name = {kind: name for name, kind in NAMES.items()}[attention]
+    model = cifar_resnet(14, width=4, layer_attention=name)
+    assert isinstance(model.stages[0][0].layer_attention, attention)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    layer, x = attention(4, keys=3), torch.zeros(1, 4, 6, 6)
+
+    def macs(every_product=False):
+        second = SecondLayer(layer)
+        return cost.count_macs(second, 6, every_product, in_channels=4)
+
+    numbers = 3 * 2 * (4 if attention is AdaptiveCrossLayerAttention else 3)     # a place, a logit, a gate
+    convolutions = 36 * 4 * (2 * 4 + numbers)                       # two maps' values, six keys' numbers
+    assert macs() == convolutions + 6 * x.numel()                   # and a weighted sum of six readings
+    assert macs(every_product=True) == macs() + 6 * 4 * x.numel()   # each from four pixels
+
+
+class SecondLayer(torch.nn.Module):
+    """A stage's second layer alone."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x, [x])[0]
