@@ -77,24 +77,32 @@ def inside(interval: Interval, value: float) -> str:
     return "inside" if low <= value <= high else f"outside, {'above' if value > high else 'below'} it"
 
 
-def answers(row: Contrast) -> str:
-    """Two sentences: is 0 inside the 95 % interval of a contrast, and is what the paper claims."""
+def answers(row: Contrast, baseline: str) -> str:
+    """Two sentences: is 0 inside the 95 % interval of a contrast, and is what the paper claims.
+
+    The claim is one of a gain over `baseline`: of a contrast with a control the first sentence stands alone.
+    """
     measure = MEASURES[row.measure]
     if row.interval is None:
         return f"{row.title}: no interval from {row.n} seed{'s' * (row.n > 1)}."
-    return (f"{row.title}, {measure.ends(row.interval)}: 0 is {inside(row.interval, 0.0)}. "
-            f"{measure.scale * CLAIMED:+g} is {inside(row.interval, CLAIMED)}.")
+    said = f"{row.title}, {measure.ends(row.interval)}: 0 is {inside(row.interval, 0.0)}."
+    if row.b != baseline:
+        return said
+    return f"{said} {measure.scale * CLAIMED:+g} is {inside(row.interval, CLAIMED)}."
 
 
 def detection_tables(summary: Summary) -> list[list[str]]:
     """What a report says of detectors after its contrasts: tables, each a list of lines; [] for others."""
-    asked = [row for row in summary.contrasts if row.primary]
+    subjects = {row.a for row in summary.contrasts if row.primary}
+    asked = [row for row in summary.contrasts
+             if row.primary or (row.a in subjects and row.b == summary.baseline)]
     if summary.measure not in ("mask_AP", "box_AP") or not asked:
         return []
     measure = MEASURES[summary.measure]
     tables = [[f"is 0 inside, is {measure.scale * CLAIMED:+g} inside? ({measure.short}, 95 % intervals over "
-               f"seeds; {measure.scale * CLAIMED:+g} is the least", "gain that the paper claims on COCO)",
-               *map(answers, asked)]]
+               f"seeds; {measure.scale * CLAIMED:+g} is the least",
+               f"gain over {summary.baseline} that the paper claims on COCO)",
+               *(answers(row, summary.baseline) for row in asked)]]
     if summary.kinds:
         tables += [_by_kind(summary), _contrasts_by_kind(summary, measure)]
     found = noises(summary)

@@ -184,9 +184,26 @@ def test_two_questions_have_two_answers():
         records = [detection(variant, seed, 0.4, 0.5 + gain * (variant == "mrla-light"))
                    for seed, gain in enumerate(by_seed) for variant in FOUND.variants]
         summary = summarise(records, FOUND)
-        assert answers(summary.contrasts[0]).endswith(said[name]) and said[name] in report(summary)
+        assert answers(summary.contrasts[0], "plain").endswith(said[name]) and said[name] in report(summary)
     one = summarise([detection(variant, 0, 0.4, 0.5) for variant in FOUND.variants], FOUND)
-    assert answers(one.contrasts[0]) == "mrla-light - plain *: no interval from 1 seed."
+    assert answers(one.contrasts[0], "plain") == "mrla-light - plain *: no interval from 1 seed."
+
+
+def test_what_the_paper_claims_is_asked_of_contrasts_with_plain_alone():
+    variants = FOUND.variants | {"depthwise": {"layer_attention": "depthwise"}}
+    suite = dataclasses.replace(FOUND, variants=variants, primary=(("mrla-light", "depthwise"),))
+    gains = {"plain": 0.0, "depthwise": 0.01, "mrla-light": 0.05}
+    records = [detection("plain", seed, 0.4, 0.5 + gain * (1 + 0.1 * seed)) | {
+        "variant": variant, "id": f"{variant}-{seed}",
+        "config": dataclasses.asdict(suite.config(variant, seed))}
+        for seed in range(3) for variant, gain in gains.items()]
+    lines = report(summarise(records, suite)).splitlines()
+    place, = [number for number, line in enumerate(lines) if line.startswith("is 0 inside, is +3 inside?")]
+    assert lines[place + 1] == "gain over plain that the paper claims on COCO)"
+    against_control, against_plain, after = lines[place + 2 : place + 5]
+    assert against_control == "mrla-light - depthwise *, +3.41 to +5.39: 0 is outside, below it."
+    assert against_plain.startswith("mrla-light - plain, ") and after == ""
+    assert against_plain.endswith(": 0 is outside, below it. +3 is outside, below it.")
 
 
 def some_fields(generator, chance):
