@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mrla_minimal.lab.data.nuclei import Nuclei, load_nuclei
+from mrla_minimal.lab.engine.detection import precision_by_kind
 from mrla_minimal.lab.fields import by_field, to_text
 from mrla_minimal.lab.files import write_json
 from mrla_minimal.lab.precision import average_precision
@@ -36,12 +37,7 @@ def tested(nuclei: Nuclei, distance: int, least_range: int, ranking: str) -> dic
     images, labels, which = nuclei.tiles()
     lists = find_nuclei(images, labels, distance, least_range, [ranking])[ranking]
     kinds, fields = ([of[image] for image in which] for of in (nuclei.kinds, nuclei.fields))
-    reached = {}
-    for kind in (None, *sorted(set(kinds))):
-        for what, found in lists.items():
-            chosen = [tile for tile, its in zip(found, kinds, strict=True) if kind in (None, its)]
-            prefix = f"test_{what}" if kind is None else f"test_{kind}_{what}"
-            reached |= {f"{prefix}_{name}": value for name, value in average_precision(chosen).items()}
+    reached = {f"test_{name}": value for name, value in precision_by_kind(lists, kinds).items()}
     return {**reached, "test_mask_fields": to_text(by_field(lists["mask"], fields))}
 
 

@@ -20,7 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mrla_minimal.lab.precision import RECALLS, THRESHOLDS, Found, match, summed_up
+from mrla_minimal.lab.precision import THRESHOLDS, Found, precision_at, summed_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,9 @@ class ByField:
         total = float(counts @ self.truths)
         if total <= 0:
             raise ValueError("these fields hold no object: the average precision is not defined")
-        handed_in, read = counts[self.field].cumsum(), []
-        for places in self._places:     # from one true detection to the next, precision only falls
-            true, so_far = counts[self.field[places]].cumsum(), handed_in[places]
-            precision = true / np.where(so_far > 0, so_far, 1.0)
-            precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-            read.append(precision[np.searchsorted(true / total, RECALLS)].mean())
+        all_so_far = counts[self.field].cumsum()
+        read = [precision_at(counts[self.field[places]].cumsum(), all_so_far[places], total).mean()
+                for places in self._places]
         return summed_up(np.array(read))
 
 
@@ -75,10 +72,10 @@ def by_field(found: Sequence[Found], fields: Sequence[str], levels: int | None =
     scores, hits, places = [], [], []
     for image, name in zip(found, fields, strict=True):
         truths[number[name]] += len(image.true_classes)
-        order = np.argsort(-image.scores, kind="stable")
-        scores.append(image.scores[order])
-        hits.append(match(image.overlaps[order]))
-        places.append(np.full(len(order), number[name]))
+        its_scores, its_hits = image.judged()
+        scores.append(its_scores)
+        hits.append(its_hits)
+        places.append(np.full(len(its_scores), number[name]))
     scores, places = np.concatenate(scores), np.concatenate(places)
     order = np.argsort(-scores, kind="stable") if levels is None else \
         np.lexsort((places, -np.round(levels * scores)))

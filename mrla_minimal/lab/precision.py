@@ -49,6 +49,17 @@ class Found:
         if not np.isfinite(self.scores).all() or not inside.all():
             raise ValueError("scores must be finite, and overlaps must lie in 0 to 1")
 
+    def of_class(self, kind: int) -> "Found":
+        """The detections and the truths of one class alone."""
+        mine, true = self.classes == kind, self.true_classes == kind
+        return Found(self.overlaps[mine][:, true], self.scores[mine], self.classes[mine],
+                     self.true_classes[true])
+
+    def judged(self) -> tuple[np.ndarray, np.ndarray]:
+        """(scores (detections,), hits (10, detections) of `match`), best score first, all of one class."""
+        order = np.argsort(-self.scores, kind="stable")
+        return self.scores[order], match(self.overlaps[order])
+
 
 def found_by_overlap(boxes: Tensor, masks: Tensor | None, scores: np.ndarray | Tensor,
                      classes: np.ndarray | Tensor, true_boxes: Tensor, true_masks: Tensor | None,
@@ -96,25 +107,24 @@ def precision_at_recalls(found: Sequence[Found], kind: int) -> np.ndarray:
         raise ValueError(f"no image holds an object of class {kind}: its precision is not defined")
     scores, hits = [], []
     for image in found:
-        mine = np.flatnonzero(image.classes == kind)
-        mine = mine[np.argsort(-image.scores[mine], kind="stable")]
-        scores.append(image.scores[mine])
-        hits.append(match(image.overlaps[mine][:, image.true_classes == kind]))
+        its_scores, its_hits = image.of_class(kind).judged()
+        scores.append(its_scores)
+        hits.append(its_hits)
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    return read_precision(np.concatenate(hits, axis=1)[:, order], total)
+    places = map(np.flatnonzero, np.concatenate(hits, axis=1)[:, order])
+    return np.stack([precision_at(np.arange(1, len(true) + 1), true + 1, total) for true in places])
 
 
-def read_precision(hits: np.ndarray, total: float) -> np.ndarray:
-    """The precision at 101 recalls, (10, 101), of detections in one order, best score first.
+def precision_at(true: np.ndarray, all_so_far: np.ndarray, total: float) -> np.ndarray:
+    """The precision at 101 recalls, (101,), of detections in one order, best score first.
 
-    hits boolean (10, detections), as from `match`; total, how many truths there are.
+    true and all_so_far (n,): at each of the n true detections, how many are true up to there, and how many
+    there are at all, itself among them; total, how many truths there are. From one true detection to the
+    next, precision only falls: at these alone it may be the best.
     """
-    true = hits.cumsum(axis=1)                                                          # (10, detections)
-    precision = true / np.arange(1, hits.shape[1] + 1)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    precision = np.pad(precision, ((0, 0), (0, 1)))         # after the last detection: 0
-    places = [np.searchsorted(recall, RECALLS) for recall in true / total]
-    return np.stack([row[place] for row, place in zip(precision, places, strict=True)])
+    precision = true / np.where(all_so_far > 0, all_so_far, 1)      # before what counts 0 times there is none
+    precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)    # after the last detection: 0
+    return precision[np.searchsorted(true / total, RECALLS)]
 
 
 def average_precision(found: Sequence[Found]) -> dict[str, float]:

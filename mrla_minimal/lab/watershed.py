@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mrla_minimal.boxes import label_boxes
 from mrla_minimal.lab import arguments
-from mrla_minimal.lab.data.nuclei import SMALLEST, instances
+from mrla_minimal.lab.data.nuclei import SMALLEST, instances, masks_of
 from mrla_minimal.lab.precision import Found, found_by_overlap
 
 DISTANCES = (3, 5, 7)       # pixels: of two peaks of the distance map that are closer, one counts
@@ -133,11 +133,6 @@ def find_nuclei(images: Tensor, labels: Tensor, distance: int = 5, least_range: 
                                     one_class[0], boxes[:there], masks_of(truth, there), one_class[1])
         for ranking, lists in found.items():
             scores = score(grey, numbers, ranking)
-            for what, image in unranked.items():
-                lists[what].append(dataclasses.replace(image, scores=scores))
+            for what, one in unranked.items():
+                lists[what].append(dataclasses.replace(one, scores=scores))
     return found
-
-
-def masks_of(labels: Tensor, count: int) -> Tensor:
-    """Objects 1 to count of a label map (height, width), each as a mask: boolean (count, height, width)."""
-    return labels == torch.arange(1, count + 1)[:, None, None]

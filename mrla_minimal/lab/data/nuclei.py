@@ -88,6 +88,11 @@ def instances(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return labels, label_boxes(labels, int(counts.max()) if len(counts) else 0), counts
 
 
+def masks_of(labels: Tensor, count: int) -> Tensor:
+    """Objects 1 to count of a label map (height, width), each as a mask: boolean (count, height, width)."""
+    return labels == torch.arange(1, count + 1, device=labels.device)[:, None, None]
+
+
 def load_nuclei(split: str = "train", root: str | Path | None = None) -> Nuclei:
     """"train" (380 images), "val" (101) or "test" (161). No field of view has images in two of them.
 

@@ -88,6 +88,5 @@ def views(split: Scene, size: int) -> Iterator[View]:
     images, labels, which = split.tiles(size)
     labels, boxes, counts = nuclei.instances(labels)
     for tile, (image, count) in enumerate(zip(which.tolist(), counts.tolist(), strict=True)):
-        masks = labels[tile] == torch.arange(1, count + 1)[:, None, None]
-        yield View(images[tile], boxes[tile, :count], torch.zeros(count, dtype=torch.int64), masks,
-                   split.kinds[image], split.fields[image])
+        yield View(images[tile], boxes[tile, :count], torch.zeros(count, dtype=torch.int64),
+                   nuclei.masks_of(labels[tile], count), split.kinds[image], split.fields[image])
