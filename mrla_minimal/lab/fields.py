@@ -13,6 +13,7 @@ are drawn.
 
 import base64
 import json
+import statistics
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,18 @@ def by_field(found: Sequence[Found], fields: Sequence[str], levels: int | None =
     order = np.argsort(-scores, kind="stable") if levels is None else \
         np.lexsort((places, -np.round(levels * scores)))
     return ByField(places[order], np.concatenate(hits, axis=1)[:, order], truths)
+
+
+def by_class(found: Sequence[Found], fields: Sequence[str]) -> list[ByField]:
+    """What was found of each class that is there, field by field: as `by_field`, which is for one class."""
+    kinds = sorted({int(kind) for image in found for kind in image.true_classes})
+    return [by_field([image.of_class(kind) for image in found], fields) for kind in kinds]
+
+
+def mean_precision(kept: Sequence[ByField], counts: np.ndarray | None = None) -> float:
+    """AP, the mean over the classes that have an object left where field k counts counts[k] times."""
+    return statistics.fmean(one.average_precision(counts)["AP"] for one in kept
+                            if counts is None or counts @ one.truths > 0)
 
 
 def to_text(kept: ByField) -> str:

@@ -182,6 +182,11 @@ class TrainConfig:
         return self.dataset in SCENES
 
     @property
+    def order_seed(self) -> int:
+        """The seed of the order and the augmentation: `order`, or the run's own."""
+        return self.seed if self.order is None else self.order
+
+    @property
     def is_trunk(self) -> bool:
         """Whether it stops after `trunk_epochs`, for branches to go on from there."""
         return self.trunk_epochs > 0 and self.trunk is None

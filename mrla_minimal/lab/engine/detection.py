@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from mrla_minimal.detector import Detector
 from mrla_minimal.lab.data import normalise
-from mrla_minimal.lab.data.scenes import MASKED, Scenes, View, load_scenes, training_batch, views
+from mrla_minimal.lab.data.scenes import MASKED, Scenes, View, load_scenes, views
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.config import TrainConfig
+from mrla_minimal.lab.engine.inputs import crops_at, steps_an_epoch_of_crops
 from mrla_minimal.lab.engine.precision import autocast
 from mrla_minimal.lab.engine.run import Run, TrainingDiverged
 from mrla_minimal.lab.fields import by_field, to_text
@@ -100,18 +101,13 @@ class DetectionRun(Run):
         self.in_channels, self.crop = 3, data.crop
         self.training, self.test = data.train, data.test
         self.validation = data.validation if self.config.validation else None
-        self._batch_at(0)       # images smaller than a crop are told now
-        room = self.training.images[:, 0].numel() // self.crop**2
-        self.steps_per_epoch = max(1, room // self.config.batch_size)
+        crops_at(self.config, self.training, self.crop, 0)      # images smaller than a crop are told now
+        self.steps_per_epoch = steps_an_epoch_of_crops(self.config, self.training, self.crop)
         self.total_steps = self.steps_of(self.config)
-
-    def _batch_at(self, step):
-        seed = self.config.seed if self.config.order is None else self.config.order
-        return training_batch(self.training, seed, step, self.config.batch_size, self.crop)
 
     def batch(self) -> tuple[Tensor, Targets]:
         """The current step's images (normalised), and what they hold."""
-        images, targets = self._batch_at(self.step)
+        images, targets = crops_at(self.config, self.training, self.crop, self.step)
         images = normalise(images.to(self.world.device, non_blocking=True))
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -5,11 +5,14 @@ And in which order, cropped and flipped how.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from mrla_minimal.lab.data import Cifar, EpochPlan, Split, averaged, hold_out, load_cifar, plan_epoch
 from mrla_minimal.lab.data.corridors import KINDS, hang, require_cifar10
 from mrla_minimal.lab.data.images import PADDING
-from mrla_minimal.lab.data.scenes import Scenes, load_scenes
+from mrla_minimal.lab.data.scenes import Scene, Scenes, load_scenes, training_batch
 from mrla_minimal.lab.engine.config import TrainConfig
+from mrla_minimal.targets import Targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,24 @@ def crop_padding(config: TrainConfig) -> int:
     return PADDING * config.resolution // 32
 
 
+def steps_an_epoch(config: TrainConfig, size: int) -> int:
+    """How many steps an epoch of `size` images has: the incomplete last batch is left out."""
+    return size // config.batch_size
+
+
+def steps_an_epoch_of_crops(config: TrainConfig, split: Scene, crop: int) -> int:
+    """A detector's: as many crops of crop x crop pixels as the training images have room for, side by side.
+
+    At least 1.
+    """
+    return max(1, split.images[:, 0].numel() // crop**2 // config.batch_size)
+
+
+def crops_at(config: TrainConfig, split: Scene, crop: int, step: int) -> tuple[Tensor, Targets]:
+    """What a detector is trained on in one step, counted from 0, on the CPU: as `training_batch`."""
+    return training_batch(split, config.order_seed, step, config.batch_size, crop)
+
+
 def steps_asked_for(config: TrainConfig, steps_per_epoch: int) -> int:
     """How many optimiser steps a configuration asks for."""
     return config.steps or config.epochs * steps_per_epoch
@@ -42,15 +63,14 @@ def is_augmented(config: TrainConfig, size: int) -> bool:
 
     With augment "auto": where each image is seen more than once, but no corridor.
     """
-    steps_per_epoch = size // config.batch_size     # the incomplete last batch of an epoch is left out
+    steps_per_epoch = steps_an_epoch(config, size)
     by_itself = steps_asked_for(config, steps_per_epoch) > steps_per_epoch and config.model != "corridor"
     return config.augment == "on" or (config.augment == "auto" and by_itself)
 
 
 def planned_epoch(config: TrainConfig, size: int, epoch: int) -> EpochPlan:
     """The plan of one epoch, counted from 0, of training on `size` images: their order, crops and flips."""
-    seed = config.seed if config.order is None else config.order
-    return plan_epoch(size, seed, epoch, is_augmented(config, size), crop_padding(config))
+    return plan_epoch(size, config.order_seed, epoch, is_augmented(config, size), crop_padding(config))
 
 
 def prepared(config: TrainConfig, data: Cifar) -> Inputs:

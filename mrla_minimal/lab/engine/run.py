@@ -18,7 +18,7 @@ from mrla_minimal.lab.data import Cifar, EpochPlan, Split, load_cifar, normalise
 from mrla_minimal.lab.device import World
 from mrla_minimal.lab.engine.checkpoint import CHECKPOINT_FORMAT, names_of_finite
 from mrla_minimal.lab.engine.config import TrainConfig
-from mrla_minimal.lab.engine.inputs import planned_epoch, prepared, steps_asked_for
+from mrla_minimal.lab.engine.inputs import planned_epoch, prepared, steps_an_epoch, steps_asked_for
 from mrla_minimal.lab.engine.model import build_model, build_optimizer, learning_rate_at, try_model
 from mrla_minimal.lab.engine.precision import (
     SMALLEST_SCALE,
@@ -121,8 +121,7 @@ class Run:
         if len(self.training) < self.config.batch_size:
             raise ValueError(f"batch_size must be at most the {len(self.training)} training images, "
                              f"not {self.config.batch_size}")
-        # The incomplete last batch of an epoch is left out.
-        self.steps_per_epoch = len(self.training) // self.config.batch_size
+        self.steps_per_epoch = steps_an_epoch(self.config, len(self.training))
         self.total_steps = self.steps_of(self.config)
 
     def steps_of(self, config: TrainConfig) -> int:

@@ -8,11 +8,12 @@ for two nets that are given; the noise of seeds is not in it.
 Source: B. Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mrla_minimal.lab.fields import ByField
+from mrla_minimal.lab.fields import ByField, mean_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +43,35 @@ class ImageNoise:
         return float(low), float(high)
 
 
-def image_noise(first: ByField, second: ByField, draws: int = 1000, seed: int = 0) -> ImageNoise:
+def image_noise(first: ByField | Sequence[ByField], second: ByField | Sequence[ByField], draws: int = 1000,
+                seed: int = 0) -> ImageNoise:
     """As many fields as there are, drawn with replacement, `draws` times, for two nets on the same test set.
 
-    Raises ValueError if their fields do not hold the same objects, and for fewer than two draws. A draw
-    without any object is drawn again.
+    first, second: what each net found; of several classes, a ByField each, and then AP is their mean.
+    Raises ValueError if their fields do not hold the same objects, or none, and for fewer than two draws.
     """
-    if not np.array_equal(first.truths, second.truths):
+    nets = [[net] if isinstance(net, ByField) else list(net) for net in (first, second)]
+    truths, others = ([one.truths.tolist() for one in net] for net in nets)
+    if truths != others:
         raise ValueError("these were tested on different fields: nothing about them can be paired")
     if draws < 2:
         raise ValueError(f"draws must be at least 2, not {draws}")
-    fields, generator = len(first.truths), np.random.default_rng(seed)
-    reached = []
-    while len(reached) < draws:
+    objects = np.sum(truths, axis=0)
+    return ImageNoise(*np.array([[mean_precision(net, counts) for net in nets]
+                                 for counts in drawn_fields(objects, draws, seed)]).T)
+
+
+def drawn_fields(objects: np.ndarray, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each field of view comes, (fields,), in as many draws with replacement.
+
+    objects (fields,): how many each of them holds. A draw without any is drawn again. Raises ValueError if
+    there are none at all.
+    """
+    if not np.sum(objects) > 0:
+        raise ValueError("these fields hold no object: the average precision is not defined")
+    fields, generator = len(objects), np.random.default_rng(seed)
+    while draws:
         counts = np.bincount(generator.integers(fields, size=fields), minlength=fields)
-        if counts @ first.truths > 0:
-            reached.append([net.average_precision(counts)["AP"] for net in (first, second)])
-    return ImageNoise(*np.array(reached).T)
+        if counts @ objects > 0:
+            draws -= 1
+            yield counts

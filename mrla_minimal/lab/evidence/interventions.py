@@ -2,9 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,13 @@ from mrla_minimal.hosting import DropPath
 from mrla_minimal.lab.cost import undisturbed
 from mrla_minimal.lab.data import Split, normalise, take_batch
 from mrla_minimal.lab.engine.config import TrainConfig
-from mrla_minimal.lab.engine.inputs import Inputs, is_augmented, planned_epoch, steps_asked_for
+from mrla_minimal.lab.engine.inputs import (
+    Inputs,
+    is_augmented,
+    planned_epoch,
+    steps_an_epoch,
+    steps_asked_for,
+)
 from mrla_minimal.lab.engine.run import TrainingDiverged
 from mrla_minimal.looking import freeze_attention
 
@@ -25,6 +31,7 @@ BATCH = 500
 # Training batches that norms are refitted on. Training's own moving averages, of momentum 0.1, rest on about
 # 19 batches: these are steadier, and take an eighth of an epoch.
 REFIT_BATCHES = 50
+Seen = TypeVar("Seen")
 
 
 def chooses(model: nn.Module) -> bool:
@@ -39,7 +46,7 @@ def training_batches(config: TrainConfig, split: Split, count: int = REFIT_BATCH
     split: the training images. Each batch is (batch_size, channels, height, width); if the epoch has fewer
     than `count`, all of it comes, and never more than the run had steps.
     """
-    steps_per_epoch = len(split) // config.batch_size
+    steps_per_epoch = steps_an_epoch(config, len(split))
     steps = steps_asked_for(config, steps_per_epoch)
     last, count = (steps - 1) // steps_per_epoch, min(count, steps)
     plan = planned_epoch(config, len(split), last).to(split.images.device)
@@ -87,6 +94,25 @@ def refitted_norms(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[None
                 norm.momentum = momentum
 
 
+def looked_at(model: nn.Module, mean_over: Tensor, batches: Callable[[], Iterable[Tensor]],
+              look: Callable[[], Seen], progress: bool = False) -> tuple[dict[str, Seen], dict[str, Seen]]:
+    """What `look` sees of the model as learned and under each intervention: two dictionaries, by how.
+
+    The first with its norms as trained, the second with the norms of each net refitted on what `batches`
+    gives, asked anew each time. mean_over: the normalised images that "mean" and a gate's "uniform" are taken
+    over. `progress` shows a bar of the four ways.
+    """
+    original = copy.deepcopy(model)     # whose weights are shuffled: no norm of it is ever refitted
+    trained, refitted = {}, {}
+    for how in tqdm(("learned", *INTERVENTIONS), disable=not progress, unit="way", desc="interventions",
+                    leave=False):
+        with nullcontext() if how == "learned" else freeze_attention(model, how, mean_over, original):
+            trained[how] = look()
+            with refitted_norms(model, batches()):
+                refitted[how] = look()
+    return trained, refitted
+
+
 @torch.no_grad()
 def right_answers(model: nn.Module, split: Split) -> Tensor:
     """Which images of a Split the model answers rightly, in evaluation mode: boolean (N,).
@@ -128,22 +154,15 @@ def intervene(model: nn.Module, data: Inputs, config: TrainConfig, mean_over: in
     if not chooses(model):
         return None
     device = next(model.parameters()).device
-    original = copy.deepcopy(model)     # whose weights are shuffled: no norm of it is ever refitted
     test, train = data.test.to(device), data.train.to(device)
-    seen = steps_asked_for(config, len(train) // config.batch_size) * config.batch_size
+    seen = steps_asked_for(config, steps_an_epoch(config, len(train))) * config.batch_size
     images = normalise(train.images[: min(mean_over, seen)])        # (images, channels, height, width)
-    right = {False: {}, True: {}}       # by whether norms are refitted, and how: boolean (test images,)
-    ways = ("learned", *INTERVENTIONS)
-    for how in tqdm(ways, disable=not progress, unit="way", desc="interventions", leave=False):
-        frozen = nullcontext() if how == "learned" else freeze_attention(model, how, images, original)
-        with frozen:
-            right[False][how] = right_answers(model, test)
-            with refitted_norms(model, training_batches(config, train)):
-                right[True][how] = right_answers(model, test)
-    refitted = _compared(right[True])
-    refitted["changed"]["learned"] = _lost_and_gained(right[False]["learned"], right[True]["learned"])
+    right, right_refitted = looked_at(model, images, lambda: training_batches(config, train),
+                                      lambda: right_answers(model, test), progress)
+    refitted = _compared(right_refitted)
+    refitted["changed"]["learned"] = _lost_and_gained(right["learned"], right_refitted["learned"])
     refitted["augmented"] = is_augmented(config, len(train))
-    return _compared(right[False]) | {"images": len(test), "refitted": refitted}
+    return _compared(right) | {"images": len(test), "refitted": refitted}
 
 
 def _compared(right: dict[str, Tensor]) -> dict[str, Any]:

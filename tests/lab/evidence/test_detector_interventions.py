@@ -17,13 +17,12 @@ from mrla_minimal.lab.engine.detection import DetectionRun, find_objects
 from mrla_minimal.lab.evidence import intervention_means, merge_records, report_interventions, run_suite
 from mrla_minimal.lab.evidence.detector_interventions import (
     MEAN_BATCHES,
-    by_class,
-    drawn_fields,
     intervene_on_detector,
     last_crops,
-    precision_of,
 )
+from mrla_minimal.lab.evidence.image_noise import drawn_fields
 from mrla_minimal.lab.evidence.records import load_interventions
+from mrla_minimal.lab.fields import by_class, mean_precision
 from mrla_minimal.lab.precision import average_precision
 
 
@@ -128,8 +127,8 @@ def test_an_error_is_that_of_a_paired_draw_of_fields(looked_into):
         kept.append(by_class(find_objects(model, seen)["mask"], fields))
         for hook in hooks:
             hook.remove()
-    changes = [precision_of(kept[1], counts) - precision_of(kept[0], counts)
-               for counts in drawn_fields(kept[0])]
+    changes = [mean_precision(kept[1], counts) - mean_precision(kept[0], counts)
+               for counts in drawn_fields(kept[0][0].truths, 200)]
     assert len(changes) == 200 and len(set(changes)) > 5
     assert found["errors"]["mean"]["mask_AP"] == pytest.approx(statistics.stdev(changes))
     assert set(found["errors"]) == {"mean", "shuffle", "uniform"}
@@ -144,10 +143,10 @@ def test_several_classes_count_alike_and_one_that_is_not_drawn_does_not_count():
     found = find_objects(model, seen)["box"]
     kept = by_class(found, [view.field for view in seen])
     assert len(kept) == 2                                       # of three, one is never there
-    assert precision_of(kept) == pytest.approx(average_precision(found)["AP"])
+    assert mean_precision(kept) == pytest.approx(average_precision(found)["AP"])
     only = (kept[0].truths > 0) & (kept[1].truths == 0)
     if only.any():
-        assert precision_of(kept, only * 1.0) == kept[0].average_precision(only * 1.0)["AP"]
+        assert mean_precision(kept, only * 1.0) == kept[0].average_precision(only * 1.0)["AP"]
 
 
 def test_a_detector_that_chooses_nothing_has_none():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mrla_minimal.lab.evidence.image_noise import image_noise
+from mrla_minimal.lab.evidence.image_noise import drawn_fields, image_noise
 from mrla_minimal.lab.fields import ByField
 
 
@@ -55,3 +55,26 @@ def test_what_cannot_be_paired_is_refused():
         image_noise(net(5), net(5, fields=11))
     with pytest.raises(ValueError, match="draws must be at least 2, not 1"):
         image_noise(net(5), net(5), draws=1)
+    empty = ByField(np.array([0]), np.zeros((10, 1), bool), np.array([0, 0]))
+    with pytest.raises(ValueError, match="hold no object"):         # and does not draw forever
+        image_noise(empty, empty, draws=2)
+
+
+def test_draws_are_numpys_and_one_without_objects_is_drawn_again():
+    """Committed numbers rest on these draws."""
+    generator, objects, expected = np.random.default_rng(3), np.array([2, 0, 0, 1]), []
+    while len(expected) < 40:
+        counts = np.bincount(generator.integers(4, size=4), minlength=4)
+        expected += [counts.tolist()] if counts[0] or counts[3] else []
+    assert [counts.tolist() for counts in drawn_fields(objects, 40, seed=3)] == expected
+
+
+def test_of_several_classes_it_is_the_mean_of_those_that_were_drawn():
+    """One class is in all fields and is found, the other is in the first field alone and is not."""
+    everywhere, rare = net(10), ByField(np.array([], int), np.zeros((10, 0), bool), np.eye(12, dtype=int)[0])
+    noise = image_noise([everywhere, rare], [everywhere, rare], draws=50)
+    drawn = [counts[0] > 0 for counts in drawn_fields(everywhere.truths + rare.truths, 50)]
+    assert noise.first.tolist() == [0.5 if first else 1.0 for first in drawn] and any(drawn)
+    assert not all(drawn) and noise.paired == 0.0
+    with pytest.raises(ValueError, match="different fields"):
+        image_noise([everywhere, rare], everywhere, draws=50)
