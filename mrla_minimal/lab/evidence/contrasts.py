@@ -105,7 +105,8 @@ class Summary:
     rates       variant -> learning rate, unless each seed drew its own
     diverged    variant -> seeds without a result; `unknown`, variants that are gone -> seeds
     stopped     how many blocks are complete, and what ended the suite, in words; or nothing
-    kinds       kind of image -> measure -> variant -> seed -> value, of detectors
+    kinds       kind of image -> measure -> variant -> seed -> value, of detectors; `of_kinds`, kind -> the
+                contrasts on the suite's measure, none of them tested
     fields      variant -> seed -> what a detector's masks found field by field, as a text of lab/fields.py
     """
 
@@ -125,6 +126,7 @@ class Summary:
     unknown: dict[str, list[int]] = field(default_factory=dict)
     stopped: str = ""
     kinds: dict[str, dict[str, Values]] = field(default_factory=dict)
+    of_kinds: dict[str, list[Contrast]] = field(default_factory=dict)
     fields: dict[str, dict[int, str]] = field(default_factory=dict)
 
     @property
@@ -183,12 +185,15 @@ def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | Non
     values = measured(finished, suite)
     if not values.get(suite.measure):
         raise NoRuns(f"no finished runs of suite {suite.name} have the {MEASURES[suite.measure].label} yet")
-    rows = {name: _contrasts(suite, name, values[name], diverged) for name in values}
+    rows = {name: _contrasts(suite, name, values[name], diverged, name == suite.measure) for name in values}
+    kinds = kinds_of(finished)
+    of_kinds = {kind: _contrasts(suite, suite.measure, of_kind[suite.measure], diverged, False)
+                for kind, of_kind in sorted(kinds.items()) if suite.measure in of_kind}
     return Summary(suite.name, suite.note, finished[0]["source"], host_of(suite), suite.baseline,
                    suite.measure, margin_of(suite), values, rates, omnibus(values[suite.measure]),
                    rows.pop(suite.measure), rows, diverged, unknown,
                    "" if stops is None else how_it_stopped(suite, records, stops),
-                   kinds_of(finished), fields_of(finished))
+                   kinds, of_kinds, fields_of(finished))
 
 
 def measured(records: Iterable[dict], suite: Suite) -> dict[str, Values]:
@@ -228,22 +233,22 @@ def _one_of_each(records: list[dict], what: str, of: Callable[[dict], Any]) -> A
     return next(iter(values.values()))
 
 
-def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict) -> list[Contrast]:
+def _contrasts(suite: Suite, measure: str, values: Values, diverged: dict, tested: bool) -> list[Contrast]:
     """Every declared contrast that has a shared seed, the primary ones first, adjusted within its family.
 
-    On another measure than the suite's own nothing is adjusted, and there is no margin.
+    Unless it is tested, nothing is adjusted, and there is no margin: on another measure than the suite's own,
+    or on some of the images.
     """
-    rows, margin = [], margin_of(suite) if measure == suite.measure else None
+    rows, margin = [], margin_of(suite) if tested else None
     for pairs, primary in ((suite.primary, True), (suite.secondary, False)):
         asked = [((a, b), {a: 1.0, b: -1.0}) for a, b in pairs]
         asked += [((effect.name, None), effect.weights) for effect in suite.effects
                   if effect.primary == primary]
         found = [weighted_contrast(names, weights, values, diverged, primary, measure, margin)
                  for names, weights in asked if shared_seeds(values.get(variant, {}) for variant in weights)]
-        if measure == suite.measure:
-            tested = [row.p for row in found if row.p is not None]
+        if tested:
             # The family is all that was declared, whether or not its runs are there.
-            adjusted = iter(holm(tested, len(asked)))
+            adjusted = iter(holm([row.p for row in found if row.p is not None], len(asked)))
             found = [row if row.p is None else dataclasses.replace(row, adjusted=next(adjusted))
                      for row in found]
         rows += found

@@ -2,31 +2,23 @@
 claims, the noise of seeds beside the noise of images, and the rival that nobody has to train.
 """
 
-import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, Values
+from mrla_minimal.lab.columns import first_column
+from mrla_minimal.lab.evidence.contrasts import Contrast, Summary
+from mrla_minimal.lab.evidence.estimates import Column, mean_and_deviation, side_by_side
 from mrla_minimal.lab.evidence.image_noise import image_noise
-from mrla_minimal.lab.evidence.intervals import Interval, paired_interval, shared_seeds
-from mrla_minimal.lab.evidence.measures import MEASURES, Measure, first_column
+from mrla_minimal.lab.evidence.intervals import Interval
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure
+from mrla_minimal.lab.evidence.rival import RIVAL, against_rival
 from mrla_minimal.lab.fields import from_text
-from mrla_minimal.lab.files import repository_root
 
-RIVAL = "Otsu + watershed"
 CLAIMED = 0.03      # of AP: the paper claims 3 to 4 points more on COCO, for boxes and for masks
 DRAWS = 100         # of the fields: a standard deviation within a seventh, and it is averaged over seeds
-
-
-def rival_on(source: str) -> dict[str, float]:
-    """What the rival reaches on these images, as data/nuclei/rival.py recorded it; {} where it was not tried.
-    """
-    root = repository_root()
-    path = root and root / "data" / "results" / f"{source}-rival.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -91,92 +83,62 @@ def answers(row: Contrast, baseline: str) -> str:
     return f"{said} {measure.scale * CLAIMED:+g} is {inside(row.interval, CLAIMED)}."
 
 
-def detection_tables(summary: Summary) -> list[list[str]]:
-    """What a report says of detectors after its contrasts: tables, each a list of lines; [] for others."""
+def of_detectors(summary: Summary) -> bool:
+    """Whether it is a suite of detectors: asked of an average precision."""
+    return summary.measure in ("mask_AP", "box_AP")
+
+
+def detection_tables(summary: Summary, rival: Mapping[str, float]) -> list[list[str]]:
+    """What a report says of detectors after its contrasts: tables, each a list of lines; [] for others.
+
+    rival: what `rival_on` its images gives.
+    """
+    if not of_detectors(summary):
+        return []
+    measure = MEASURES[summary.measure]
     subjects = {row.a for row in summary.contrasts if row.primary}
     asked = [row for row in summary.contrasts
              if row.primary or (row.a in subjects and row.b == summary.baseline)]
-    if summary.measure not in ("mask_AP", "box_AP") or not asked:
-        return []
-    measure = MEASURES[summary.measure]
-    tables = [[f"is 0 inside, is {measure.scale * CLAIMED:+g} inside? ({measure.short}, 95 % intervals over "
-               f"seeds; {measure.scale * CLAIMED:+g} is the least",
-               f"gain over {summary.baseline} that the paper claims on COCO)",
-               *(answers(row, summary.baseline) for row in asked)]]
+    tables = [] if not asked else [
+        [f"is 0 inside, is {measure.scale * CLAIMED:+g} inside? ({measure.short}, 95 % intervals over "
+         f"seeds; {measure.scale * CLAIMED:+g} is the least",
+         f"gain over {summary.baseline} that the paper claims on COCO)",
+         *(answers(row, summary.baseline) for row in asked)]]
     if summary.kinds:
-        tables += [_by_kind(summary), _contrasts_by_kind(summary, measure)]
+        tables.append(_by_kind(summary, rival))
+    if any(summary.of_kinds.values()):
+        tables.append(_contrasts_by_kind(summary, measure, rival))
     found = noises(summary)
     return [*tables, _noise_table(found)] if found else tables
 
 
-def against_rival(values: Values, baseline: str, rival: float | None) -> tuple[float, Interval | None] | None:
-    """(mean, 95 % interval over seeds) of what the baseline has more than the rival; None without either."""
-    runs = values.get(baseline, {})
-    if rival is None or not runs:
-        return None
-    return paired_interval([value - rival for value in runs.values()])[:2]
-
-
-def _columns(summary: Summary) -> list[tuple[str, Measure]]:
-    return [(kind, MEASURES[name]) for kind in sorted(summary.kinds)
-            for name in ("mask_AP", "box_AP") if name in summary.kinds[kind]]
-
-
-def _by_kind(summary: Summary) -> list[str]:
+def _by_kind(summary: Summary, rival: Mapping[str, float]) -> list[str]:
     """Every variant's mean and standard deviation over seeds on each kind of image, and the rival's value."""
-    columns, variants = _columns(summary), summary.values[summary.measure]
-    wide = first_column(variants, least=20)
-    lines = [f"{'by kind of image':<{wide}}" + "".join(
-        f"{f'{kind}, {measure.short} %':>24} {'sd':>6}" for kind, measure in columns)]
-    for variant in variants:
-        cells = []
-        for kind, measure in columns:
-            of_kind = summary.kinds[kind][measure.name]
-            runs = [measure.scale * value for value in of_kind.get(variant, {}).values()]
-            mean = f"{statistics.fmean(runs):.{measure.decimals}f}" if runs else "-"
-            spread = f"{statistics.stdev(runs):.{measure.decimals}f}" if len(runs) > 1 else "-"
-            cells.append(f"{mean:>24} {spread:>6}")
-        lines.append(f"{variant:<{wide}}" + "".join(cells))
-    rival = rival_on(summary.source)
+    columns = [(kind, MEASURES[name]) for kind in sorted(summary.kinds)
+               for name in ("mask_AP", "box_AP") if name in summary.kinds[kind]]
+    rows = {variant: [summary.kinds[kind][measure.name].get(variant, {}).values()
+                      for kind, measure in columns]
+            for variant in summary.values[summary.measure]}
     if rival:
-        reached = [(rival.get(f"test_{kind}_{measure.name}"), measure) for kind, measure in columns]
-        cells = ["-" if value is None else f"{measure.scale * value:.{measure.decimals}f}"
-                 for value, measure in reached]
-        lines.append(f"{RIVAL:<{wide}}" + "".join(f"{cell:>24} {'-':>6}" for cell in cells))
+        names = [f"test_{kind}_{measure.name}" for kind, measure in columns]
+        rows[RIVAL] = [[rival[name]] if name in rival else [] for name in names]
+    heads = [f" {kind}, {measure.short} %" for kind, measure in columns]
+    wide, each = first_column(rows, least=20), first_column(heads, least=24)
+    lines = [f"{'by kind of image':<{wide}}" + "".join(f"{head:>{each}} {'sd':>6}" for head in heads)]
+    for name, reached in rows.items():
+        cells = [mean_and_deviation(measure, values, each)
+                 for (_, measure), values in zip(columns, reached, strict=True)]
+        lines.append(f"{name:<{wide}}" + "".join(cells))
     return lines
 
 
-def _contrasts_by_kind(summary: Summary, measure: Measure) -> list[str]:
+def _contrasts_by_kind(summary: Summary, measure: Measure, rival: Mapping[str, float]) -> list[str]:
     """Every contrast on each kind of image, on the suite's measure: estimates with 95 % intervals."""
-    kinds = [kind for kind in sorted(summary.kinds) if measure.name in summary.kinds[kind]]
-    rows = [row for row in summary.contrasts if row.b is not None]
-    wide = first_column((row.title for row in rows), least=38)
-    lines = [f"{f'{measure.short} by kind of image, points':<{wide}} "
-             + "".join(f"{kind:<28}" for kind in kinds).rstrip()]
-    for row in rows:
-        cells = []
-        for kind in kinds:
-            values = summary.kinds[kind][measure.name]
-            seeds = shared_seeds(values.get(variant, {}) for variant in (row.a, row.b))
-            found = paired_interval([values[row.a][seed] - values[row.b][seed] for seed in seeds])[:2] \
-                if seeds else None
-            cells.append(estimate(found, measure))
-        lines.append(f"{row.title:<{wide}} " + "".join(f"{cell:<28}" for cell in cells).rstrip())
-    rival = rival_on(summary.source)
-    cells = [estimate(against_rival(summary.kinds[kind][measure.name], summary.baseline,
-                                    rival.get(f"test_{kind}_{measure.name}")), measure) for kind in kinds]
-    if rival:
-        lines.append(f"{f'{summary.baseline} - {RIVAL}':<{wide}} "
-                     + "".join(f"{cell:<28}" for cell in cells).rstrip())
-    return lines
-
-
-def estimate(found: tuple[float, Interval | None] | None, measure: Measure) -> str:
-    """"+0.50 (-1.67 to +2.67)", without the interval where there is none, "-" without either."""
-    if found is None:
-        return "-"
-    mean, ends = measure.difference(found[0]), measure.ends(found[1])
-    return f"{mean} ({ends})" if ends else mean
+    columns = [Column(kind, measure, contrasts, against_rival(summary.kinds[kind][measure.name],
+                      summary.baseline, rival.get(f"test_{kind}_{measure.name}")))
+               for kind, contrasts in summary.of_kinds.items()]
+    return side_by_side(f"{measure.short} by kind of image, points", columns, summary.baseline, 28,
+                        with_rival=bool(rival))
 
 
 def _noise_table(found: Sequence[Noise]) -> list[str]:

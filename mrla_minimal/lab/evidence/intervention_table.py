@@ -3,14 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mrla_minimal.lab.columns import first_column
 from mrla_minimal.lab.evidence.contrasts import NO_SCATTER
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval
 from mrla_minimal.lab.evidence.interventions import INTERVENTIONS, standard_error
-from mrla_minimal.lab.evidence.measures import MEASURES, first_column
+from mrla_minimal.lab.evidence.measures import MEASURES
 
 REFITTED = ("learned", *INTERVENTIONS)      # with norms refitted: learned is the control, the refit alone
 
-NOTES = """
+NOTES = """\
 In brackets: the standard error over the choice of the test {drawn}. Norms refitted: each batch norm has its
 mean and variance taken anew, on images cropped and flipped as in training, on both sides of the comparison;
 learned is the control, the refit alone, against the net as trained. -: not measured so. Means are over nets,
@@ -88,20 +89,20 @@ def report_interventions(records: Iterable[dict]) -> str:
     records = sorted(records, key=lambda record: (record["variant"], record["seed"]))
     names = measures_of(records[0]) if records else ["test_accuracy"]
     drawn = "images" if names == ["test_accuracy"] else "fields of view"
-    return "\n".join([*("\n".join([*_tables(records, name), ""]) for name in names[:-1]),
-                      *_tables(records, names[-1]), *NOTES.format(drawn=drawn).splitlines()])
+    lines = [line for name in names for line in (*_tables(records, name), "")]
+    return "\n".join([*lines, NOTES.format(drawn=drawn)])
 
 
 def _tables(records: list[dict], name: str) -> list[str]:
     """The two tables of one measure."""
     measure = MEASURES[name]
     what = "test accuracy" if name == "test_accuracy" else f"{measure.short} on test"
-    heads = "  ".join("".join(f"{how:>14}" for how in hows) for hows in (INTERVENTIONS, REFITTED))
+    plain, refitted = ("".join(f"{how:>14}" for how in hows) for hows in (INTERVENTIONS, REFITTED))
     wide = first_column((record["variant"] for record in records), least=20)
+    before = f"{'variant':<{wide}} {'seed':>4} {'learned %':>10}{plain}  "
     lines = [f"what the attention chooses: {what} as learned, and its change in points (standard "
              "error) without the choices", "",
-             f"{'':<{wide + 61}}{' norms refitted ':-^56}",
-             f"{'variant':<{wide}} {'seed':>4} {'learned %':>10}{heads}"]
+             f"{'':<{len(before)}}{' norms refitted ':-^{len(refitted)}}", f"{before}{refitted}"]
     for record in records:
         plain, refitted = ("".join(f"{_points(change(record, how, refit, name)):>14}" for how in hows)
                            for refit, hows in ((False, INTERVENTIONS), (True, REFITTED)))
@@ -110,7 +111,7 @@ def _tables(records: list[dict], name: str) -> list[str]:
     means = {f"{row.variant}, {row.intervention}{', norms refitted' if row.norms_refitted else ''}": row
              for row in intervention_means(records) if row.measure == name}
     wide = first_column(means, least=44)
-    lines += ["", f"{'mean over the nets of a variant':<{wide - 8}}{'nets':>6}{'points':>8}  95 % over seeds"]
+    lines += ["", f"{'mean over the nets of a variant':<{wide}}{'nets':>6}{'points':>8}  95 % over seeds"]
     for title, row in means.items():
         missing = NO_SCATTER if row.nets > 1 else "too few nets"
         lines.append(f"{title:<{wide}}{row.nets:>6}{measure.difference(row.mean):>8}  "

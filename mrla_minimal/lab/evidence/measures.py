@@ -108,8 +108,3 @@ def fields_of(records: Iterable[dict]) -> dict[str, dict[int, str]]:
         if text is not None:
             texts.setdefault(record["variant"], {})[record["seed"]] = text
     return texts
-
-
-def first_column(names: Iterable[str], least: int) -> int:
-    """Its width, in characters: `least`, or more where a name is longer, so that columns stay columns."""
-    return max(least, *map(len, names), 0)

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrla_minimal.lab.columns import first_column
 from mrla_minimal.lab.evidence.across import FEWEST, RELEVANT, TAU, Cell, MeanEffect, random_effects
 from mrla_minimal.lab.evidence.contrasts import Contrast, Summary, name_of, weighted_contrast
 from mrla_minimal.lab.evidence.declared import CORRIDORS
 from mrla_minimal.lab.evidence.intervals import shared_seeds
-from mrla_minimal.lab.evidence.measures import MEASURES, first_column
+from mrla_minimal.lab.evidence.measures import MEASURES
 
 PLANTED = "positive control"        # the note of suites whose effect was put there
 LEGEND = "*: primary, what its suite is for. The suites' own tables say what was measured, and of which nets."

@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mrla_minimal.lab.columns import first_column
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine.branch import trunk_of
@@ -18,7 +19,6 @@ from mrla_minimal.lab.evidence.jobs import (
     trunk_job,
     tuning_jobs,
 )
-from mrla_minimal.lab.evidence.measures import first_column
 from mrla_minimal.lab.evidence.pacing import seconds_a_step
 from mrla_minimal.lab.evidence.suites import Suite
 

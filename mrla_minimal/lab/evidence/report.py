@@ -1,35 +1,29 @@
 """The tables of a suite, as text: its variants and its contrasts; and all that is known of it, as JSON."""
 
 import dataclasses
-import statistics
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mrla_minimal.lab.columns import first_column
 from mrla_minimal.lab.evidence.contrasts import NO_SCATTER, Summary
-from mrla_minimal.lab.evidence.detection_table import (
-    RIVAL,
-    against_rival,
-    answers,
-    detection_tables,
-    estimate,
-    noises,
-    rival_on,
-)
+from mrla_minimal.lab.evidence.detection_table import answers, detection_tables, noises, of_detectors
+from mrla_minimal.lab.evidence.estimates import Column, mean_and_deviation, side_by_side
 from mrla_minimal.lab.evidence.intervention_table import intervention_means
-from mrla_minimal.lab.evidence.measures import MEASURES, Measure, first_column
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure
 from mrla_minimal.lab.evidence.readings import TEST_FROM
+from mrla_minimal.lab.evidence.rival import RIVAL, against_rival, rival_on
 
 
 def report(summary: Summary) -> str:
     """The Summary as text: its variants, its contrasts on the suite's measure, and on every other."""
-    measure = MEASURES[summary.measure]
+    measure, rival = MEASURES[summary.measure], rival_on(summary.source)
     note = f" [{summary.note}]" if summary.note else ""
     tables = [[f"suite {summary.suite}, {summary.source}, {summary.host}{note}",
                f"asked of the {measure.label}: {measure.better} is better",
                *(part for line in summary.stopped.splitlines() for part in textwrap.wrap(line, 100))],
-              _variants(summary), _omnibus(summary), _contrasts(summary, measure), _further(summary),
-              *detection_tables(summary), _legend(summary, measure)]
+              _variants(summary, rival), _omnibus(summary), _contrasts(summary, measure),
+              _further(summary, rival), *detection_tables(summary, rival), _legend(summary, measure)]
     return "\n\n".join("\n".join(lines) for lines in tables if lines)
 
 
@@ -44,42 +38,31 @@ def ranges(seeds: Iterable[int]) -> str:
     return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
-def _variants(summary: Summary) -> list[str]:
-    """Every variant's mean and standard deviation, a column a measure."""
+def _variants(summary: Summary, rival: Mapping[str, float]) -> list[str]:
+    """Every variant's mean and standard deviation, a column a measure; and what needs no training."""
     measures = [MEASURES[name] for name in summary.values]
     heads = "".join(f"{measure.short + (' %' if measure.scale == 100 else ''):>13} {'sd':>6}"
                     for measure in measures)
     variants = list(dict.fromkeys(variant for values in summary.values.values() for variant in values))
-    wide = first_column(variants, least=20)
+    others = [*summary.diverged, *summary.unknown, *([RIVAL] if rival else [])]
+    wide = first_column([*variants, *others], least=20)
     lines = [f"{'variant':<{wide}} {'seeds':<10}{heads} {'rate':>6}"]
     for variant in variants:
         rate = f"{summary.rates[variant]:g}" if variant in summary.rates else "drawn"
         runs = [summary.values[measure.name].get(variant, {}) for measure in measures]
-        columns = "".join(map(_mean_and_deviation, measures, runs))
+        columns = "".join(mean_and_deviation(measure, its.values(), 13)
+                          for measure, its in zip(measures, runs, strict=True))
         seeds = ranges(set().union(*runs))
         lines.append(f"{variant:<{wide}} {seeds:<10}{columns} {rate:>6}")
-    lines += _rival(summary.source, measures)
+    if rival:
+        reached = [[rival[f"test_{name}"]] if f"test_{name}" in rival else [] for name in summary.values]
+        columns = "".join(mean_and_deviation(measure, its, 13)
+                          for measure, its in zip(measures, reached, strict=True))
+        lines.append(f"{RIVAL:<{wide}} {'none':<10}{columns} {'-':>6}")
     for what, variants in (("diverged", summary.diverged), ("not of this suite any more", summary.unknown)):
         lines += [f"{variant:<{wide}} {what}: seeds {', '.join(map(str, seeds))}"
                   for variant, seeds in variants.items()]
     return lines
-
-
-def _rival(source: str, measures: list[Measure]) -> list[str]:
-    """The row of what needs no training, where it was measured on these images."""
-    rival = rival_on(source)
-    if not rival:
-        return []
-    columns = "".join(_mean_and_deviation(measure, {0: rival[f"test_{measure.name}"]})
-                      for measure in measures)
-    return [f"{RIVAL:<20} {'none':<10}{columns} {'-':>6}"]
-
-
-def _mean_and_deviation(measure: Measure, runs: dict[int, float]) -> str:
-    values = [measure.scale * value for value in runs.values()]
-    mean = f"{statistics.fmean(values):.{measure.decimals}f}" if values else "-"
-    deviation = f"{statistics.stdev(values):.{measure.decimals}f}" if len(values) > 1 else "-"
-    return f"{mean:>13} {deviation:>6}"
 
 
 def _omnibus(summary: Summary) -> list[str]:
@@ -114,32 +97,15 @@ def _contrasts(summary: Summary, measure: Measure) -> list[str]:
     return lines
 
 
-def _further(summary: Summary) -> list[str]:
+def _further(summary: Summary, rival: Mapping[str, float]) -> list[str]:
     """The contrasts on every measure, side by side: estimates with 95 % intervals."""
     if not summary.contrasts or not summary.further:
         return []
     rows = {**summary.further, summary.measure: summary.contrasts}
-    measures = [measure for name, measure in MEASURES.items() if name in rows]
-    heads = [f"{measure.short}, {measure.unit} ({measure.better} is better)" for measure in measures]
-    names = list(dict.fromkeys(row.title for name in rows for row in rows[name]))
-    wide = first_column(names, least=38)
-    lines = [_row("on every measure", heads, wide)]
-    for name in names:
-        cells = []
-        for measure in measures:
-            row = next((row for row in rows[measure.name] if row.title == name), None)
-            cells.append(estimate(row and (row.mean, row.interval), measure))
-        lines.append(_row(name, cells, wide))
-    rival = rival_on(summary.source)
-    if rival:
-        found = [against_rival(summary.values[measure.name], summary.baseline,
-                               rival[f"test_{measure.name}"]) for measure in measures]
-        lines.append(_row(f"{summary.baseline} - {RIVAL}", map(estimate, found, measures), wide))
-    return lines
-
-
-def _row(name: str, cells: Iterable[str], wide: int) -> str:
-    return f"{name:<{wide}} " + "".join(f"{cell:<41}" for cell in cells).rstrip()
+    columns = [Column(f"{measure.short}, {measure.unit} ({measure.better} is better)", measure, rows[name],
+                      against_rival(summary.values[name], summary.baseline, rival.get(f"test_{name}")))
+               for name, measure in MEASURES.items() if name in rows]
+    return side_by_side("on every measure", columns, summary.baseline, 41, with_rival=bool(rival))
 
 
 def _legend(summary: Summary, measure: Measure) -> list[str]:
@@ -168,14 +134,15 @@ def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dic
     plain = dataclasses.asdict(dataclasses.replace(summary, fields={}))
     del plain["fields"]         # 20 kB a run: they are in the records
     for shown, rows in ((plain["contrasts"], summary.contrasts),
-                        *((plain["further"][name], rows) for name, rows in summary.further.items())):
+                        *((plain["further"][name], rows) for name, rows in summary.further.items()),
+                        *((plain["of_kinds"][kind], rows) for kind, rows in summary.of_kinds.items())):
         for row, contrast in zip(shown, rows, strict=True):
             row |= {"name": contrast.name, "n": contrast.n}
     for row, contrast in zip(plain["contrasts"], summary.contrasts, strict=True):
         row["reading"] = contrast.reading
     interventions = list(interventions)
     means = [dataclasses.asdict(row) for row in intervention_means(interventions)]
-    if detection_tables(summary):
+    if of_detectors(summary):
         plain |= {"answers": [answers(row) for row in summary.contrasts if row.primary],
                   "noise": [dataclasses.asdict(row) for row in noises(summary)],
                   "rival": rival_on(summary.source)}

@@ -12,7 +12,16 @@ from tiny_scenes import tiny_scenes
 from tiny_suites import record
 
 from mrla_minimal.lab.engine import PRESETS
-from mrla_minimal.lab.evidence import SUITES, Suite, load_records, merge_records, report, run_suite, summarise
+from mrla_minimal.lab.evidence import (
+    SUITES,
+    Effect,
+    Suite,
+    load_records,
+    merge_records,
+    report,
+    run_suite,
+    summarise,
+)
 from mrla_minimal.lab.evidence.committed import export_checkpoints
 from mrla_minimal.lab.evidence.detection_table import DRAWS, answers, inside, noises
 from mrla_minimal.lab.evidence.image_noise import image_noise
@@ -171,6 +180,56 @@ def test_each_kind_of_image_has_its_columns_and_its_differences(monkeypatch):
     assert lines[head + 1].split()[:5] == ["mrla-light", "-", "plain", "*", "+3.00"]
     # what needs no training stands in each of these tables; it was never tried on a kind called glowing
     assert sum("Otsu + watershed" in line for line in lines) == 4
+
+
+def test_effects_too_are_told_by_kind_and_without_primary_contrasts(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suite = dataclasses.replace(FOUND, primary=(), effects=(
+        Effect("attention", ("mrla-light",), ("plain",), primary=False),))
+    records = [detection(variant, seed, 0.4, mask, kinds(mask)) for seed in range(2)
+               for variant, mask in (("plain", 0.5), ("mrla-light", 0.52 + 0.01 * seed))]
+    del records[0]["metrics"][-1]["test_stained_mask_AP"]
+    summary = summarise(records, suite)
+    rows = {kind: {row.name: row for row in rows} for kind, rows in summary.of_kinds.items()}
+    for kind, n in (("glowing", 2), ("stained", 1)):
+        effect, pair = rows[kind]["attention"], rows[kind]["mrla-light - plain"]
+        assert effect.n == n and effect.differences == pytest.approx(pair.differences)
+        assert effect.adjusted is None and effect.margin is None
+    assert rows["glowing"]["attention"].mean == pytest.approx(0.025)
+    lines = report(summary).splitlines()
+    head, = [number for number, line in enumerate(lines) if line.startswith("mask AP by kind")]
+    line, = [line for line in lines[head:] if line.startswith("attention ")]
+    assert line.split() == ["attention", *"+2.50 (-3.85 to +8.85)".split(), "+3.00"]
+    shown = summary_as_json(summary)
+    assert shown["of_kinds"]["glowing"][1]["name"] == "attention" and shown["answers"] == []
+
+
+def test_only_what_the_rival_reached_is_taken_from_its_file(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    records = [detection(variant, 0, 0.4, 0.5) for variant in FOUND.variants]
+    rival = summary_as_json(summarise(records, FOUND))["rival"]
+    assert rival["test_mask_AP"] > 0.4 and all(0 < value < 1 for value in rival.values())
+    assert all(name.startswith("test_") for name in rival)
+
+
+def test_the_rivals_columns_are_those_of_variants_with_long_names(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name = "one-whose-name-is-rather-long"
+    suite = dataclasses.replace(FOUND, variants={name: {}, "other": {"layer_attention": None}},
+                                baseline=name, primary=((name, "other"),))
+    records = [detection("plain", seed, 0.4, 0.5, {"test_a_kind_of_a_long_name_mask_AP": 0.5,
+                                                   "test_b_mask_AP": 0.5}) for seed in range(2)]
+    records = [one | {"variant": variant, "config": dataclasses.asdict(suite.config(variant, one["seed"]))}
+               for one in records for variant in suite.variants]
+    tables = [table.splitlines() for table in report(summarise(records, suite)).split("\n\n")]
+    for heading, ends in (("variant ", "mask AP %"), ("by kind of image", "b, mask AP %")):
+        head, *rows = next(table for table in tables if table[0].startswith(heading))
+        end = head.index(ends) + len(ends)
+        cells = [row[:end].split()[-1] for row in rows]
+        assert cells[:2] == ["50.00", "50.00"] and rows[2].startswith("Otsu + watershed")
+        assert len({len(row) for row in (head, *rows)}) == 1
+    head, *rows = next(table for table in tables if table[0].startswith("mask AP by kind"))
+    assert {row[head.rindex(" b") + 1 :] for row in rows} == {"+0.00", "-"}
 
 
 def test_two_questions_have_two_answers():

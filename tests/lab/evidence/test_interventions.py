@@ -387,6 +387,13 @@ def test_the_table_gives_each_net_and_the_means_over_nets_as_worked_by_hand():
     assert "mrla-base, mean                                  2   -2.00  -14.71 to +10.71" in text
     assert "mrla-base, uniform, norms refitted               2  -15.00  -78.53 to +48.53" in text
     assert "mrla-light, mean                                 1   -2.00  too few nets" in text
+    head, = [line for line in text if line.startswith("mean over the nets")]
+    row, = [line for line in text if line.startswith("mrla-light, mean  ")]
+    assert [head.rindex(name) + len(name) for name in ("nets", "points")] == [
+        row.index(value) + len(value) for value in (" 1", "-2.00")]
+    assert head.index("95 %") == row.index("too few")
+    over, heads = text[2:4]
+    assert len(over) == len(heads) and over.index("-") > heads.index("uniform") + 8
 
 
 def test_the_mean_of_equal_changes_has_no_interval_and_that_is_not_for_want_of_nets():
