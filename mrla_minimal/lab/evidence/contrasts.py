@@ -12,7 +12,7 @@ from typing import Any
 
 from mrla_minimal.lab.evidence.blocks import how_it_stopped
 from mrla_minimal.lab.evidence.intervals import LEVEL, MARGIN, Interval, holm, paired_interval, shared_seeds
-from mrla_minimal.lab.evidence.measures import MEASURES, Measure, fields_of, kinds_of
+from mrla_minimal.lab.evidence.measures import MEASURES, Measure, fields_of, kinds_of, measured
 from mrla_minimal.lab.evidence.omnibus import Omnibus, omnibus
 from mrla_minimal.lab.evidence.readings import ESTIMATE, TEST_FROM, read_interval
 from mrla_minimal.lab.evidence.suites import Suite, with_defaults
@@ -182,7 +182,7 @@ def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | Non
             if (variant, record["seed"]) in seen:
                 raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
             seen.add((variant, record["seed"]))
-    values = measured(finished, suite)
+    values = measured(finished, suite.variants)
     if not values.get(suite.measure):
         raise NoRuns(f"no finished runs of suite {suite.name} have the {MEASURES[suite.measure].label} yet")
     rows = {name: _contrasts(suite, name, values[name], diverged, name == suite.measure) for name in values}
@@ -194,18 +194,6 @@ def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | Non
                    rows.pop(suite.measure), rows, diverged, unknown,
                    "" if stops is None else how_it_stopped(suite, records, stops),
                    kinds, of_kinds, fields_of(finished))
-
-
-def measured(records: Iterable[dict], suite: Suite) -> dict[str, Values]:
-    """measure -> variant -> seed -> value of these records; without the measures that none of them has."""
-    values = {}
-    for record in sorted(records, key=lambda record: list(suite.variants).index(record["variant"])):
-        for measure in MEASURES.values():
-            value = measure.of(record)
-            if value is not None:
-                runs = values.setdefault(measure.name, {}).setdefault(record["variant"], {})
-                runs[record["seed"]] = value
-    return {name: values[name] for name in MEASURES if name in values}
 
 
 def margin_of(suite: Suite) -> float | None:

@@ -32,10 +32,7 @@ class Measure:
     def of(self, record: dict) -> float | None:
         """The record's value, a fraction of 1 or nat; None if it has none. ValueError if it is not finite."""
         value = self.read(record)
-        if value is not None and not math.isfinite(value):
-            which = f"{record['variant']}, seed {record['seed']}"
-            raise ValueError(f"the {self.label} of {which} is {value}: not finite, so no result")
-        return value
+        return None if value is None else _finite(value, self.label, record)
 
     def difference(self, value: float) -> str:
         """A difference as text, with its sign, in `unit`."""
@@ -44,6 +41,13 @@ class Measure:
     def ends(self, interval: Interval | None) -> str:
         """An interval of differences as text, "-0.12 to +0.30"; "" where there is none."""
         return "" if interval is None else " to ".join(map(self.difference, interval))
+
+
+def _finite(value: float, what: str, record: dict) -> float:
+    if not math.isfinite(value):
+        which = f"{record['variant']}, seed {record['seed']}"
+        raise ValueError(f"the {what} of {which} is {value}: not finite, so no result")
+    return value
 
 
 def _test_accuracy(record: dict) -> float | None:
@@ -85,10 +89,25 @@ MEASURES = {measure.name: measure for measure in (
 )}
 
 
+def measured(records: Iterable[dict], variants: Iterable[str]) -> dict[str, dict[str, dict[int, float]]]:
+    """measure -> variant -> seed -> value of these records; without the measures that none of them has.
+
+    variants: in which order they come.
+    """
+    values, order = {}, list(variants)
+    for record in sorted(records, key=lambda record: order.index(record["variant"])):
+        for measure in MEASURES.values():
+            value = measure.of(record)
+            if value is not None:
+                runs = values.setdefault(measure.name, {}).setdefault(record["variant"], {})
+                runs[record["seed"]] = value
+    return {name: values[name] for name in MEASURES if name in values}
+
+
 def kinds_of(records: Iterable[dict]) -> dict[str, dict[str, dict[str, dict[int, float]]]]:
     """What detectors reach on each kind of image: kind -> measure -> variant -> seed -> value.
 
-    {} for records that tell no kinds apart.
+    {} for records that tell no kinds apart. ValueError for a value that is not finite.
     """
     kinds = {}
     for record in records:
@@ -96,7 +115,8 @@ def kinds_of(records: Iterable[dict]) -> dict[str, dict[str, dict[str, dict[int,
             told = re.fullmatch(r"test_(\w+)_((?:mask|box)_AP)", name)
             if told:
                 runs = kinds.setdefault(told[1], {}).setdefault(told[2], {})
-                runs.setdefault(record["variant"], {})[record["seed"]] = value
+                what = f"{MEASURES[told[2]].label} on images of kind {told[1]}"
+                runs.setdefault(record["variant"], {})[record["seed"]] = _finite(value, what, record)
     return kinds
 
 

@@ -182,6 +182,12 @@ def test_each_kind_of_image_has_its_columns_and_its_differences(monkeypatch):
     assert sum("Otsu + watershed" in line for line in lines) == 4
 
 
+def test_a_kinds_value_that_is_not_finite_is_named():
+    record = detection("plain", 3, 0.4, 0.5, {"test_stained_box_AP": math.nan})
+    with pytest.raises(ValueError, match="of boxes on images of kind stained of plain, seed 3 is nan"):
+        summarise([record], FOUND)
+
+
 def test_effects_too_are_told_by_kind_and_without_primary_contrasts(monkeypatch):
     monkeypatch.chdir(ROOT)
     suite = dataclasses.replace(FOUND, primary=(), effects=(
