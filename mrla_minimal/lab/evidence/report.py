@@ -143,7 +143,7 @@ def summary_as_json(summary: Summary, interventions: Iterable[dict] = ()) -> dic
     interventions = list(interventions)
     means = [dataclasses.asdict(row) for row in intervention_means(interventions)]
     if of_detectors(summary):
-        plain |= {"answers": [answers(row) for row in summary.contrasts if row.primary],
+        plain |= {"answers": [answers(row, summary.baseline) for row in summary.contrasts if row.primary],
                   "noise": [dataclasses.asdict(row) for row in noises(summary)],
                   "rival": rival_on(summary.source)}
     return plain | {"accuracies": summary.accuracies, "interventions": interventions,
