@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mrla_minimal.course.made_records import is_made, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.data.scenes import Scenes
 from mrla_minimal.lab.engine import PRESETS, TrainConfig, train
@@ -33,7 +33,7 @@ def curve_records(seeds: Iterable[int] = SEEDS, known: Iterable[dict] = (),
     seeds, commit = [integer("seed", seed, 0) for seed in seeds], source_commit()
     for seed in seeds:
         setting = {"suite": SUITE, "variant": "plain", "seed": seed, "recipe": recipe}
-        if is_made(setting, known):
+        if made_with(setting, known):
             continue
         folder = Path(runs) / f"seed{seed}"
         result = train(TrainConfig(**recipe, seed=seed, validation=True), folder, data=data,
@@ -60,5 +60,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", default=f"data/results/{SUITE}.jsonl",
                         help="file of JSON lines (default: %(default)s)")
     given = parser.parse_args()
-    print_or_refuse(parser, lambda: curve_table(write_missing(
-        given.out, lambda known: curve_records(given.seeds, known))))
+    print_or_refuse(parser, lambda: curve_table(made_with({"suite": SUITE}, write_missing(
+        given.out, lambda known: curve_records(given.seeds, known)))))

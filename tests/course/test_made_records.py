@@ -57,7 +57,7 @@ def test_a_refusal_is_one_line(capsys):
 
 
 @pytest.mark.parametrize("module", ["quiz_records", "who_knows", "words_records", "sideways_records",
-                                    "index_records", "small_suite"])
+                                    "index_records", "small_suite", "detector_curve"])
 def test_no_command_adds_to_a_damaged_file(module, tmp_path):
     path = tmp_path / "damaged.jsonl"
     path.write_text("not a record\n")
