@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mrla_minimal.course.apart.process import Ended
 from mrla_minimal.course.apart.remote import Remote
 from mrla_minimal.course.exercises import check_calls, lesson_of, without_checks
-from mrla_minimal.course.submissions import MEMORY, clean, write_rows
+from mrla_minimal.course.submissions import MEMORY, clean, read_rows, spelt, write_rows
 from mrla_minimal.lab.device import plain_defaults
 from mrla_minimal.lab.files import is_repository, repository_root
 from mrla_minimal.lab.own_files import Told
@@ -62,7 +62,7 @@ def grade_notebook(path: str | Path, seconds: float = SECONDS, memory: int = MEM
         # what was judged before was judged from outside: it stands, if the code only was slow at the end
         rows = {name: row if row[0] == "wrong" or (ended.slow and row[0] == "passed")
                 else ("not judged", str(ended)) for name, row in rows.items()}
-    return [{"notebook": str(path), "exercise": name, "status": status, "message": clean(message)}
+    return [{"notebook": spelt(path), "exercise": name, "status": status, "message": clean(message)}
             for name, (status, message) in rows.items()]
 
 
@@ -99,9 +99,12 @@ def grade_notebooks(paths: Sequence[str | Path], csv_path: str | Path | None = N
                     memory: int = MEMORY) -> list[dict]:
     """Grade one notebook after the other, and print a line for each exercise; the CSV grows with each.
 
-    A file that cannot be graded has one row, with the status "not gradable": the others are graded.
+    A file that cannot be graded has one row, with the status "not gradable": the others are graded. An
+    earlier CSV is replaced. Raises ValueError, and leaves it, if it holds something else than such rows.
     """
     rows = []
+    if csv_path is not None:
+        read_rows(csv_path, COLUMNS)        # `--csv copies/*.ipynb` must not cost a student's copy
     for path in paths:
         for row in _rows_of(path, seconds, memory):
             what = f"{clean(row['notebook'])}  {row['exercise']}  {row['message']}"
@@ -115,4 +118,5 @@ def _rows_of(path, seconds, memory) -> Iterator[dict]:
     try:
         yield from grade_notebook(path, seconds, memory)
     except (ValueError, OSError) as error:
-        yield {"notebook": str(path), "exercise": "", "status": "not gradable", "message": clean(str(error))}
+        yield {"notebook": spelt(path), "exercise": "", "status": "not gradable",
+               "message": clean(str(error))}

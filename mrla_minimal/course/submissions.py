@@ -74,8 +74,9 @@ def check_folder(folder: str | Path, csv_path: str | Path | None = None,
                  quiz: bool = True) -> list[dict]:
     """Grade the Python files of a folder, and print a line for each; returns rows as the JSON file has them.
 
-    Both files are written anew after each submission, whole. What they hold of a version of a file is not
-    graded again. Raises ValueError if there is no Python file, or a file to write to holds something else.
+    Both files are written anew after each submission, whole; their folders are made if need be. What they
+    hold of a version of a file is not graded again. One that cannot be read has a row, too. Raises ValueError
+    if there is no Python file, or a file to write to holds something else.
     """
     files = sorted(path for path in Path(folder).glob("*.py") if path.is_file())
     if not files:
@@ -84,7 +85,7 @@ def check_folder(folder: str | Path, csv_path: str | Path | None = None,
     rows, kept = [], 0
     bar = tqdm(files, unit="submission")
     for path in bar:
-        key = path.name, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        key = spelt(path.name), _sum(path)
         kept += key in earlier
         row = earlier.get(key) or _graded(path, key[1], seconds, memory, quiz)
         rows.append(row)
@@ -95,6 +96,13 @@ def check_folder(folder: str | Path, csv_path: str | Path | None = None,
     if kept:
         print(f"{kept} of {len(rows)} were graded before, and have not changed")
     return rows
+
+
+def _sum(path):
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError:         # its row will say so
+        return ""
 
 
 def _names(rows):
@@ -114,12 +122,31 @@ def _graded(path, file_sum, seconds, memory, quiz):
     verdict = "not gradable" if not found else "failed" if wrong else "passed"
     quizzes = {result["check"]: result["text"] for result in found if "quiz" in result["check"]}
     late, early = (quizzes.get(f"corridor quiz, {question} question", "") for question in ("late", "early"))
-    row = Grade(path.name, verdict, len(graded) - len(wrong), len(graded),
+    row = Grade(spelt(path.name), verdict, len(graded) - len(wrong), len(graded),
                 round(time.monotonic() - start, 1), message, late, early, file_sum)
     return {**asdict(row), "findings": found}
 
 
 # The files of grades, which `mrla grade` writes too
+
+def spelt(name: str | Path) -> str:
+    """A file's name as a text that can be written: bytes of it that are no UTF-8 are spelt out."""
+    return str(name).encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict]:
+    """The rows of a CSV file that `write_rows` wrote; [] if it is not there: then its folder is made.
+
+    Raises ValueError if it holds something else.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if not Path(path).exists():
+        return []
+    try:
+        return _read_csv(path, columns)
+    except (ValueError, AttributeError, TypeError, csv.Error):
+        raise _something_else(path) from None
+
 
 def clean(text: str) -> str:
     """A text on one line, with everything visible that would move a cursor."""
@@ -142,37 +169,36 @@ def write_rows(rows: Sequence[dict], columns: Sequence[str], csv_path: str | Pat
 def _cell(value):
     """No cell is a formula, which a spreadsheet would run: a stranger has named the file."""
     text = str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
 
 
 def _earlier(csv_path, json_path):
     """The rows of an earlier try: of the JSON file if one is wanted, it alone holds all; else of the CSV."""
     columns = [field.name for field in fields(Grade)]
-    rows = []
-    for path, read in ((csv_path, _read_csv), (json_path, _read_json)):
-        if path is None:
-            continue
-        if not Path(path).exists():
-            rows = []
-            continue
-        try:
-            rows = read(Path(path))
-            whole = all(set(columns) <= set(row) and None not in row for row in rows)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise ValueError(f"{path} holds something else than grades; it stays as it is: name another file")
+    rows = [] if csv_path is None else read_rows(csv_path, columns)
+    if json_path is None:
+        return rows
+    Path(json_path).parent.mkdir(parents=True, exist_ok=True)
+    if not Path(json_path).exists():
+        return []
+    try:
+        rows = json.loads(Path(json_path).read_text(encoding="utf-8"))["grades"]
+        whole = all(set(columns) <= set(row) for row in rows)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise _something_else(json_path)
     return rows
 
 
-def _read_csv(path):
+def _read_csv(path, columns):
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    if reader.fieldnames != [field.name for field in fields(Grade)]:
+    if reader.fieldnames != list(columns) or any(None in row for row in rows):
         raise ValueError("other columns")
     return [{column: value.removeprefix("'") for column, value in row.items()} for row in rows]
 
 
-def _read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))["grades"]
+def _something_else(path):
+    return ValueError(f"{path} holds something else than grades; it stays as it is: name another file")

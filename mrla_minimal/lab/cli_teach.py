@@ -51,16 +51,26 @@ def limit_options(command: argparse.ArgumentParser, seconds: float = 120) -> Non
     """--seconds and --memory, of each file."""
     command.add_argument("--seconds", type=positive(float), default=seconds,
                          help=f"how long each file may take (default {seconds:g})")
-    command.add_argument("--memory", type=positive(float), default=4.0, metavar="GIB",
+    command.add_argument("--memory", type=memory_bytes, default="4", metavar="GIB",
                          help="how much memory each file may take (default 4 GiB; held to on Linux alone)")
+
+
+def memory_bytes(text: str) -> int:
+    """GiB as bytes: more than 0, and less than the 2**63 that a limit can hold."""
+    gib = positive(float)(text)
+    if gib >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text[:20]} GiB is too much memory for any machine")
+    return int(gib * 2**30)
+
+
+memory_bytes.__name__ = "positive float"
 
 
 def run_grade(arguments: argparse.Namespace) -> tuple[int, dict]:
     """`mrla grade`: a line for each exercise of each copy."""
     from mrla_minimal.course.gradebook import grade_notebooks
 
-    rows = grade_notebooks(arguments.notebooks, arguments.csv, arguments.seconds,
-                           int(arguments.memory * 2**30))
+    rows = grade_notebooks(arguments.notebooks, arguments.csv, arguments.seconds, arguments.memory)
     return int(any(row["status"] != "passed" for row in rows)), {"exercises": rows}
 
 
@@ -84,19 +94,18 @@ def run_check(arguments: argparse.Namespace) -> tuple[int, dict]:
         arguments.file, arguments.json = arguments.json, True
     if arguments.file is None:
         raise ValueError("name a Python file, or a folder of such files")
-    memory = int(arguments.memory * 2**30)
     if Path(arguments.file).is_dir():
         if arguments.class_name:
             raise ValueError("--class is for one file, not for a folder")
         json_path = arguments.json if isinstance(arguments.json, str) else None
-        rows = check_folder(arguments.file, arguments.csv, json_path, arguments.seconds, memory)
+        rows = check_folder(arguments.file, arguments.csv, json_path, arguments.seconds, arguments.memory)
         failed = any(row["verdict"] != "passed" for row in rows)
         return int(failed), {"folder": arguments.file, "grades": rows}
     if arguments.csv or isinstance(arguments.json, str):
         raise ValueError("--csv FILE and --json FILE are for a folder of submissions")
     named = OwnAttention.parse(arguments.file)
     file, class_name = (named.path, named.class_name) if named else (arguments.file, None)
-    results = check_apart(file, arguments.class_name or class_name, arguments.seconds, memory,
+    results = check_apart(file, arguments.class_name or class_name, arguments.seconds, arguments.memory,
                           show=lambda text: print(text, end="", file=sys.stderr))
     print(report(results))
     failed = any(result["passed"] is False for result in results)

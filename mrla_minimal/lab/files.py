@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,9 +24,9 @@ def replace_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call write(file) on a binary file beside `path`, flush it to the disk, and only then rename it.
 
     Whatever interrupts it (a kill, a full disk), `path` holds either its old content or its new one.
-    A symbolic link stays one: the file that it points to is replaced. OSError passes on.
+    A symbolic link stays one: the file that it points to is replaced. OSError passes on, and names `path`.
     """
-    path = Path(os.path.realpath(path))
+    asked, path = path, Path(os.path.realpath(path))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -34,8 +34,13 @@ def replace_file(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(asked)) from error       # nobody knows the part
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):     # there is none where its folder is none
+            part.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import sys
 
 import pytest
 from notebook_answers import LESSONS, NOTEBOOKS, code_cells
@@ -116,6 +118,22 @@ def test_files_that_cannot_be_graded_have_a_line_and_spoil_no_other(tmp_path, ca
     assert "is no notebook" in rows[0]["message"] and "has no exercises" in rows[1]["message"]
     assert "ended with exit status 1" in rows[2]["message"]
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
+
+
+def test_a_students_copy_is_not_written_over_where_the_table_was_to_be_named(tmp_path, capsys):
+    """As in `mrla grade --csv copies/*.ipynb`."""
+    first, second = (notebook(tmp_path, "print(1)", name=name) for name in ("a.ipynb", "b.ipynb"))
+    before = first.read_bytes()
+    assert cli.main(["grade", "--csv", str(first), str(second)]) == 2
+    captured = capsys.readouterr()
+    assert f"{first} holds something else than grades" in captured.err and captured.out == ""
+    assert first.read_bytes() == before
+    table = tmp_path / "made" / "grades.csv"
+    for name in ("a.ipynb", os.fsdecode(b"jos\xe9.ipynb") if sys.platform == "linux" else "b.ipynb"):
+        (tmp_path / name).write_bytes(before)
+        assert cli.main(["grade", str(tmp_path / name), "--csv", str(table)]) == 1     # its own is replaced
+    with open(table, encoding="utf-8", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["not gradable"]
 
 
 @pytest.mark.slow

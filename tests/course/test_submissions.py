@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import sys
 import textwrap
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -311,6 +313,8 @@ def test_the_json_option_still_prints_where_it_names_no_file(write, tmp_path, no
     (["check", "{}/notes.txt", "--csv", "grades.csv"], "are for a folder"),
     (["check", "{}", "--class", "Mine"], "--class is for one file"),
     (["check", "{}", "--seconds", "0"], "invalid positive float"),
+    (["check", "{}", "--memory", "1e300"], "too much memory"),
+    (["grade", "{}/notes.txt", "--memory", "1e12"], "too much memory"),
 ])
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, words):
     (tmp_path / "notes.txt").write_text("no Python", encoding="utf-8")
@@ -319,7 +323,9 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, words):
     assert words in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
-@pytest.mark.parametrize("content", ["name,points\nanna,3\n", '{"other": 1}', "\x00\x01"])
+@pytest.mark.parametrize("content", [
+    "name,points\nanna,3\n", '{"other": 1}', "\x00\x01", 200_000 * "x", 50_000 * "["],
+    ids=["table", "json", "bytes", "a long line", "deep"])
 def test_a_file_that_holds_something_else_is_not_written_over(write, tmp_path, no_processes, content):
     write("# good\n")
     for place in ("csv_path", "json_path"):
@@ -328,6 +334,35 @@ def test_a_file_that_holds_something_else_is_not_written_over(write, tmp_path, n
         with pytest.raises(ValueError, match="something else than grades"):
             check_folder(tmp_path, **{place: other})
         assert other.read_text(encoding="utf-8") == content
+
+
+def test_names_of_any_bytes_and_files_that_cannot_be_read_have_a_row_each(write, tmp_path, no_processes,
+                                                                          monkeypatch):
+    """A name packed on another system may be no UTF-8; one file that is gone spoils none of the others."""
+    write("# good\n", "'anna'.py")
+    write("# good\n", "zoe.py")
+    gone = write("# good\n", "gone.py")
+    names = ["'anna'.py", "gone.py", "zoe.py"]
+    if sys.platform == "linux":
+        (tmp_path / os.fsdecode(b"jos\xe9.py")).write_text("# good\n", encoding="utf-8")
+        names.insert(2, r"jos\xe9.py")
+    whole = submissions.Path.read_bytes
+
+    def unreadable(path):
+        if path == gone:
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(submissions.Path, "read_bytes", unreadable)
+    monkeypatch.setattr(submissions, "check_apart", lambda path, *_, **__: (
+        unreadable(path), [{"check": "built", "passed": True, "text": "yes"}])[1])
+    grades = tmp_path / "made" / "grades.csv"       # its folder is made before anything is graded
+    for _ in range(2):
+        check_folder(tmp_path, grades)
+        rows = submissions.read_rows(grades, [field.name for field in fields(submissions.Grade)])
+        assert [row["file"] for row in rows] == names
+        assert [row["verdict"] == "passed" for row in rows] == [name != "gone.py" for name in names]
+    assert "Permission denied" in rows[1]["message"]
 
 
 @pytest.mark.slow

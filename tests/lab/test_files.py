@@ -18,9 +18,20 @@ def test_replace_file_keeps_the_old_content_when_writing_fails(tmp_path):
         file.write(b"new")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         files.replace_file(path, fail)
+    assert caught.value.filename == str(path) and caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["missing/file", "folder", "file/file"])
+def test_a_file_that_cannot_be_written_is_told_by_its_own_name(tmp_path, name):
+    """And not by that of the part beside it, which nobody has asked for."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as caught:
+        files.replace_file(tmp_path / name, lambda file: file.write(b"new"))
+    assert caught.value.filename == str(tmp_path / name) and ".part" not in str(caught.value)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
