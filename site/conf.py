@@ -30,9 +30,8 @@ add_module_names = False                # each page is one module
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False      # torch's own word on nn.Module.forward is not ours
 autodoc_typehints = "signature"
-# a notebook may step from ## to ####; what a lexer cannot read is shown plain; two modules may each have a
-# class of one name (CrossLayerAttention), and a type by that name alone then leads to one of them
-suppress_warnings = ["myst.header", "misc.highlighting_failure", "ref.python"]
+# a notebook may step from ## to ####; what a lexer cannot read is shown plain
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 html_theme = "sphinx_book_theme"
 html_math_renderer = "mathml"

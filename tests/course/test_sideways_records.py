@@ -7,7 +7,9 @@ import torch
 from tiny import tiny_cifar
 
 from mrla_minimal.course import shift_task, sideways_records
+from mrla_minimal.course.denoising import Denoiser, denoise, images_to_clean, psnr
 from mrla_minimal.course.shift_task import draw_task, find_shift, noise_maps, what_was_found
+from mrla_minimal.lab.data import load_cifar
 from mrla_minimal.lab.files import append_record, read_records
 
 COMMITTED = Path(__file__).parents[2] / "data" / "results" / "sideways.jsonl"
@@ -102,3 +104,34 @@ def test_the_tables_by_hand():
     assert [sideways_records.is_found(run) for run in runs] == [True, False, False]
     assert sideways_records.shift_table(runs).splitlines()[1].split() == [
         "acla", "smoothed", "by", "3", "1", "of", "3", "0.50-0.50", "0.250-0.250"]
+
+
+def test_the_committed_records_are_whole():
+    records, complaints = read_records(COMMITTED)
+    assert not complaints and len({record["id"] for record in records}) == len(records)
+    assert {record["commit"] for record in records} == {records[0]["commit"]}
+    assert len(records[0]["commit"]) == 40
+    assert [{key: record[key] for key in run} for record, run
+            in zip(records, sideways_records.asked_runs(), strict=True)] == sideways_records.asked_runs()
+    for record in records:
+        if record["part"] == "denoiser":
+            assert (record["source"], record["images"]) == ("cifar10", 256)
+            assert record["noisy"] == pytest.approx(20.17, abs=0.01)
+
+
+def kept_net(variant):
+    model = Denoiser(variant)
+    model.load_state_dict(torch.load(COMMITTED.parents[1] / "denoisers" / f"{variant}.pt", weights_only=True))
+    return model.eval()
+
+
+@pytest.mark.parametrize("variant", sideways_records.KEPT)
+def test_a_kept_net_reaches_what_its_record_says(variant):
+    model = kept_net(variant)
+    record = sideways_records.denoisers_of(read_records(COMMITTED)[0])[variant][0]
+    try:
+        cifar = load_cifar("cifar10", source="real")
+    except (ValueError, OSError) as error:
+        pytest.skip(f"needs the real CIFAR-10: {error}")
+    clean, noisy = images_to_clean(cifar)
+    assert psnr(denoise(model, noisy), clean).mean().item() == pytest.approx(record["psnr"], abs=0.005)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from statistics import mean
 
@@ -10,8 +11,8 @@ from test_notebooks import LESSONS, ROOT, markdown, number, printed, read
 
 from mrla_minimal import cifar_resnet
 from mrla_minimal.boxes import mask_iou
-from mrla_minimal.course import who_knows, words_records
-from mrla_minimal.lab.cost import count_macs
+from mrla_minimal.course import denoising, shift_task, sideways_records, who_knows, words_records
+from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import normalise
 from mrla_minimal.lab.data.nuclei import instances, load_nuclei
 from mrla_minimal.lab.engine import build_model, load_model
@@ -1107,6 +1108,103 @@ def test_16_says_that_all_memories_solve_the_hunt():
     assert len(lines) == 2
     assert all(len(line["variants"]) == 4 for line in lines)
     assert min(run["accuracy"] for line in lines for run in line["variants"].values()) > 0.95
+
+
+# 17
+
+def sideways_runs():
+    """The committed records of notebook 17."""
+    return read_records(RESULTS / "sideways.jsonl")[0]
+
+
+def test_17_says_where_the_shift_is_found():
+    text = markdown(lesson("17"))
+    words = shown_below(lesson("17"), cell_with(lesson("17"), "sideways_records.shift_table").id)
+    runs = [run for run in sideways_runs() if run["part"] == "shift"]
+    said(words, "In smoothed noise the shift is found on all five seeds, by both, and at least 0.98 of the "
+                "weight lies on layer 1.")
+    smooth = [run for run in runs if run["blur"] > 1]
+    assert len(smooth) == 2 * 2 * 5 and all(map(sideways_records.is_found, smooth))
+    assert round(min(run["earlier"] for run in smooth), 2) >= 0.98
+    said(words, "In white noise it is found on two seeds of five.")
+    for name in ("sideways", "acla"):
+        white = {run["seed"]: run for run in runs if run["name"] == name and run["blur"] == 1}
+        found = [seed for seed, run in white.items() if sideways_records.is_found(run)]
+        assert len(found) == 2 and len(white) == 5
+    said(words, "On these two a key began at most two pixels away")
+    said(words, "On the third such seed that did not happen, and shifts further off were never found.")
+    nearest = {seed: min(math.dist(shift, start) for start in ((0, 2), (2, 0), (0, -2), (-2, 0)))
+               for seed, shift in enumerate(shift_task.SHIFTS)}
+    near = {seed for seed, distance in nearest.items() if distance <= 2}
+    assert set(found) < near and len(near) == 3
+    said(words, "where the shift is found, ACLA's weight on layer 1 is 1.00")
+    assert all(round(run["earlier"], 2) == 1 for run in runs
+               if run["name"] == "acla" and sideways_records.is_found(run))
+    said(text, "The right place is more than two pixels from where any key began")
+    assert nearest[0] > 2 and shift_task.SHIFTS[0] == (3, -2)
+
+
+def test_17_says_what_its_keys_do_live():
+    words = shown_below(lesson("17"), cell_with(lesson("17"), 'label="the shift"').id)
+    said(words, "On the left two keys of layer 1 walk to the cross, and one of them takes nearly all of the "
+                "weight.")
+    run = shift_task.find_shift("sideways", 5, 0, (3, -2))
+    close = (run["places"][-1, 0] - torch.tensor([3.0, -2.0])).abs().amax(dim=-1) < 0.2
+    assert close.sum() == 2 and run["weights"][-1, 0].max() > 0.85
+
+
+def test_17_says_what_its_denoisers_gain():
+    text, runs = markdown(lesson("17")), sideways_runs()
+    words = shown_below(lesson("17"), cell_with(lesson("17"), "by_seed) in enumerate(runs.items())").id)
+    each = {name: [run["psnr"] for run in found.values()]
+            for name, found in sideways_records.denoisers_of(runs).items()}
+    assert all(len(found) == 5 for found in each.values())
+    said(words, "All five clean the images by some 6.8 dB, and their means lie within 0.05 dB of each other.")
+    means = [mean(found) for found in each.values()]
+    assert max(means) - min(means) < 0.05 and all(6.8 <= level - 20.17 < 6.9 for level in means)
+    said(words, "Each of the six intervals holds 0.")
+    spans = {pair: paired_interval(sideways_records.differences(runs, *pair))[1]
+             for pair in sideways_records.ASKED}
+    assert len(spans) == 6 and all(low < 0 < high for low, high in spans.values())
+    said(words, "*Sideways* minus *same-layer*, which is looking back, ends at +0.05 dB.")
+    said(text, "so a gain of half a dB, or of a tenth, is ruled out here")
+    assert 0.045 < spans["sideways", "same-layer"][1] < 0.05
+    said(text, "On four of the five seeds no two variants differ by as much as 0.1 dB.")
+    by_seed = [dict(zip(each, found, strict=True)) for found in zip(*each.values(), strict=True)]
+    assert all(max(found.values()) - min(found.values()) < 0.1 for found in by_seed[:4])
+    said(text, "On the last one *mean*, *same-layer* and *acla* end 0.17 to 0.20 dB above plain, and "
+               "*sideways* does not.")
+    gains = {name: level - by_seed[4]["plain"] for name, level in by_seed[4].items()}
+    high = [round(gains[name], 2) for name in ("mean", "same-layer", "acla")]
+    assert (min(high), max(high)) == (0.17, 0.2) and abs(gains["sideways"]) < 0.02
+    said(text, "could have written that gates gain 0.18 dB")
+    assert round(by_seed[4]["acla"] - by_seed[4]["sideways"], 2) == 0.18
+
+
+def test_17_says_where_its_keys_look():
+    words = shown_below(lesson("17"), cell_with(lesson("17"), 'run["moved"][layer]').id)
+    said(words, "by less than a third of a pixel on average, in each layer and on each seed")
+    said(words, "No gate is shut anywhere.")
+    said(words, "The layers weigh nearly alike, within 0.04 of $1/t$.")
+    found = sideways_records.denoisers_of(sideways_runs())
+    for run in (*found["sideways"].values(), *found["acla"].values()):
+        assert max(run["moved"]) < 1 / 3 and run["open"] == [1.0] * 3
+        assert all(abs(weight - 1 / len(weights)) < 0.04 for weights in run["weights"] for weight in weights)
+
+
+def test_17_says_what_looking_sideways_costs():
+    words = shown_below(lesson("17"), cell_with(lesson("17"), "for variant in denoising.VARIANTS").id)
+    nets = {name: denoising.Denoiser(name) for name in denoising.VARIANTS}
+    learned = {name: count_parameters(net) for name, net in nets.items()}
+    macs = {name: count_macs(net, 32, every_product=True) for name, net in nets.items()}
+    said(words, "*Sideways* costs a sixth more parameters than plain and a third more multiply-adds.")
+    assert 0.15 < learned["sideways"] / learned["plain"] - 1 < 0.18
+    assert 0.32 < macs["sideways"] / macs["plain"] - 1 < 0.36
+    said(words, "*Same-layer* costs the same parameters, and slightly less")
+    assert learned["same-layer"] == learned["sideways"]
+    assert 0.93 < macs["same-layer"] / macs["sideways"] < 1
+    said(words, "Of the four, *mean* is the cheapest.")
+    assert macs["mean"] == sorted(macs.values())[1] and learned["mean"] == sorted(learned.values())[1]
 
 
 # 18

@@ -36,6 +36,7 @@ BY_NAME = {
     "layer": "05", "mrla-base": "05", "mrla-light": "06", "mrla-light-released": "06", "depthwise": "08",
     "depthwise-gated": "08", "depthwise-carry": "08", "depthwise-carry-released": "08", "uniform": "08",
     "se": "08", "eca": "08", "dla-base": "15", "dla-base-reread": "15", "dla-light": "15",
+    "sideways": "17", "acla": "17",
 }
 WORDS_LINE = (
     "**Words and symbols** [glossary](00_start_here.ipynb#Glossary), "

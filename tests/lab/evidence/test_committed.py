@@ -11,6 +11,8 @@ from tiny_suites import NETS, export_nets, run_nets
 
 from mrla_minimal.course.index_records import prices_table, variants_table
 from mrla_minimal.course.quiz_records import quiz_table
+from mrla_minimal.course.sideways_records import denoisers_table, shift_table
+from mrla_minimal.course.sideways_records import differences_table as denoisers_differences
 from mrla_minimal.course.who_knows import three_questions_table, two_by_two
 from mrla_minimal.course.words_records import differences_table, readers_table
 from mrla_minimal.lab import cli, data
@@ -202,6 +204,9 @@ def test_the_reading_of_the_results_quotes_the_tables_of_the_records():
     assert three_questions_table(of_three_questions) in text and two_by_two(of_three_questions) in text
     of_words = read_records(folder / "words.jsonl")[0]
     assert readers_table(of_words) in text and differences_table(of_words) in text
+    of_sideways = read_records(folder / "sideways.jsonl")[0]
+    for made in (shift_table, denoisers_table, denoisers_differences):
+        assert made(of_sideways) in text
     hunts = {suite: [line for line in read_records(folder / "hunt.jsonl")[0] if line["suite"] == suite]
              for suite in ("hunt", "hunt-variants")}
     assert prices_table(hunts["hunt"]) in text and variants_table(hunts["hunt-variants"]) in text
