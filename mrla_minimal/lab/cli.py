@@ -59,6 +59,7 @@ def run_cost(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     from mrla_minimal.lab import cost_tables
 
     if arguments.paper:
+        _check_paper(arguments)
         table, text, options = cost_tables.paper_table, cost_tables.paper_text, {}
     else:
         table, text = cost_tables.cost_rows, cost_tables.cost_text
@@ -70,6 +71,15 @@ def run_cost(arguments: argparse.Namespace) -> int | tuple[int, dict]:
         return 0, {"models": [dataclasses.asdict(row) for row in table(**options)]}
     print(text(**options))
     return 0
+
+
+def _check_paper(arguments: argparse.Namespace) -> None:
+    """ValueError for what says another net than the paper's, or more than counts."""
+    for name, unasked in {"layer_attention": None, "model": "resnet", "measure": False,
+                          **dict.fromkeys(COST_SIZES)}.items():
+        if getattr(arguments, name) != unasked:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --paper, which counts nets of its "
+                             "own, and times none")
 
 
 def run_bench(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from mrla_minimal.lab import evidence
 from mrla_minimal.lab.cli_parser import Outcome
-from mrla_minimal.lab.cli_suite_options import CHOSEN, OPTIONS, RUN, SHOWN, TIMED, add_options, check_out
+from mrla_minimal.lab.cli_suite_options import OPTIONS, RUN, TAKES, add_options, check_out, check_taken
 from mrla_minimal.lab.cli_summary import add_summary_commands
 from mrla_minimal.lab.device import choose_device
 from mrla_minimal.lab.engine import TrainingInterrupted
@@ -42,15 +42,12 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
     listed = verbs.add_parser("list", help="which suites there are")
     add_options(listed, "--json")
     listed.set_defaults(function=run_list)
-    for verb, function, options, text in (
-            ("plan", run_plan, (*RUN, "--quiet"),
-             "time a few steps of each variant, and say how long the rest would take"),
-            ("run", run_run, (*RUN, *TIMED, *SHOWN), "run what has no record yet, and report"),
-            ("report", run_report, (*CHOSEN, "--steps", *SHOWN),
-             "the table and the figure of the records there are"),
-            ("export", run_export, (*CHOSEN, "--data-root", "--json"),
-             "write a small checkpoint of each variant to data/checkpoints/"),
-            ("merge", run_merge, ("--records", "--json"),
+    for verb, function, text in (
+            ("plan", run_plan, "time a few steps of each variant, and say how long the rest would take"),
+            ("run", run_run, "run what has no record yet, and report"),
+            ("report", run_report, "the table and the figure of the records there are"),
+            ("export", run_export, "write a small checkpoint of each variant to data/checkpoints/"),
+            ("merge", run_merge,
              "add what other files hold to the suite's records; *-interventions.jsonl to its interventions, "
              "*-stops.jsonl to what ended its runs by time")):
         parser = verbs.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.",
@@ -58,7 +55,7 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
         parser.add_argument("suite", metavar="NAME", help="a suite's name, or FILE.py that makes one")
         if verb == "merge":
             parser.add_argument("files", nargs="+", metavar="FILE", help="a file of records")
-        add_options(parser, *options)
+        add_options(parser, *TAKES[verb])
         parser.set_defaults(function=function)
     add_summary_commands(verbs)
 
@@ -84,8 +81,8 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
         raise ValueError(f"--{asked[0]} does not go with --{asked[1]}: one thing at a time")
     if asked == ["merge"] and not arguments.records:
         raise ValueError("--merge needs --records FILE, the file to write")
-    if asked and arguments.minutes is not None:
-        raise ValueError(f"--minutes does not go with --{asked[0]}, which runs nothing")
+    if asked:
+        check_taken(arguments, asked[0])
     return (verbs[asked[0]] if asked else run_run)(arguments)
 
 
@@ -163,7 +160,7 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
 
 
 def run_merge(arguments: argparse.Namespace) -> Outcome:
-    target = Path(arguments.records) if arguments.records else _suite_and_records(arguments)[1]
+    target = _suite_and_records(arguments)[1]
     beside = target if is_interventions(target) else interventions_path(target)
     counts, stops = {}, [file for file in arguments.files if is_stops(file)]
     if stops:

@@ -34,6 +34,8 @@ RUN = ("--records", "--variants", "--seeds", "--steps", "--device", "--data-root
 CHOSEN = ("--records", "--variants", "--seeds")
 TIMED = ("--minutes", "--jobs", "--until")
 SHOWN = ("--out", "--json", "--quiet")
+TAKES = {"plan": (*RUN, "--quiet"), "run": (*RUN, *TIMED, *SHOWN), "report": (*CHOSEN, "--steps", *SHOWN),
+         "export": (*CHOSEN, "--data-root", "--json"), "merge": ("--records", "--json")}
 
 
 def add_options(parser: argparse.ArgumentParser, *flags: str) -> None:
@@ -41,6 +43,15 @@ def add_options(parser: argparse.ArgumentParser, *flags: str) -> None:
     parser.set_defaults(**UNASKED)
     for flag in flags:
         parser.add_argument(flag, **OPTIONS[flag])
+
+
+def check_taken(arguments: argparse.Namespace, verb: str) -> None:
+    """ValueError for an option of `mrla compare --VERB` that the verb does nothing with."""
+    for flag in OPTIONS:
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag not in TAKES[verb] and getattr(arguments, name) != UNASKED[name]:
+            why = "which runs nothing" if flag in TIMED else f"as mrla suite {verb} has no such option"
+            raise ValueError(f"{flag} does not go with --{verb}, {why}")
 
 
 def check_out(arguments: argparse.Namespace) -> None:

@@ -211,6 +211,10 @@ def test_cost_prints_its_tables(capsys, monkeypatch):
     monkeypatch.setattr(cost_tables, "paper_text", lambda: "the paper's rows")
     assert cli.main(["cost", "--paper"]) == 0
     assert capsys.readouterr().out == "the paper's rows\n"
+    for option in (["--depth", "56"], ["--model", "vit"], ["--measure"], ["--layer-attention", "mrla-base"]):
+        assert cli.main(["cost", "--paper", *option]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"mrla: {option[0]} does not go with --paper") and not captured.out
 
 
 def test_a_home_that_is_none_is_one_line(tmp_path, capsys, monkeypatch):

@@ -166,8 +166,14 @@ def test_one_thing_at_a_time(capsys):
     (["--minutes", "2", "--export"], "--minutes does not go with --export, which runs nothing"),
     (["--minutes", "2", "--merge", "a", "--records", "b"],
      "--minutes does not go with --merge, which runs nothing"),
+    (["--jobs", "2", "--plan"], "--jobs does not go with --plan, which runs nothing"),
+    (["--json", "--plan"], "--json does not go with --plan, as mrla suite plan has no such option"),
+    (["--device", "cpu", "--report"], "--device does not go with --report"),
+    (["--steps", "3", "--export"], "--steps does not go with --export"),
+    (["--quiet", "--merge", "a", "--records", "b"], "--quiet does not go with --merge"),
+    (["--suite", "smok", "--merge", "a", "--records", "b"], "a suite must be one of"),
 ])
-def test_wrong_minutes_and_jobs_are_one_line(arguments, words, capsys):
+def test_wrong_minutes_jobs_and_what_a_verb_does_nothing_with_are_one_line(arguments, words, capsys):
     assert cli.main(["compare", *arguments]) == 2
     told = capsys.readouterr().err
     assert words in told and told.count("\n") == 1
