@@ -19,6 +19,7 @@ from mrla_minimal.lab.cost import saved_activation_bytes
 from mrla_minimal.lab.device import choose_device, device_name
 from mrla_minimal.lab.engine.precision import autocast, choose_precision
 from mrla_minimal.lab.naive import NaiveMRLABase, NaiveMRLALight
+from mrla_minimal.lab.processes import ROOT
 from mrla_minimal.lab.timing import take_turns
 
 
@@ -212,15 +213,19 @@ def without_page_faults(benchmark: Callable) -> None:
 
     By default the C library gives large blocks back to the system and gets them again, page by page, at the
     next round. Without that, arithmetic and its traffic are left. The settings are glibc's: elsewhere this
-    says so and runs nothing.
+    says so and runs nothing. Raises OSError if that process fails; it has said why.
     """
     if not sys.platform.startswith("linux"):
         print("freed memory kept: needs glibc's allocator, so Linux; left out")
         return
     print("the same with freed memory kept, so without page faults:")
-    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
-    code = f"from mrla_minimal.lab import bench_attention; bench_attention.{benchmark.__name__}()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | keep, check=True)
+    # a file in the working directory must not hide a module that Python brings along
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33), "PYTHONSAFEPATH": "1"}
+    code = (f"import sys; sys.path.append({ROOT!r}); from mrla_minimal.lab import bench_attention; "
+            f"bench_attention.{benchmark.__name__}()")
+    status = subprocess.run([sys.executable, "-c", code], env=os.environ | keep).returncode
+    if status:
+        raise OSError(f"the process that keeps freed memory failed, with exit status {status}")
 
 
 def bench_attention() -> None:

@@ -1,9 +1,11 @@
 """What is done with runs that there are: `mrla evaluate`, `mrla predict`, `mrla runs`."""
 
 import argparse
+import functools
 from pathlib import Path
 
 from mrla_minimal.lab import engine
+from mrla_minimal.lab.arguments import integer, share, text
 from mrla_minimal.lab.cli_detect import add_detect_command, evaluate_detector
 from mrla_minimal.lab.cli_parser import (
     add_command,
@@ -19,6 +21,9 @@ from mrla_minimal.lab.engine.inputs import prepared
 from mrla_minimal.lab.files import read_records
 from mrla_minimal.lab.plugins import OwnAttention
 
+# What `mrla runs` tells of a run's last line of metrics, each if it is there.
+LISTED = {"source": text, **dict.fromkeys(("epoch", "step"), functools.partial(integer, least=0)),
+          **{f"{part}_accuracy": share for part in ("train", "validation", "test")}}
 DEVICES = "auto, cuda, cuda:1, mps or cpu (default: cpu)"
 
 
@@ -146,19 +151,22 @@ def describe_run(run_dir: Path, folder: Path) -> dict:
         config = engine.read_config(run_dir)
         metrics = run_dir / "metrics.jsonl"
         records = read_records(metrics)[0] if metrics.is_file() else []
+        last = records[-1] if records else {}
+        for field, check in LISTED.items():
+            if last.get(field) is not None:
+                check(f"{metrics}: {field}", last[field])
     except (ValueError, OSError) as error:
         return {"run": name, "problem": " ".join(str(error).split())}
-    last = records[-1] if records else {}
     return {"run": name, "model": model_text(config),
-            "source": last.get("source"), "epoch": last.get("epoch", 0), "epochs": config.epochs,
-            "step": last.get("step", 0), "steps": config.steps, "finished": _is_finished(last, config),
+            "source": last.get("source"), "epoch": last.get("epoch") or 0, "epochs": config.epochs,
+            "step": last.get("step") or 0, "steps": config.steps, "finished": _is_finished(last, config),
             **{f"{part}_accuracy": last.get(f"{part}_accuracy") for part in ("train", "validation", "test")}}
 
 
 def _is_finished(last: dict, config: TrainConfig) -> bool:
     if config.steps is not None:
-        return last.get("step", 0) >= config.steps
-    return last.get("epoch", 0) >= (config.trunk_epochs if config.is_trunk else config.epochs)
+        return (last.get("step") or 0) >= config.steps
+    return (last.get("epoch") or 0) >= (config.trunk_epochs if config.is_trunk else config.epochs)
 
 
 def runs_text(runs: list[dict]) -> str:

@@ -33,6 +33,8 @@ def run_summary(arguments: argparse.Namespace) -> Outcome:
     found = summaries(folder)
     if not found:
         raise ValueError(f"{folder} holds no records of any suite; to make some: mrla suite run NAME")
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
     everything = overview(found)
     print(report_overview(everything))
     if arguments.out:

@@ -22,6 +22,7 @@ from mrla_minimal.lab.cli_parser import (
 )
 from mrla_minimal.lab.cli_runs import describe_run
 from mrla_minimal.lab.engine import PRESETS, TrainConfig
+from mrla_minimal.lab.engine.folder import going_on
 from mrla_minimal.lab.engine.presets import preset_for
 
 EXAMPLES = (
@@ -99,15 +100,21 @@ def _run_dir(arguments: argparse.Namespace) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _resume_note(run_dir: Path, stored: TrainConfig, config: TrainConfig) -> str | None:
-    """What is worth knowing before a run goes on: that it does so for longer, or that it had ended."""
+def _resume_note(run_dir: Path, stored: TrainConfig, config: TrainConfig, trust: bool) -> str | None:
+    """What is worth knowing before a run goes on: that it does so for longer, or that it had ended.
+
+    Raises ValueError, as the engine would after it, for a run that does not go on so.
+    """
+    with hushed(True):
+        going_on(config, run_dir, trust)
     lengths = [(one.steps, "step") if one.steps else (one.epochs, "epoch") for one in (stored, config)]
     before, now = (f"{count} {unit}{'s' * (count > 1)}" for count, unit in lengths)
-    if config.epochs > stored.epochs or (config.steps or 0) > (stored.steps or 0):
+    (earlier, old), (count, unit) = lengths
+    if unit != old or count > earlier:
         return (f"{run_dir} was begun for {before} and goes on to {now}: from here on, the learning rate "
                 "follows the schedule of the new length")
     if before == now and describe_run(run_dir, run_dir.parent).get("finished"):
-        return f"{run_dir} had ended: nothing is left to train (--epochs MORE goes on with it)"
+        return f"{run_dir} had ended: nothing is left to train (--{unit}s MORE goes on with it)"
     return None
 
 
@@ -116,7 +123,7 @@ def run_train(arguments: argparse.Namespace) -> int | tuple[int, dict]:
     stored = engine.read_config(run_dir) if resuming else None
     config = config_of(arguments, stored)
     first = os.environ.get("RANK", "0") == "0"
-    note = _resume_note(run_dir, stored, config) if resuming and first else None
+    note = _resume_note(run_dir, stored, config, arguments.trust) if resuming and first else None
     with hushed(arguments.quiet):
         if note:
             print(note)

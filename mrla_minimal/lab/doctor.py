@@ -112,6 +112,8 @@ def check_disk(folder: str | Path) -> Check:
             folder = folder.parent
         if not folder.exists():
             return "FAIL", f"{folder} is not there: set MRLA_DATA to a folder that is"
+        if not folder.is_dir():
+            return "FAIL", f"{folder} is no folder: set MRLA_DATA to one"
         free = shutil.disk_usage(folder).free / 2**30
     except OSError as error:
         return "FAIL", f"{folder}: {error.strerror or error}"

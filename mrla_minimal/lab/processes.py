@@ -23,13 +23,14 @@ HELPER = ("import sys; sys.path.append(sys.argv.pop(1)); "
 def threads_each(processes: int) -> int:
     """How many threads each of several processes computes with: its share of the cores, or OMP_NUM_THREADS.
 
-    Processes that all use every core slow each other down many times over.
+    Processes that all use every core slow each other down many times over. So do those of a container that
+    use every core of its machine: what its control group may use is shared out.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
+    if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(here, math.floor(_quota())) // processes)
 
 
 def cores() -> int:

@@ -1,3 +1,4 @@
+import sys
 from functools import partial
 
 import pytest
@@ -76,3 +77,14 @@ def test_each_benchmark_prints_its_ratios(capsys):
     output = capsys.readouterr().out
     for text in ("kept for the backward pass: ours", "ours / naive", "depthwise over plain"):
         assert text in output
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc's allocator")
+def test_the_process_that_keeps_memory_runs_whatever_lies_beside_and_its_end_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for name in ("random.py", "mrla_minimal.py"):
+        (tmp_path / name).write_text("raise SystemExit(3)")
+    bench_attention.without_page_faults(bench_attention.choose_device)      # stands for a benchmark
+    with pytest.raises(OSError, match="failed, with exit status 1"):
+        bench_attention.without_page_faults(bench_attention.page_faults)    # which lacks an argument

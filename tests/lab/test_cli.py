@@ -105,6 +105,21 @@ def test_a_run_goes_on_for_longer(tiny_data, capsys):
     assert last_record("runs/first")["epoch"] == 3
 
 
+def test_what_is_said_before_a_run_goes_on_is_true_of_steps_too(tiny_data, capsys):
+    tiny = ["--depth", "8", "--width", "4", "--batch-size", "16", "--device", "cpu", "--steps", "2"]
+    assert cli.main(["train", *tiny, "--name", "first"]) == 0
+    capsys.readouterr()
+    for changes, words in ((["--epochs", "6"], "epochs has no effect on"),
+                           (["--depth", "14"], "depth: stored 8"), (["--steps", "1"], "not end after 1")):
+        assert cli.main(["train", "--resume", "runs/first", *changes]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and words in captured.err and captured.err.count("\n") == 1
+    assert cli.main(["train", "--resume", "runs/first"]) == 0
+    assert "--steps MORE goes on with it" in capsys.readouterr().out
+    assert cli.main(["train", "--resume", "runs/first", "--steps", "3"]) == 0
+    assert "begun for 2 steps and goes on to 3 steps" in capsys.readouterr().out
+
+
 def test_a_run_folder_can_lie_anywhere(tiny_data, capsys):
     assert cli.main(["train", *TINY, "--out", "far/away"]) == 0
     assert (tiny_data / "far" / "away" / "checkpoint.pt").exists() and not (tiny_data / "runs").exists()

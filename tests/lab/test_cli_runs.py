@@ -53,6 +53,21 @@ def test_the_list_of_runs(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "a"]
 
 
+@pytest.mark.parametrize("last, words", [
+    ({"epoch": "three"}, "epoch must be an integer from 0"), ({"step": [1]}, "step must be"),
+    ({"train_accuracy": "0.5"}, "train_accuracy must be a number from 0 to 1, not '0.5'"),
+    ({"test_accuracy": 45.0}, "test_accuracy must be a number from 0 to 1, not 45.0"),
+    ({"source": 3}, "source must be a text"),
+])
+def test_metrics_that_no_run_wrote_are_told_beside_the_other_runs(capsys, last, words):
+    make_run("a", [record(1, 10) | last])
+    make_run("b", [record(None, None, train=0.4)])
+    assert cli.main(["runs"]) == 0
+    head, good, problem = capsys.readouterr().out.splitlines()
+    assert good.split()[0] == "b" and "0/1" in good and "40.00 %" in good
+    assert problem.startswith("a: runs/a/metrics.jsonl: ") and words in problem
+
+
 def test_a_folder_without_runs_and_none_at_all(capsys):
     assert cli.main(["runs"]) == 0
     assert capsys.readouterr().out == "no runs in runs\n"

@@ -88,6 +88,12 @@ def test_doctor_on_a_full_disk_and_a_missing_package(monkeypatch, tmp_path):
     assert doctor.check_package("no_such_module_here")[0] == "FAIL"
 
 
+def test_a_file_is_no_place_for_data(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "data"):
+        assert doctor.check_disk(place) == ("FAIL", f"{tmp_path / 'file'} is no folder: set MRLA_DATA to one")
+
+
 @pytest.mark.parametrize("present, expected, exit_status", [
     ((), "FAIL", 1), (("cifar10",), "WARN", 0), (("cifar10", "cifar100"), "OK", 0),
 ])

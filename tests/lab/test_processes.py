@@ -36,7 +36,16 @@ def test_cores_are_shared_out_unless_the_environment_says_otherwise(monkeypatch,
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(processes, "_text", lambda path: "")        # no quota
     assert tuple(processes.threads_each(count) for count in (1, 2, 3, 8, 20)) == shares
+
+
+@pytest.mark.parametrize("quota, shares", [("400000 100000", (4, 2, 1)), ("50000 100000", (1, 1, 1))])
+def test_a_container_shares_out_what_it_may_use_and_not_its_machine(monkeypatch, quota, shares):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(processes, "_text", lambda path: quota if path.endswith("cpu.max") else "")
+    assert tuple(processes.threads_each(count) for count in (1, 2, 4)) == shares
 
 
 def test_helpers_run_the_command_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):

@@ -104,9 +104,10 @@ def test_the_command(readme, capsys, monkeypatch):
 
 
 def test_the_command_that_sums_up(readme, capsys):
-    assert cli.main(["suite", "summary", "--out", "all.png"]) == 0
     everything = overview(summaries(readme.parent))
-    assert capsys.readouterr().out == f"{report_overview(everything)}\n\nfigure all.png\n"
+    for figure in ("all.png", "made/for/all.png"):
+        assert cli.main(["suite", "summary", "--out", figure]) == 0
+        assert capsys.readouterr().out == f"{report_overview(everything)}\n\nfigure {figure}\n"
     assert cli.main(["suite", "summary", "--json", "--records", str(readme.parent)]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [row["contrast"] for row in shown["accuracies"] if row["primary"]] == ["mrla-light - depthwise"]
