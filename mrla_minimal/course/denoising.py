@@ -182,7 +182,7 @@ def look_sideways(model: Denoiser, noisy: Tensor, block: int = 64) -> dict[str, 
             hook.remove()
     found = {"weights": [], "moved": [], "varies": [], "open": []}
     for attention, kept in zip(model.attentions, seen, strict=True):
-        layers = 1 if isinstance(attention, SameLayer) else len(kept[0][1] or []) + 1
+        layers = len(kept[0][1] or []) + 1
         weights = torch.cat([attention.weigh(x, layers) for x, _ in kept]).unflatten(1, (layers, -1))
         places = torch.cat([attention.places(x, layers) for x, _ in kept])      # (n, layers, keys, 2, h, w)
         far = (places - attention.ring[None, None, :, :, None, None]).norm(dim=3)

@@ -7,10 +7,13 @@ with, all of which its record holds.
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrla_minimal.lab.arguments import positive
+from mrla_minimal.lab.evidence.intervals import paired_interval
 from mrla_minimal.lab.files import append_record, read_records
 
 
@@ -39,6 +42,34 @@ def write_missing(path: str | Path, make: Callable[[tuple[dict, ...]], Iterable[
         append_record(path, record)
         records.append(record)
     return records
+
+
+def write_asked(path: str | Path, asked: Sequence[dict], make: Callable[[tuple[dict, ...]], Iterable[dict]],
+                minutes: float | None = None) -> list[dict]:
+    """`write_missing`, which prints a line a run and begins none after `minutes`.
+
+    asked: the settings of the runs that `make` makes. Returns their records, as far as they are made, in that
+    order. Raises ValueError as `write_missing` does, and for minutes that are no positive number.
+    """
+    until = None if minutes is None else time.monotonic() + 60 * positive("minutes", minutes)
+    names = dict.fromkeys(name for setting in asked for name in setting)
+
+    def missing(known: tuple[dict, ...]) -> Iterator[dict]:
+        for record in make(known):
+            yield record
+            print(record["id"], *(record[name] for name in names if name in record), flush=True)
+            if until is not None and time.monotonic() > until:
+                break
+
+    records = write_missing(path, missing)
+    return [record for setting in asked for record in made_with(setting, records)]
+
+
+def difference_cells(differences: Sequence[float], decimals: int) -> tuple[str, str]:
+    """Mean and 95 % interval (Student's t) of paired differences as text; "-" where one seed gives none."""
+    mean, interval, _ = paired_interval(differences)
+    ends = "-" if interval is None else " to ".join(f"{end:+.{decimals}f}" for end in interval)
+    return f"{mean:+.{decimals}f}", ends
 
 
 def print_or_refuse(parser: argparse.ArgumentParser, say: Callable[[], str]) -> None:

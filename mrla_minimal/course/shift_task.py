@@ -13,9 +13,14 @@ from mrla_minimal.course.seeds import seeded
 from mrla_minimal.family.sideways import NAMES, read_at
 from mrla_minimal.shapes import check_choice, check_positive
 
-SHIFTS = ((3, -2), (-2, -3), (1, 3), (-3, 1), (2, 2))       # rows down, columns right: one for each seed
+SHIFTS = ((3, -2), (-2, -3), (1, 3), (-3, 1), (2, 2))       # rows down, columns right
 BLURS = (1, 3, 5)                                           # 1 leaves white noise as it is
 STEPS, BORDER = 200, 4
+
+
+def shift_of(seed: int) -> tuple[int, int]:
+    """The shift of a seed: rows down, columns right."""
+    return SHIFTS[seed % len(SHIFTS)]
 
 
 def noise_maps(seed: int, blur: int, count: int = 8, size: int = 20) -> Tensor:
@@ -37,7 +42,7 @@ def draw_task(blur: int, seed: int, shift: tuple[int, int]) -> tuple[Tensor, Ten
 
 def find_shift(name: str, blur: int, seed: int, shift: tuple[int, int] | None = None,
                steps: int = STEPS) -> dict[str, Tensor]:
-    """Let the keys of "sideways" or "acla" look for the shift, SHIFTS[seed] if none is given.
+    """Let the keys of "sideways" or "acla" look for the shift, the seed's own if none is given.
 
     Returns, for step 0, 1, .., steps, loss (steps + 1,), places (steps + 1, 2 layers, 4 keys, 2) in pixels
     and weights (steps + 1, 2 layers, 4 keys), which sum to 1; layer 1 first. The loss is the mean squared
@@ -45,7 +50,7 @@ def find_shift(name: str, blur: int, seed: int, shift: tuple[int, int] | None = 
     """
     check_choice("name", name, NAMES)
     check_positive("steps", steps)
-    shift = SHIFTS[seed % len(SHIFTS)] if shift is None else shift
+    shift = shift_of(seed) if shift is None else shift
     earlier, own, wanted = draw_task(blur, seed, shift)
     with seeded(seed):
         attention = NAMES[name](1, keys=4, radius=2.0, most_layers=2)

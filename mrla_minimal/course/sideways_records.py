@@ -9,7 +9,6 @@
 """
 
 import argparse
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -17,13 +16,13 @@ from statistics import fmean
 import torch
 
 from mrla_minimal.course import denoising, shift_task
-from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.made_records import difference_cells, made_with, print_or_refuse, run_id, write_asked
 from mrla_minimal.family.sideways import NAMES
-from mrla_minimal.lab.arguments import integer, positive
+from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.cost import count_parameters
 from mrla_minimal.lab.data import load_cifar
 from mrla_minimal.lab.data.images import Cifar
-from mrla_minimal.lab.evidence.intervals import paired_interval, shared_seeds
+from mrla_minimal.lab.evidence.intervals import shared_seeds
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
 from mrla_minimal.lab.files import replace_file
 from mrla_minimal.shapes import check_choice
@@ -75,8 +74,8 @@ def asked_runs(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = PARTS,
 
 def _shift(setting):
     run = shift_task.find_shift(setting["name"], setting["blur"], setting["seed"], steps=setting["steps"])
-    shift = shift_task.SHIFTS[setting["seed"] % len(shift_task.SHIFTS)]
-    return {"shift": list(shift), "start": run["loss"][0].item(), **shift_task.what_was_found(run)}
+    return {"shift": list(shift_task.shift_of(setting["seed"])), "start": run["loss"][0].item(),
+            **shift_task.what_was_found(run)}
 
 
 def _denoiser(setting, cifar, keep):
@@ -103,20 +102,9 @@ def write_sideways_records(path: str | Path, minutes: float | None = None, seeds
     Raises ValueError, and changes nothing, as `sideways_records` does, if the file holds something that is no
     record, and for minutes that are no positive number.
     """
-    until = None if minutes is None else time.monotonic() + 60 * positive("minutes", minutes)
     seeds, parts = tuple(seeds), tuple(parts)
-    asked = asked_runs(seeds, parts, steps)
-
-    def missing(known: tuple[dict, ...]) -> Iterator[dict]:
-        for record in sideways_records(seeds, parts, steps, known, cifar, keep):
-            yield record
-            print(record["id"], record["part"], record["seed"], record.get("variant", ""),
-                  record.get("name", ""), record.get("blur", ""), flush=True)
-            if until is not None and time.monotonic() > until:
-                break
-
-    records = write_missing(path, missing)
-    return [record for setting in asked for record in made_with(setting, records)]
+    return write_asked(path, asked_runs(seeds, parts, steps),
+                       lambda known: sideways_records(seeds, parts, steps, known, cifar, keep), minutes)
 
 
 def is_found(record: dict) -> bool:
@@ -179,9 +167,8 @@ def differences_table(records: Iterable[dict]) -> str:
     for a, b in ASKED:
         found = differences(records, a, b)
         if found:
-            mean, interval, _ = paired_interval(found)
-            span = "-" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
-            lines.append(f"{f'{a} - {b}':<24}{f'{mean:+.3f}':<12}{span:<22}{len(found)}")
+            mean, ends = difference_cells(found, 3)
+            lines.append(f"{f'{a} - {b}':<24}{mean:<12}{ends:<22}{len(found)}")
     return "\n".join(lines)
 
 

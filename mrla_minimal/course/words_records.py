@@ -13,27 +13,18 @@ readers:
 """
 
 import argparse
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
-from mrla_minimal.course.seeds import seeded
-from mrla_minimal.course.words_reading import (
-    SceneEncoder,
-    examine,
-    look_at_scenes,
-    probe,
-    train_encoder,
-    train_reader,
-)
+from mrla_minimal.course.made_records import difference_cells, made_with, print_or_refuse, run_id, write_asked
+from mrla_minimal.course.words_reading import examine, look_at_scenes, probe, train_encoder, train_reader
 from mrla_minimal.course.words_scenes import KINDS
 from mrla_minimal.family.regional import FUSIONS
-from mrla_minimal.lab.arguments import integer, positive
-from mrla_minimal.lab.evidence.intervals import paired_interval, shared_seeds
+from mrla_minimal.lab.arguments import integer
+from mrla_minimal.lab.evidence.intervals import shared_seeds
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
 from mrla_minimal.shapes import check_choice
 
@@ -45,8 +36,8 @@ PARTS = {
     "places": (False, "places", 2, ("mean", "learned", "layers")),
     "residual": (True, "objects", 24, ("last", "mean", "layers")),
 }
-# What is asked of the records: (part, a, b), the difference a - b in points.
 CHOOSING = ("layers", "layers-patches", "joint", "progressive")            # whose weights see the question
+# What is asked of the records: (part, a, b), the difference a - b in points.
 ASKED = (("objects", "mean", "last"), ("objects", "learned", "mean"),
          *(("objects", fusion, control) for fusion in CHOOSING for control in ("mean", "learned")),
          ("places", "layers", "mean"), ("places", "layers", "learned"),
@@ -94,10 +85,8 @@ def _settings(seed, residual, parts, steps):
 
 def _measured(setting, seen, unseen):
     if setting["what"] == "probes":
-        with seeded(setting["seed"]):
-            SceneEncoder()          # whose draws come first: a seed's probes start where they always did
-            found = {kind: probe(seen, unseen, kind) for kind in KINDS}
-        return found | {"covered": unseen.scenes.covered.float().mean().item()}
+        return {kind: probe(seen, unseen, kind) for kind in KINDS} | {
+            "covered": unseen.scenes.covered.float().mean().item()}
     task = setting["questions"]
     reader, history = train_reader(seen, setting["fusion"], task, setting["width"], setting["seed"],
                                    setting["steps"])
@@ -114,20 +103,9 @@ def write_words_records(path: str | Path, minutes: float | None = None, seeds: I
     Raises ValueError, and changes nothing, as `words_records` does, if the file holds something that is no
     record, and for minutes that are no positive number.
     """
-    until = None if minutes is None else time.monotonic() + 60 * positive("minutes", minutes)
     seeds, parts = tuple(seeds), tuple(parts)
-    asked = asked_runs(seeds, parts, steps)
-
-    def missing(known: tuple[dict, ...]) -> Iterator[dict]:
-        for record in words_records(seeds, parts, steps, known):
-            yield record
-            print(record["id"], record["what"], record["seed"], record.get("part", ""),
-                  record.get("fusion", ""), flush=True)
-            if until is not None and time.monotonic() > until:
-                break
-
-    records = write_missing(path, missing)
-    return [record for setting in asked for record in made_with(setting, records)]
+    return write_asked(path, asked_runs(seeds, parts, steps),
+                       lambda known: words_records(seeds, parts, steps, known), minutes)
 
 
 def readers_of(records: Iterable[dict], part: str) -> dict[str, dict[int, dict]]:
@@ -168,9 +146,8 @@ def differences_table(records: Iterable[dict]) -> str:
     for part, a, b in ASKED:
         found = differences(records, part, a, b)
         if found:
-            mean, interval, _ = paired_interval(found)
-            span = "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
-            lines.append(f"{part:<10}{f'{a} - {b}':<26}{mean:>+7.2f}   {span:<20}{len(found)}")
+            mean, ends = difference_cells(found, 2)
+            lines.append(f"{part:<10}{f'{a} - {b}':<26}{mean:>7}   {ends:<20}{len(found)}")
     return "\n".join(lines)
 
 

@@ -2,12 +2,20 @@
 
 import argparse
 import hashlib
+import json
 import subprocess
 import sys
 
 import pytest
 
-from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
+from mrla_minimal.course.made_records import (
+    difference_cells,
+    made_with,
+    print_or_refuse,
+    run_id,
+    write_asked,
+    write_missing,
+)
 from mrla_minimal.lab.files import read_records
 
 
@@ -65,3 +73,32 @@ def test_no_command_adds_to_a_damaged_file(module, tmp_path):
                            capture_output=True, text=True)
     assert ended.returncode == 2 and path.read_text() == "not a record\n"
     assert ended.stderr.count("\n") == 1 and "line 1: not a whole record" in ended.stderr
+
+
+def test_asked_runs_are_said_one_by_one_and_none_is_begun_too_late(tmp_path, capsys):
+    path, asked = tmp_path / "a.jsonl", [{"part": part, "seed": seed} for part in "ab" for seed in (0, 1)]
+    path.write_text(json.dumps({"id": "0", "part": "z", "seed": 0}) + "\n")
+
+    def make(known):
+        for number, setting in enumerate(asked, start=1):
+            if not made_with(setting, known):
+                yield {"id": str(number), **setting, "accuracy": 0.5}
+
+    first = write_asked(path, asked, make, minutes=1e-9)
+    assert [record["id"] for record in first] == ["1"] and capsys.readouterr().out == "1 a 0\n"
+    made = write_asked(path, asked[::-1], make)
+    assert [record["id"] for record in made] == ["4", "3", "2", "1"]
+    assert capsys.readouterr().out == "2 a 1\n3 b 0\n4 b 1\n"
+    assert len(path.read_text().splitlines()) == 5, "records of other settings stay, and are not returned"
+
+
+def test_minutes_must_be_positive(tmp_path):
+    for minutes in (0, float("nan")):
+        with pytest.raises(ValueError, match="minutes must be"):
+            write_asked(tmp_path / "a.jsonl", [], lambda known: [], minutes)
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_difference_as_cells():
+    assert difference_cells([0.2, 0.4], 2) == ("+0.30", "-0.97 to +1.57")
+    assert difference_cells([-0.25], 3) == ("-0.250", "-")
