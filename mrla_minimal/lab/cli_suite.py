@@ -160,16 +160,17 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
 
 
 def run_merge(arguments: argparse.Namespace) -> Outcome:
-    target = _suite_and_records(arguments)[1]
+    suite, target = _suite_and_records(arguments)
+    named = suite.name if hasattr(arguments, "verb") else None      # mrla compare --merge names none
     beside = target if is_interventions(target) else interventions_path(target)
     counts, stops = {}, [file for file in arguments.files if is_stops(file)]
     if stops:
-        counts[str(stops_path(target))] = len(merge_stops(stops, target))
+        counts[str(stops_path(target))] = len(merge_stops(stops, target, named))
     for path, wanted in ((target, False), (beside, True)):
         files = [file for file in arguments.files if file not in stops and is_interventions(file) == wanted]
         if files:
             path.parent.mkdir(parents=True, exist_ok=True)
-            counts[str(path)] = len(evidence.merge_records(files, path))
+            counts[str(path)] = len(evidence.merge_records(files, path, named))
     for path, count in counts.items():
         print(f"{path}: {count} records")
     return 0, {"records": counts}

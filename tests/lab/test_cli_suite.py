@@ -147,6 +147,24 @@ def test_files_of_both_kinds_are_merged_each_to_its_own(pilot, capsys):
     assert "does not hold interventions: record 1: lacks learned" in capsys.readouterr().err
 
 
+def test_what_is_of_another_suite_is_not_merged(pilot, capsys):
+    """Neither into a suite that is named, nor into a file that holds one already; and nothing is written."""
+    runs = Path("cifar10-thin56-cpu.jsonl")
+    told = "cifar10-thin56-cpu.jsonl holds a line of suite 'cifar10-thin56-cpu', which does not go with those of"
+    assert cli.main(["suite", "merge", "nuclei-cpu", str(runs), "--records", "all.jsonl"]) == 2
+    assert f"{told} nuclei-cpu" in capsys.readouterr().err and not Path("all.jsonl").exists()
+    other = "".join(line.replace('"suite": "cifar10-thin56-cpu"', '"suite": "mine"')
+                    for line in runs.read_text().splitlines(keepends=True)[:2])
+    Path("mine.jsonl").write_text(other)
+    assert cli.main(["compare", "--merge", str(runs), "--records", "mine.jsonl"]) == 2
+    assert f"{told} mine" in capsys.readouterr().err and Path("mine.jsonl").read_text() == other
+    for number, suite in enumerate(("mine", "mine", "other")):
+        append_record("mine-stops.jsonl", {"suite": suite, "complete": [number]})
+    assert cli.main(["compare", "--merge", "mine-stops.jsonl", "--records", "new.jsonl"]) == 2
+    assert "'other', which does not go with those of mine" in capsys.readouterr().err
+    assert not Path("new-stops.jsonl").exists()
+
+
 def test_one_thing_at_a_time(capsys):
     assert cli.main(["compare", "--plan", "--report"]) == 2
     assert capsys.readouterr().err == "mrla: --plan does not go with --report: one thing at a time\n"
@@ -157,6 +175,7 @@ def test_one_thing_at_a_time(capsys):
     (["--minutes", "-2"], "argument --minutes: invalid positive float value: '-2'"),
     (["--minutes", "nan"], "argument --minutes: invalid positive float value: 'nan'"),
     (["--minutes", "inf"], "argument --minutes: invalid positive float value: 'inf'"),
+    (["--minutes", "1e308"], "minutes must be at most 525600, a year, not 1e+308"),
     (["--minutes", "soon"], "argument --minutes: invalid positive float value: 'soon'"),
     (["--minutes"], "argument --minutes: expected one argument"),
     (["--jobs", "some"], "argument --jobs: invalid number of jobs, or auto value: 'some'"),

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from mrla_minimal.lab.evidence.records import check_suite
 from mrla_minimal.lab.evidence.suites import Suite
 from mrla_minimal.lab.files import append_record, exclusive, read_records
 
@@ -38,10 +39,12 @@ def is_stops(path: str | Path) -> bool:
     return Path(path).stem.endswith(STOPS)
 
 
-def merge_stops(paths: Iterable[str | Path], records_path: str | Path) -> list[dict]:
+def merge_stops(paths: Iterable[str | Path], records_path: str | Path,
+                suite: str | None = None) -> list[dict]:
     """Add the lines of several files to the one beside a suite's records, each once; all that it then holds.
 
-    Raises ValueError if a file is not there.
+    suite       whose lines they must all be; None: that of the first
+    Raises ValueError, and writes nothing, if a file is not there or holds a line of another suite.
     """
     target = stops_path(records_path)
     missing = [str(path) for path in paths if not Path(path).exists()]
@@ -50,10 +53,14 @@ def merge_stops(paths: Iterable[str | Path], records_path: str | Path) -> list[d
     target.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(f"{target}.lock"):
         known = read_records(target)[0] if target.exists() else []
-        for line in (line for path in paths for line in read_records(path)[0]):
+        before = len(known)
+        for path, line in ((path, line) for path in paths for line in read_records(path)[0]):
+            suite = suite or (known[0] if known else line).get("suite")
+            check_suite(path, line, suite)
             if line not in known:
-                append_record(target, line)
                 known.append(line)
+        for line in known[before:]:
+            append_record(target, line)
     return known
 
 
@@ -103,10 +110,11 @@ def how_it_stopped(suite: Suite, records: Sequence[dict], stops: Sequence[dict])
         text += f"; {len(suite.seeds)} seeds were declared"
     sittings = [line for line in stops if set(line.get("variants", ())) == set(variants)]
     if sittings:
-        minutes = " and ".join(f"{line['minutes']:g}" for line in sittings)
-        how = {"time": "by time", "count": "by count, all seeds that were asked for being done",
-               "interrupted": "by hand (interrupted)", "error": "by an error"}[sittings[-1]["how"]]
-        text += f". Stopped {how}, after {minutes} minutes"
+        # The minutes are those that were given: only a sitting that the clock ended has had them all.
+        how = {"time": "by time, after", "count": "by count, all seeds that were asked for being done, within",
+               "interrupted": "by hand (interrupted), within", "error": "by an error, within"}
+        text += ". Stopped " + "; then ".join(
+            f"{how[line['how']]} {line['minutes']:g} minutes" for line in sittings)
         if sittings[-1]["complete"] != complete:
             text += "; runs were added since without a time limit, or by a command that was cut off"
     parts = [f"seed {seed} ({len(found[seed] & set(variants))} of {len(variants)} variants)"

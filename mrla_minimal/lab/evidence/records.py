@@ -229,12 +229,15 @@ def append_once(path: str | Path, record: dict, load: Callable[[str | Path], lis
             append_record(path, record)
 
 
-def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]:
+def merge_records(paths: Iterable[str | Path], target: str | Path, suite: str | None = None) -> list[dict]:
     """Add the records of several files to `target`, and return all that it then holds.
+
+    suite       whose records they must all be; None: that of the first
 
     Each id is kept once; of interventions (all files are named *-interventions.jsonl then) one of an older
     form goes where there is one of today's. Raises ValueError, and writes nothing, if a file is not there or
-    holds something else, or if records of one id and form have different accuracies.
+    holds something else, such as a record of another suite, or if records of one id and form have different
+    accuracies.
     """
     paths = [Path(path) for path in paths]
     for path in paths:
@@ -252,6 +255,8 @@ def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]
         merged = {}
         for path in (target, *paths):
             for record in load(path):
+                suite = suite or record["suite"]
+                check_suite(path, record, suite)
                 other = merged.setdefault((record["id"], is_whole(record)), record)
                 differ = any(other.get(name) != record.get(name) for name in ("fingerprint", *compared))
                 if differ or _result(other) != _result(record):
@@ -261,6 +266,13 @@ def merge_records(paths: Iterable[str | Path], target: str | Path) -> list[dict]
         kept = [record for (id, whole), record in merged.items() if whole or (id, True) not in merged]
         replace_file(target, lambda file: file.write("".join(map(to_line, kept)).encode()))
     return kept
+
+
+def check_suite(path: str | Path, line: dict, suite: str) -> None:
+    """Raise ValueError if a line that is to be merged is not of that suite: a file holds one suite's."""
+    if line.get("suite") != suite:
+        raise ValueError(f"{path} holds a line of suite {shown(line.get('suite'))}, which does not go with "
+                         f"those of {suite}")
 
 
 def is_interventions(path: str | Path) -> bool:

@@ -18,6 +18,7 @@ from mrla_minimal.lab.evidence.jobs import Job
 from mrla_minimal.lab.evidence.pacing import MARGIN, Task, estimate, load_paces, note_pace, when_done
 
 JOINING = 30.0      # seconds in which processes that were started with this one may still be about to come
+YEAR = 365 * 24 * 60        # minutes
 LOOK_AGAIN = 0.5    # seconds after which a process that has nothing to do looks again
 
 
@@ -27,12 +28,17 @@ class Sitting:
 
     until   when it is over, by time.monotonic(): a clock that nobody sets
     leads   whether this process speaks for all: it says how things stand, and records what ended it
+    Raises ValueError for more minutes than a year has.
     """
 
     minutes: float
     until: float
     jobs: int = 1
     leads: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.minutes <= YEAR:
+            raise ValueError(f"minutes must be at most {YEAR}, a year, not {self.minutes:g}")
 
     @property
     def over(self) -> bool:

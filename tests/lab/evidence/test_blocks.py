@@ -49,15 +49,18 @@ def test_seeds_come_incomplete_first_then_declared_then_counting():
      "Stopped by time, after 60 minutes."),
     (runs(0, 1, 2, 3), [stop("time", [0, 1], 30.0), stop("time", [0, 1, 2, 3], 45.5)],
      "4 complete blocks (all variants of a seed): all 3 declared seeds, and 1 more. Stopped by time, after "
-     "30 and 45.5 minutes."),
+     "30 minutes; then by time, after 45.5 minutes."),
+    (runs(0, 1), [stop("interrupted", [0], 30.0), stop("time", [0, 1])],      # what ended each is told
+     "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by hand (interrupted), within "
+     "30 minutes; then by time, after 60 minutes."),
     (runs(0, 1), [stop("interrupted", [0, 1])], "2 complete blocks (all variants of a seed); 3 seeds were "
-     "declared. Stopped by hand (interrupted), after 60 minutes."),
+     "declared. Stopped by hand (interrupted), within 60 minutes."),
     ([record("plain", 0, 0.5)], [stop("error", [])],
      "0 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by an "
-     "error, after 60 minutes.\nnot complete: seed 0 (1 of 2 variants)."),
+     "error, within 60 minutes.\nnot complete: seed 0 (1 of 2 variants)."),
     ([*runs(0, 1), record("plain", 2, 0.5)], [stop("count", [0])],
      "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by count, all seeds that "
-     "were asked for being done, after 60 minutes; runs were added since without a time limit, or by a "
+     "were asked for being done, within 60 minutes; runs were added since without a time limit, or by a "
      "command that was cut off.\nnot complete: seed 2 (1 of 2 variants)."),
 ])
 def test_a_report_says_how_many_blocks_and_what_ended_them(records, stops, text):
