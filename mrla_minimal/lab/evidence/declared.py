@@ -30,7 +30,7 @@ _TWO_BY_TWO = (
     Effect("memory", ("depthwise-carry", "mrla-light"), ("depthwise", "depthwise-gated")),
     Effect("gate", ("depthwise-gated", "mrla-light"), ("depthwise", "depthwise-carry")),
     Effect("memory x gate", ("mrla-light", "depthwise"), ("depthwise-carry", "depthwise-gated"),
-           primary=False),
+           primary=False, summed=True),
 )
 # Peak rates about the pilot's best (0.2, at the border of those tried), weight decay about the usual 5e-4.
 _DRAWS = {"learning_rate": LogUniform(0.05, 0.3), "weight_decay": LogUniform(1e-4, 1e-3)}

@@ -10,18 +10,21 @@ from mrla_minimal.lab.arguments import boolean, positive, shown, text
 class Effect:
     """The mean of some variants minus the mean of others, under a name: what a pair of variants cannot ask.
 
-    Of a 2 x 2, Effect("memory", plus=both variants with it, minus=both without) is the main effect, and with
-    the two diagonals in their place half of the interaction. Raises ValueError naming what is wrong.
+    summed: the sums in place of the means. Of a 2 x 2, Effect("memory", plus=both variants with it, minus=both
+    without) is the main effect; with the two diagonals in their place, and summed, it is the interaction: how
+    much one gain changes with the other. Raises ValueError naming what is wrong.
     """
 
     name: str
     plus: tuple[str, ...]
     minus: tuple[str, ...]
     primary: bool = True
+    summed: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "name", text("the name of an effect", self.name))
-        object.__setattr__(self, "primary", boolean(f"effect {self.name}: primary", self.primary))
+        for field in ("primary", "summed"):
+            object.__setattr__(self, field, boolean(f"effect {self.name}: {field}", getattr(self, field)))
         for field in ("plus", "minus"):
             given = getattr(self, field)
             if not isinstance(given, tuple | list) or not given:
@@ -34,9 +37,10 @@ class Effect:
 
     @property
     def weights(self) -> dict[str, float]:
-        """variant -> its weight: those of `plus` sum to 1, those of `minus` to -1."""
-        return {variant: 1 / len(self.plus) for variant in self.plus} | {
-            variant: -1 / len(self.minus) for variant in self.minus}
+        """variant -> its weight: those of `plus` sum to 1, those of `minus` to -1; summed, each is 1 or -1."""
+        shares = (1, 1) if self.summed else (len(self.plus), len(self.minus))
+        return {variant: 1 / shares[0] for variant in self.plus} | {
+            variant: -1 / shares[1] for variant in self.minus}
 
 
 @dataclass(frozen=True)

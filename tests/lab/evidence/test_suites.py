@@ -69,6 +69,7 @@ def test_a_wrong_suite_is_refused_when_it_is_written_down(changes, message):
     (("e", ("a", "a"), ("b",)), "each variant may stand once"),
     (("e", ("a",), ("b", "a")), "each variant may stand once"),
     (("e", ("a",), ("b",), 1), "effect e: primary must be True or False"),
+    (("e", ("a",), ("b",), True, "yes"), "effect e: summed must be True or False"),
 ])
 def test_a_wrong_effect_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -79,6 +80,16 @@ def test_an_effect_is_a_mean_minus_a_mean():
     memory = Effect("memory", ["carry", "light"], ["depthwise", "gated"])
     assert memory.weights == {"carry": 0.5, "light": 0.5, "depthwise": -0.5, "gated": -0.5}
     assert Effect("three", ("a", "b", "c"), ("d",)).weights["d"] == -1.0
+
+
+def test_a_summed_effect_of_the_diagonals_is_the_interaction():
+    """The difference of differences, as notebook 09 defines it, and not half of it."""
+    runs = {"light": 92.0, "carry": 91.0, "gated": 91.5, "depthwise": 91.0}
+    interaction = Effect("memory x gate", ("light", "depthwise"), ("carry", "gated"), summed=True)
+    found = sum(weight * runs[variant] for variant, weight in interaction.weights.items())
+    assert found == (92.0 - 91.0) - (91.5 - 91.0)
+    declared = [effect for suite in SUITES.values() for effect in suite.effects if " x " in effect.name]
+    assert declared and all(effect.summed and not effect.primary for effect in declared)
 
 
 def test_two_suites_of_one_name_are_refused():
