@@ -49,7 +49,8 @@ def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | N
     """A panel a section, each with its own scale: estimate and 95 % interval of every primary contrast.
 
     Planted effects on top, then losses, accuracies, and the mean effects over two suites or more. Grey behind
-    a row is its margin. A hollow marker is an estimate from fewer than eight seeds. At the right stand the
+    a row is its margin. A hollow marker is an estimate from fewer than eight seeds, of a mean over suites in
+    one of them at least. At the right stand the
     suite, its net and n. Panels without a row are left out. Returns the figure, or writes it to `path`.
     Raises ValueError if no suite has a primary contrast.
     """
@@ -61,7 +62,7 @@ def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | N
     if not panels:
         raise ValueError("no suite with records has a primary contrast: there is nothing to draw")
     with plt.rc_context({"font.size": 12, "axes.titlesize": 12}):
-        sizes = [0.42 * sum(row.height for row in rows) for rows in panels.values()]
+        sizes = [0.46 * sum(row.height for row in rows) for rows in panels.values()]
         figure, axes = plt.subplots(
             len(panels), figsize=(11, 0.4 + sum(1.3 + size for size in sizes)), squeeze=False,
             height_ratios=[1 + size for size in sizes], layout="constrained")
@@ -88,7 +89,8 @@ def _of_finding(finding: Finding) -> _Row:
 
 
 def _of_effect(key: tuple[str, str | None], effect: MeanEffect) -> _Row:
-    return _Row(*key, effect.mean, effect.interval, RELEVANT, f"{len(effect.cells)} suites", True)
+    tested = all(cell.n >= TEST_FROM for cell in effect.cells)
+    return _Row(*key, effect.mean, effect.interval, RELEVANT, f"{len(effect.cells)} suites", tested)
 
 
 def _unit(findings: Sequence[Finding]) -> str:

@@ -242,6 +242,12 @@ def test_its_badge_opens_this_very_file(path):
     assert markdown(read(path)).count("colab-badge.svg") == 1
 
 
+def test_the_readme_and_the_first_notebook_list_the_whole_course():
+    readme, first = (ROOT / "README.md").read_text(encoding="utf-8"), markdown(read(LESSONS[0]))
+    assert [path.name for path in LESSONS if f"](notebooks/{path.name})" not in readme] == []
+    assert [path.name for path in LESSONS[1:] if f"]({path.name})" not in first] == []
+
+
 def test_no_other_address_is_written_anywhere():
     repository = address_of().removeprefix("https://github.com/")
     for path in [*LESSONS, *SOLUTIONS, ROOT / "README.md"]:

@@ -241,8 +241,8 @@ def test_08_opens_with_what_all_records_say():
              for name, runs in read_summary("first-epoch-thin56").values["first_epoch_loss"].items()}
     behind = [means[name] - means["depthwise"] for name in ("depthwise-relu", "uniform")]
     assert min(behind) > 0.3 and abs(behind[0] - behind[1]) < min(behind) / 3
-    said(opening, "And neither the six variants of our four-epoch pilot nor the four of the ten-epoch suite "
-                  "are all equal.")
+    said(opening, "And in our four-epoch pilot and in the ten-epoch suite a test rejects that all variants "
+                  "are equal.")
     for suite, variants in (("cifar10-thin56-cpu", 6), ("scratch-gpu", 4)):
         equal = read_summary(suite).omnibus
         assert equal.variants == variants and max(equal.p, equal.permuted) < 0.05
@@ -288,14 +288,17 @@ def test_08_says_what_the_first_epoch_shows():
 
 def test_08_says_what_ten_epochs_show():
     words, summary = shown_below(lesson("08"), "08-114"), read_summary("scratch-gpu")
-    said(words, "(b). The plain mean learns far more slowly at first, and has caught up with most of it by "
-                "the tenth epoch.")
+    said(words, "(b). In the first epoch the training loss of the plain mean is about half a nat higher than "
+                "that of depthwise. After the tenth its test loss is less than a tenth of a nat higher.")
     first, last = (summary.values[measure] for measure in ("first_epoch_loss", "test_loss"))
     behind = [mean(values["uniform"].values()) - mean(values["depthwise"].values())
               for values in (first, last)]
-    assert 0.4 < behind[0] < 0.6 and 0 < behind[1] < behind[0] / 5
+    assert 0.4 < behind[0] < 0.6 and 0 < behind[1] < 0.1
+    said(words, "the plain mean and base end two to three points of accuracy behind depthwise")
+    for variant in ("uniform", "mrla-base"):
+        assert 0.02 < -mean(difference(summary, variant, "depthwise")) < 0.03
     said(words, "MRLA-light is ahead of depthwise in each seed, by less than a point; base and the plain "
-                "mean take turns. With three seeds both stay estimates.")
+                "mean take turns.")
     light, base = (difference(summary, *pair) for pair in SUITES["scratch-gpu"].primary[::-1])
     assert 0 < min(light) and max(light) < 0.01 and min(base) < 0 < max(base)
     assert {row.reading for row in summary.contrasts} == {ESTIMATE}
@@ -307,11 +310,11 @@ def test_08_says_what_one_seed_of_the_pilot_would_have_claimed():
     said(words, 'Base against uniform would have read "three points worse" or "a point better", by the seed.')
     base = [100 * gain for gain in difference(summary, "mrla-base", "uniform")]
     assert [round(min(base)), round(max(base))] == [-3, 1]
-    said(words, "These short trainings scatter five times as much as Part 2 assumed, so the pilot could see "
-                "differences of five points.")
+    said(words, "These short trainings scatter five times as much as Part 2 assumed, so the pilot could "
+                "reliably find only differences of five and a half points and more.")
     variance, _ = pooled_error(summary.accuracies)
     assert round(100 * variance**0.5 / 0.25) == 5
-    assert 5 <= 100 * detectable_difference((2 * variance) ** 0.5, 3) < 6
+    assert round(100 * detectable_difference((2 * variance) ** 0.5, 3), 1) == 5.5
     said(markdown(lesson("08")), "At sd 1.2, that of our pilot, it is 94.")
     assert round(100 * variance**0.5, 1) == 1.2 and round(16 * (1.2 / 0.5) ** 2 + 2) == 94
 
@@ -368,8 +371,10 @@ def test_09_says_what_the_first_epochs_records_show():
     assert rows["gate"].mean > 0 and rows["gate"].reading == "undecided"
     said(shown_below(notebook, "09-38"), "Both lines fall from left to right, nearly in parallel")
     assert means["depthwise-carry"] < means["depthwise"] and means["mrla-light"] < means["depthwise-gated"]
-    said(markdown(notebook), "Their interaction lies within the margin.")
-    assert rows["memory x gate"].reading.startswith("within 0.03 nat")
+    said(markdown(notebook), "No interaction shows, and none is excluded: its interval contains 0 and "
+                             "reaches beyond the margin.")
+    interaction = rows["memory x gate"]         # 09's difference of differences, not half of it
+    assert interaction.reading == "undecided" and interaction.interval[1] > 0.03 > 0 > interaction.interval[0]
     assert abs(rows["memory x gate"].mean) < abs(rows["memory"].mean)
 
 
@@ -395,8 +400,8 @@ def test_09_says_what_the_start_of_the_queries_does():
     shared = sorted(set.intersection(*(set(losses[name]) for name in asked)), key=rates.get)
     behind = {name: [losses[name][seed] - losses["uniform"][seed] for seed in shared]
               for name in asked[1:]}
-    said(words, "In most seeds base, its zero-query start and the uniform mean lie within 0.12 nat of each "
-                "other, and either may be ahead.")
+    said(words, "In most seeds base lies within 0.12 nat of the uniform mean, and so does its zero-query "
+                "start. Either may be ahead.")
     for gaps in behind.values():
         near = [gap for gap in gaps if abs(gap) < 0.12]
         assert len(near) > len(gaps) / 2 and min(near) < 0 < max(near)
@@ -472,8 +477,8 @@ def test_10_says_what_the_corridors_records_show():
 def test_10_says_which_stages_are_decided():
     notebook = lesson("10")
     cell = cell_below(notebook, "*MRLA-base: mean weights over 200 test images")
-    said(shown_below(notebook, cell), "**In stages 1 and 2 every layer puts all of its weight on one "
-                                      "layer**, the same for every image.")
+    said(shown_below(notebook, cell), "**In stages 1 and 2 nearly every layer puts nearly all of its "
+                                      "weight on one layer**, the same for every image.")
     said(shown_below(notebook, cell), "In stage 3 the weights are spread over several layers, and differ a "
                                       "little between images, by a point or two.")
     rows = table(notebook, cell)["stage"]        # three of stage, share; then the heads
@@ -497,9 +502,9 @@ def test_10_says_that_the_first_steps_saturate():
     for _, warm, last in rows.values():
         assert warm[0] == 20 and min(warm[1:3]) > 50
         assert last[0] == 40 and min(last[1:3]) >= 75
-    said(words, "A smaller start delays it and prevents nothing.")
+    said(words, "A smaller start delays it in stage 1, and prevents nothing.")
     for start in ("queries / 10", "queries 0"):
-        assert sum(rows[start][1][1:3]) < sum(rows["as built"][1][1:3])
+        assert rows[start][1][1] < rows["as built"][1][1]
 
     cell = cell_with(notebook, "gradient of the")
     gradients = {part: [float(number) for number in line.split()[-3:]]
@@ -523,8 +528,8 @@ def test_10_says_what_the_pilots_interventions_show():
     said(words, "The refit alone does nothing, as it should.")
     controls = [one for (_, how, _), nets in taken.items() if how == "learned" for one in nets]
     assert controls and max(map(abs, controls)) < 0.4
-    said(words, "Made uniform, base's nets lose more than fifty points; with norms refitted, in the one net "
-                "that could be measured so, about twenty.")
+    said(words, "Made uniform, base's nets lose more than fifty points; with norms refitted, about twenty. "
+                "(One net of each kind was measured so: only its checkpoint is kept.)")
     assert max(taken["mrla-base", "uniform", False]) < -50
     (refitted,) = taken["mrla-base", "uniform", True]
     assert -23 < refitted < -17
@@ -570,12 +575,12 @@ def test_10_says_what_its_own_interventions_show():
 
     cell = cell_with(notebook, "silenced: changed")
     said(shown_below(notebook, cell.id), "Silencing the layer that later layers weigh most, layer 4, costs "
-                                         "the most. Taken out, so that others share its weight, it costs a "
-                                         "third")
+                                         "the most. Taken out, so that others share its weight, it costs "
+                                         "about a quarter of that")
     rows = [re.findall(r"[-+]?\d+(?:\.\d+)?", line) for line in printed(cell).splitlines()[1:-1]]
     silenced, taken_out, weighed = ([float(row[place]) for row in rows] for place in (2, 5, 7))
     assert weighed[3] == max(weighed) and silenced[3] == min(silenced)
-    assert 0.2 < taken_out[3] / silenced[3] < 0.4
+    assert 0.2 < taken_out[3] / silenced[3] < 0.3
 
 
 def test_10_says_what_light_learned():
@@ -1153,8 +1158,8 @@ def test_17_says_where_the_shift_is_found():
     text = markdown(lesson("17"))
     words = shown_below(lesson("17"), cell_with(lesson("17"), "sideways_records.shift_table").id)
     runs = [run for run in sideways_runs() if run["part"] == "shift"]
-    said(words, "In smoothed noise the shift is found on all five seeds, by both, and at least 0.98 of the "
-                "weight lies on layer 1.")
+    said(words, "In smoothed noise the shift is found on all five seeds, by both, and 0.98 of the weight "
+                "or more, rounded, lies on layer 1.")
     smooth = [run for run in runs if run["blur"] > 1]
     assert len(smooth) == 2 * 2 * 5 and all(map(sideways_records.is_found, smooth))
     assert round(min(run["earlier"] for run in smooth), 2) >= 0.98
@@ -1283,7 +1288,8 @@ def test_18_says_what_its_readers_show():
         assert round(average, 1) == gain and low > 0
     gains = words_records.differences(runs, "objects", "learned", "layers")
     assert len(gains) == 5 and all(0 < gain < 0.65 for gain in gains)
-    said(words, "`progressive` has not learned shape questions on every seed: two stop at 0.44 and 0.92.")
+    said(words, "On two seeds `progressive` has not fully learned shape questions: it stops at 0.44 and "
+                "0.92.")
     shapes = sorted(each_accuracy("objects", "progressive", "shape"))
     assert [round(one, 2) for one in shapes[:2]] == [0.44, 0.92] and shapes[2] > 0.97
     said(words, "by less than 0.1 for each layer")
@@ -1291,6 +1297,15 @@ def test_18_says_what_its_readers_show():
         colour, shape = (mean(run[kind]["layers"][layer] for run in readers("objects", "layers"))
                          for kind in kinds)
         assert abs(colour - shape) < 0.1
+    said(words, "Nor do those of `progressive` on average. On three seeds of five they do: there the weight "
+                "of the first or the last layer changes by 0.17 to 0.33 with the question.")
+    changes = [[abs(run["colour"]["layers"][layer] - run["shape"]["layers"][layer]) for layer in range(5)]
+               for run in readers("objects", "progressive")]
+    assert max(abs(mean(run["colour"]["layers"][layer] - run["shape"]["layers"][layer]
+                        for run in readers("objects", "progressive"))) for layer in range(5)) < 0.1
+    large = [each for each in changes if max(each) >= 0.1]
+    assert len(changes) == 5 and sorted(round(max(each), 2) for each in large) == [0.17, 0.23, 0.33]
+    assert {each.index(max(each)) for each in large} == {0, 4}
     said(words, "Attention spread evenly would have 0.14 there.")
     covered = [record["covered"] for record in runs if record["what"] == "probes" and not record["residual"]]
     assert {round(one, 2) for one in covered} == {0.14}

@@ -150,7 +150,7 @@ def test_files_of_both_kinds_are_merged_each_to_its_own(pilot, capsys):
 def test_what_is_of_another_suite_is_not_merged(pilot, capsys):
     """Neither into a suite that is named, nor into a file that holds one already; and nothing is written."""
     runs = Path("cifar10-thin56-cpu.jsonl")
-    told = "cifar10-thin56-cpu.jsonl holds a line of suite 'cifar10-thin56-cpu', which does not go with those of"
+    told = f"{runs} holds a line of suite '{runs.stem}', which does not go with those of"
     assert cli.main(["suite", "merge", "nuclei-cpu", str(runs), "--records", "all.jsonl"]) == 2
     assert f"{told} nuclei-cpu" in capsys.readouterr().err and not Path("all.jsonl").exists()
     other = "".join(line.replace('"suite": "cifar10-thin56-cpu"', '"suite": "mine"')

@@ -54,11 +54,12 @@ def merge_stops(paths: Iterable[str | Path], records_path: str | Path,
     with exclusive(f"{target}.lock"):
         known = read_records(target)[0] if target.exists() else []
         before = len(known)
-        for path, line in ((path, line) for path in paths for line in read_records(path)[0]):
-            suite = suite or (known[0] if known else line).get("suite")
-            check_suite(path, line, suite)
-            if line not in known:
-                known.append(line)
+        for path in paths:
+            for line in read_records(path)[0]:
+                suite = suite or (known[0] if known else line).get("suite")
+                check_suite(path, line, suite)
+                if line not in known:
+                    known.append(line)
         for line in known[before:]:
             append_record(target, line)
     return known
@@ -111,7 +112,8 @@ def how_it_stopped(suite: Suite, records: Sequence[dict], stops: Sequence[dict])
     sittings = [line for line in stops if set(line.get("variants", ())) == set(variants)]
     if sittings:
         # The minutes are those that were given: only a sitting that the clock ended has had them all.
-        how = {"time": "by time, after", "count": "by count, all seeds that were asked for being done, within",
+        how = {"time": "by time, after",
+               "count": "by count, all seeds that were asked for being done, within",
                "interrupted": "by hand (interrupted), within", "error": "by an error, within"}
         text += ". Stopped " + "; then ".join(
             f"{how[line['how']]} {line['minutes']:g} minutes" for line in sittings)

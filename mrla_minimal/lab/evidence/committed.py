@@ -60,7 +60,7 @@ def suite_records(name: str, pilot: str | None = None) -> tuple[str, list[dict]]
             if suite != name:
                 print(f"shown in its place: {suite}, {SUITES[suite].note}")
             return suite, records
-        print(f"{suite}: no records yet; to make them: mrla compare --suite {suite}")
+        print(f"{suite}: no records yet; to make them: mrla suite run {suite}")
     return name, []
 
 
@@ -84,7 +84,7 @@ def read_interventions(name: str, pilot: str | None = None) -> list[dict]:
             if suite != name:
                 print(f"shown in its place: {suite}, {SUITES[suite].note}")
             return records
-        print(f"{suite}: no interventions yet; to make them: mrla compare --suite {suite}")
+        print(f"{suite}: no interventions yet; to make them: mrla suite run {suite}")
     return []
 
 
@@ -128,7 +128,7 @@ def load_committed(variant: str, suites: Sequence[str] = PILOTS) -> tuple[nn.Mod
             note = f" ({SUITES[suite].note})" if SUITES[suite].note else ""
             print(f"checkpoint {path.name}{note}")
             return loaded
-    print(f"{variant}: no checkpoint yet; to make it: mrla compare --suite {suites[0]} --export")
+    print(f"{variant}: no checkpoint yet; to make it: mrla suite export {suites[0]}")
     return None
 
 

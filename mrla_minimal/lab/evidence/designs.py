@@ -10,9 +10,9 @@ from mrla_minimal.lab.arguments import boolean, positive, shown, text
 class Effect:
     """The mean of some variants minus the mean of others, under a name: what a pair of variants cannot ask.
 
-    summed: the sums in place of the means. Of a 2 x 2, Effect("memory", plus=both variants with it, minus=both
-    without) is the main effect; with the two diagonals in their place, and summed, it is the interaction: how
-    much one gain changes with the other. Raises ValueError naming what is wrong.
+    summed: the sums in place of the means. Of a 2 x 2, Effect("memory", plus=both variants with it,
+    minus=both without) is the main effect; with the two diagonals in their place, and summed, it is the
+    interaction: how much one gain changes with the other. Raises ValueError naming what is wrong.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Effect:
 
     @property
     def weights(self) -> dict[str, float]:
-        """variant -> its weight: those of `plus` sum to 1, those of `minus` to -1; summed, each is 1 or -1."""
+        """variant -> its weight: those of `plus` sum to 1, of `minus` to -1; summed, each is 1 or -1."""
         shares = (1, 1) if self.summed else (len(self.plus), len(self.minus))
         return {variant: 1 / shares[0] for variant in self.plus} | {
             variant: -1 / shares[1] for variant in self.minus}

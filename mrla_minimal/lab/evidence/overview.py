@@ -135,7 +135,7 @@ def _together_as_text(together: dict[tuple[str, str | None], MeanEffect]) -> str
         f"mean effect by tau (half-normal prior of {TAU:g} points); Student's t for each suite's estimate.",
         f"What was planted is left out, and so are suites of fewer than {FEWEST} seeds. Then the chances",
         f"that the mean effect is below -{RELEVANT:g} points, within, and above {RELEVANT:g}; and the true",
-        "difference in another suite. From one suite, what others would do is the prior's word."])
+        "difference in another suite. From one suite, the figures for another come mostly from the prior."])
 
 
 def overview_as_json(found: Overview) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def test_seeds_come_incomplete_first_then_declared_then_counting():
      "4 complete blocks (all variants of a seed): all 3 declared seeds, and 1 more. Stopped by time, after "
      "30 minutes; then by time, after 45.5 minutes."),
     (runs(0, 1), [stop("interrupted", [0], 30.0), stop("time", [0, 1])],      # what ended each is told
-     "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by hand (interrupted), within "
-     "30 minutes; then by time, after 60 minutes."),
+     "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by hand (interrupted), "
+     "within 30 minutes; then by time, after 60 minutes."),
     (runs(0, 1), [stop("interrupted", [0, 1])], "2 complete blocks (all variants of a seed); 3 seeds were "
      "declared. Stopped by hand (interrupted), within 60 minutes."),
     ([record("plain", 0, 0.5)], [stop("error", [])],

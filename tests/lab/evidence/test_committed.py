@@ -117,11 +117,10 @@ def test_weights_alone_are_not_resumed(repository):
 def test_what_is_not_there_is_said_and_the_pilot_takes_its_place(repository, capsys):
     assert committed.committed_records("tiny") == [] and committed.committed_records("anything") == []
     assert committed.read_suite("large", pilot="tiny") is None
-    assert capsys.readouterr().out == ("large: no records yet; to make them: mrla compare --suite large\n"
-                                       "tiny: no records yet; to make them: mrla compare --suite tiny\n")
+    assert capsys.readouterr().out == ("large: no records yet; to make them: mrla suite run large\n"
+                                       "tiny: no records yet; to make them: mrla suite run tiny\n")
     assert committed.load_committed("plain", ("large", "tiny")) is None
-    assert capsys.readouterr().out == ("plain: no checkpoint yet; to make it: mrla compare --suite large "
-                                       "--export\n")
+    assert capsys.readouterr().out == "plain: no checkpoint yet; to make it: mrla suite export large\n"
     records = run_nets(("plain", "mrla-base"))
     export_nets(records)
     capsys.readouterr()

@@ -122,6 +122,8 @@ def test_the_figure_has_a_panel_a_section_and_a_row_a_primary_contrast(found, tm
     assert losses.patches[0].get_width() == pytest.approx(0.06)
     faces = [line.get_markerfacecolor() for line in accuracies.lines if line.get_marker() not in ("", "None")]
     assert [face == "white" for face in faces] == [False, True, True]
+    assert [cell.n for cell in found.together["mrla-light", "depthwise"].cells] == [8, 4]
+    assert "white" in [line.get_markerfacecolor() for line in together.lines]
     assert together.get_xlim() == accuracies.get_xlim()
     bar = accuracies.lines[1].get_xdata()
     assert list(bar) == pytest.approx([100 * end for end in found.accuracies[0].contrast.interval])
