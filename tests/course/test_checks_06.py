@@ -29,8 +29,11 @@ def five_layers_only(lambdas):
     # agrees up to l = 1
     (lambda lambdas: after_ones(lambdas.flip(0)), "product of l of them"),
     # agrees if all are equal
-    (lambda lambdas: lambdas[-1] ** torch.arange(len(lambdas))[:, None], "channel by channel"),
-    (lambda lambdas: after_ones(lambdas.flip(0).cumprod(0)[:, :1].expand_as(lambdas)), "channel by channel"),
+    (lambda lambdas: lambdas[-1] ** torch.arange(len(lambdas))[:, None],
+     "your row 2 is the first wrong one; it should be the product of the 2 newest lambdas, channel by"),
+    (lambda lambdas: after_ones(lambdas.flip(0).cumprod(0)[:, :1].expand_as(lambdas)),
+     "your row 1 is the first wrong one; it should be the newest lambda, channel by channel"),
+    (lambda lambdas: right_betas(lambdas) + (torch.arange(len(lambdas)) > 3)[:, None], "your row 4 is the"),
     (lambda lambdas: lambdas.cumprod(0), "row 0 should be ones"),
     (five_layers_only, "with one layer"),
     (lambda lambdas: right_betas(lambdas).T, "is (3, 5)"),

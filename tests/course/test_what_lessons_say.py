@@ -95,7 +95,8 @@ def points(accuracies, a, b):
 
 def test_00_says_on_its_first_screen_what_the_released_light_costs():
     first = lesson("00").cells[0].source
-    said(first, "about as bad as no memory at all, and some 30 points of accuracy below Eq. 8")
+    said(first, "In a network that is made to need a memory, the released light is some 30 points of accuracy "
+                "below Eq. 8")
     accuracies = finals("amnesia-15")
     assert abs(points(accuracies, "mrla-light-released", "depthwise")) < 5
     assert 25 < points(accuracies, "mrla-light", "mrla-light-released") < 35
@@ -104,8 +105,9 @@ def test_00_says_on_its_first_screen_what_the_released_light_costs():
 def test_06_says_on_its_first_screen_what_the_released_wiring_costs():
     first = lesson("06").cells[0].source
     said(first, "**The released code does not run Eq. 8.**")
-    said(first, "before each layer but a stage's first, 15 % of the images have their residual stream wiped")
-    said(first, "The released light is then no better than depthwise (v alone), which has no memory.")
+    said(first, "before each layer except the first of a stage, the residual stream is set to 0 for 15 % of the "
+                "images")
+    said(first, "There the released light is no better than *depthwise* (v alone), which has no memory.")
     said(first, "Eq. 8 is some 30 points above both")
     runs = records_of("amnesia-15")
     assert {run["config"]["wipe"] for run in runs} == {0.15}
@@ -232,8 +234,8 @@ def test_08_opens_with_what_all_records_say():
     assert (decided.name, decided.reading) == ("memory", "lowers the loss")
     assert decided.name in contrasts("first-epoch-thin56") and round(decided.mean, 2) == -0.04
     said((ROOT / "README.md").read_text(encoding="utf-8"),
-         "on CIFAR-10 a memory makes a small ResNet learn a little faster; what choosing is worth, and who "
-         "ends better, is open")
+         "on CIFAR-10 a memory makes a small ResNet learn a little faster; two questions are open, what "
+         "choosing is worth and which net is better at the end of training")
     said(opening, "3. **Everything else is open:** what the gate is worth")
     said(opening, "A ReLU after the norm makes the first epoch slow: depthwise with that ReLU and the plain "
                   "mean, which has it too, lie close together and far behind depthwise.")

@@ -31,7 +31,9 @@ def check_betas(answer: object) -> None:
             raise Wrong("your row l is one lambda; it should be the product of l of them")
         if not close(given[:1], ones):
             raise Wrong("your row 0 should be ones: no lambda has touched the newest entry yet")
-        raise Wrong("your row 2 should be lambda^T * lambda^{T-1}, channel by channel")
+        row = next(row for row in range(5) if not close(given[row], wanted[row]))
+        newest = "the newest lambda" if row == 1 else f"the product of the {row} newest lambdas"
+        raise Wrong(f"your row {row} is the first wrong one; it should be {newest}, channel by channel")
     if not close(tensor(run(answer, lambdas[:1]), (1, 3)), ones):
         raise Wrong("with one layer there is one beta a channel, and it is 1")
 
