@@ -95,8 +95,8 @@ def points(accuracies, a, b):
 
 def test_00_says_on_its_first_screen_what_the_released_light_costs():
     first = lesson("00").cells[0].source
-    said(first, "In a network that is made to need a memory, the released light is some 30 points of accuracy "
-                "below Eq. 8")
+    said(first, "In a network that is made to need a memory, the released light is some 30 points of "
+                "accuracy below Eq. 8")
     accuracies = finals("amnesia-15")
     assert abs(points(accuracies, "mrla-light-released", "depthwise")) < 5
     assert 25 < points(accuracies, "mrla-light", "mrla-light-released") < 35
@@ -105,8 +105,8 @@ def test_00_says_on_its_first_screen_what_the_released_light_costs():
 def test_06_says_on_its_first_screen_what_the_released_wiring_costs():
     first = lesson("06").cells[0].source
     said(first, "**The released code does not run Eq. 8.**")
-    said(first, "before each layer except the first of a stage, the residual stream is set to 0 for 15 % of the "
-                "images")
+    said(first, "before each layer except the first of a stage, the residual stream is set to 0 for 15 % of "
+                "the images")
     said(first, "There the released light is no better than *depthwise* (v alone), which has no memory.")
     said(first, "Eq. 8 is some 30 points above both")
     runs = records_of("amnesia-15")
