@@ -5,9 +5,20 @@ column 5 is (5, 2, 6, 3), and the centre of that pixel is (5.5, 2.5). Counting f
 makes every box one pixel short.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mrla_minimal.shapes import (
+    check_floats,
+    check_positive,
+    check_range,
+    check_same_shape,
+    described,
+    has_shape,
+)
 
 
 def check_boxes(name: str, boxes: Tensor) -> None:
@@ -19,9 +30,24 @@ def check_boxes(name: str, boxes: Tensor) -> None:
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """(..., 4) -> (...), in square pixels; 0 where a box has no width or no height."""
+    """(..., 4) -> (...), in square pixels; 0 where a box has no width or no height.
+
+    Half precision gives float32, here and in what follows from it: float16 ends below 300 x 300 pixels.
+    """
+    boxes = _precise(boxes)
     width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
     return width * height
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Half precision as float32: its three digits are too few for places of pixels."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, and where the whole is 0, 0 with a gradient of 0: that of 0 / 0 would be NaN."""
+    some = whole > 0
+    return torch.where(some, part, 0) / torch.where(some, whole, 1)
 
 
 def _shared_area(first: Tensor, second: Tensor) -> Tensor:
@@ -35,11 +61,10 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
     Two boxes that do not meet have 0, also where both are empty. Raises ValueError for another shape.
     """
     check_boxes("first", first)
-    check_boxes("second", second)
+    check_floats("second", second, (*first.shape[:-2], "boxes", 4))
     first, second = first[..., :, None, :], second[..., None, :, :]
     shared = _shared_area(first, second)
-    union = box_area(first) + box_area(second) - shared
-    return torch.where(shared > 0, shared / union, 0.0)
+    return _share(shared, box_area(first) + box_area(second) - shared)
 
 
 def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -50,13 +75,12 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
     CVPR 2019. Raises ValueError for another shape.
     """
     check_boxes("first", first)
-    check_boxes("second", second)
+    check_same_shape("second", second, first)
     shared = _shared_area(first, second)
     around = box_area(torch.cat([torch.minimum(first[..., :2], second[..., :2]),
                                  torch.maximum(first[..., 2:], second[..., 2:])], dim=-1))
     union = box_area(first) + box_area(second) - shared
-    tiny = torch.finfo(union.dtype).tiny        # two empty boxes have neither a union nor a box around them
-    return shared / union.clamp(min=tiny) - (around - union) / around.clamp(min=tiny)
+    return _share(shared, union) - _share(around - union, around)
 
 
 def mask_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -65,9 +89,11 @@ def mask_iou(first: Tensor, second: Tensor) -> Tensor:
     Boolean masks in, float64 out: pixels are counted exactly, since an IoU may equal a threshold. In float32
     the average precision is off by up to 0.03 points. Raises ValueError for other masks.
     """
-    if first.dtype != torch.bool or second.dtype != torch.bool or first.shape[1:] != second.shape[1:]:
+    are_masks = all(has_shape(masks, ("n", "height", "width")) and masks.dtype == torch.bool
+                    for masks in (first, second))
+    if not are_masks or first.shape[1:] != second.shape[1:]:
         raise ValueError("masks must be boolean (n, height, width) and of one size, not "
-                         f"{first.dtype} {tuple(first.shape)} and {second.dtype} {tuple(second.shape)}")
+                         f"{described(first)} and {described(second)}")
     first, second = first.flatten(1).double(), second.flatten(1).double()
     shared = first @ second.T
     union = first.sum(1)[:, None] + second.sum(1) - shared
@@ -79,11 +105,12 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float = 0.
 
     From the best on, each box that stays removes all later ones whose IoU with it is above the threshold.
     Of equal scores the earlier box comes first. It runs on the CPU: each step waits for the one before.
-    Raises ValueError for another shape.
+    Raises ValueError for another shape, and for a threshold that is no number of at least 0.
     """
-    check_boxes("boxes", boxes)
-    if scores.shape != boxes.shape[:1]:
-        raise ValueError(f"scores must be {tuple(boxes.shape[:1])}, one a box, not {tuple(scores.shape)}")
+    check_floats("boxes", boxes, ("boxes", 4))
+    if not has_shape(scores, boxes.shape[:1]):
+        raise ValueError(f"scores must be {tuple(boxes.shape[:1])}, one a box, not {described(scores)}")
+    check_range("threshold", threshold, 0, math.inf)
     overlap = box_iou(boxes, boxes).cpu()
     left = scores.cpu().argsort(descending=True, stable=True)
     stay = []
@@ -100,13 +127,14 @@ def roi_align(features: Tensor, boxes: Tensor, size: int, stride: float = 1.0) -
     features (batch, channels, height, width), one cell every `stride` pixels; boxes (batch, n, 4) in pixels
     -> (batch, n, channels, size, size). Each box is cut into size x size equal parts, each read once, at its
     middle. Beyond the border the map goes on as its last cells are. Boxes of no size give their one point.
-    Source: K. He et al., Mask R-CNN, ICCV 2017. Raises ValueError for another shape.
+    Source: K. He et al., Mask R-CNN, ICCV 2017. Raises ValueError for another shape, and for a size that is
+    no positive integer.
     """
-    check_boxes("boxes", boxes)
-    if features.dim() != 4 or boxes.dim() != 3 or len(features) != len(boxes):
-        raise ValueError("features (batch, channels, height, width) and boxes (batch, n, 4) must be of one "
-                         f"batch, not {tuple(features.shape)} and {tuple(boxes.shape)}")
-    batch, count = boxes.shape[:2]
+    check_floats("features", features, ("batch", "channels", "height", "width"))
+    check_floats("boxes", boxes, (len(features), "n", 4))
+    check_positive("size", size)
+    boxes = _precise(boxes)
+    count = boxes.shape[1]
     height, width = features.shape[2:]
     middles = (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size
     corner, sides = boxes[..., :2, None], (boxes[..., 2:] - boxes[..., :2])[..., None]
@@ -114,9 +142,10 @@ def roi_align(features: Tensor, boxes: Tensor, size: int, stride: float = 1.0) -
     # grid_sample's -1 and 1 are the map's outer edges, as ours are: align_corners=False.
     x, y = 2 * x / (stride * width) - 1, 2 * y / (stride * height) - 1
     grid = torch.stack(torch.broadcast_tensors(x[:, :, None, :], y[..., None]), dim=-1)
-    patches = F.grid_sample(features, grid.flatten(1, 2).to(features.dtype), mode="bilinear",
+    precise = _precise(features)
+    patches = F.grid_sample(precise, grid.flatten(1, 2).to(precise.dtype), mode="bilinear",
                             padding_mode="border", align_corners=False)     # (batch, channels, n size, size)
-    return patches.unflatten(2, (count, size)).transpose(1, 2)
+    return patches.to(features.dtype).unflatten(2, (count, size)).transpose(1, 2)
 
 
 def paste_masks(patches: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
@@ -125,20 +154,19 @@ def paste_masks(patches: Tensor, boxes: Tensor, height: int, width: int) -> Tens
     Every pixel whose centre lies in the box reads the patch there, between its parts by bilinear
     interpolation; all others are 0. Raises ValueError for another shape.
     """
-    check_boxes("boxes", boxes)
-    if patches.dim() != 3 or boxes.dim() != 2 or len(patches) != len(boxes):
-        raise ValueError("patches (n, size, size) and boxes (n, 4) must be of one number, not "
-                         f"{tuple(patches.shape)} and {tuple(boxes.shape)}")
+    check_floats("patches", patches, ("n", "size", "size"))
+    check_floats("boxes", boxes, (len(patches), 4))
+    boxes, precise = _precise(boxes), _precise(patches)
     like = {"device": boxes.device, "dtype": boxes.dtype}
     x, y = torch.arange(width, **like) + 0.5, torch.arange(height, **like) + 0.5
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=torch.finfo(boxes.dtype).eps)
     x = 2 * (x - boxes[:, 0:1]) / sides[:, 0:1] - 1         # (n, width): -1 to 1 inside
     y = 2 * (y - boxes[:, 1:2]) / sides[:, 1:2] - 1         # (n, height)
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
-    pasted = F.grid_sample(patches[:, None], grid.to(patches.dtype), mode="bilinear", padding_mode="border",
+    pasted = F.grid_sample(precise[:, None], grid.to(precise.dtype), mode="bilinear", padding_mode="border",
                            align_corners=False)[:, 0]
     inside = (x.abs() <= 1)[:, None, :] & (y.abs() <= 1)[:, :, None]
-    return pasted * inside
+    return pasted.to(patches.dtype) * inside
 
 
 def label_boxes(labels: Tensor, most: int) -> Tensor:
@@ -148,9 +176,8 @@ def label_boxes(labels: Tensor, most: int) -> Tensor:
     without a pixel has a box of zeros.
     Raises ValueError for other maps, and for a number outside 0 to `most`.
     """
-    if labels.dim() != 3 or labels.is_floating_point():
-        raise ValueError(f"labels must be integers (batch, height, width), not {labels.dtype} "
-                         f"{tuple(labels.shape)}")
+    if not has_shape(labels, ("batch", "height", "width")) or labels.is_floating_point():
+        raise ValueError(f"labels must be integers (batch, height, width), not {described(labels)}")
     batch, height, width = labels.shape
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
         raise ValueError(f"labels must lie in 0 to {most}, not {int(labels.min())} to {int(labels.max())}")
