@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from mrla_minimal.shapes import check_floats, check_positive, described, has_shape
+
 STRIDES = (4, 8)        # pixels between the points of the two levels that find objects
 LARGE = 24.0            # pixels: from this longer side on, an object belongs to stride 8
 NEAR = 1.5              # strides between a point and the centre of an object that it answers for, each way
@@ -39,11 +41,13 @@ def mask_targets(labels: Tensor, boxes: Tensor, counts: Tensor, generator: torch
 
     boxes (batch, most, 4), counts (batch,). `regions` are the boxes with every side shifted by up to `shake`
     of the box's width or height, since the detector's own boxes will not be exact either.
-    Raises ValueError for labels and boxes of different batches.
+    Raises ValueError for labels, boxes or counts of different batches.
     """
-    if labels.dim() != 3 or boxes.dim() != 3 or len(labels) != len(boxes):
-        raise ValueError("labels (batch, height, width) and boxes (batch, most, 4) must be of one batch, not "
-                         f"{tuple(labels.shape)} and {tuple(boxes.shape)}")
+    one_batch = (has_shape(labels, ("batch", "height", "width"))
+                 and has_shape(boxes, (len(labels), "most", 4)) and has_shape(counts, (len(labels),)))
+    if not one_batch:
+        raise ValueError("labels (batch, height, width), boxes (batch, most, 4) and counts (batch,) must be "
+                         f"of one batch, not {described(labels)}, {described(boxes)} and {described(counts)}")
     numbers = torch.arange(1, boxes.shape[1] + 1)
     present = numbers <= counts[:, None]
     image, slot = present.nonzero(as_tuple=True)
@@ -53,8 +57,20 @@ def mask_targets(labels: Tensor, boxes: Tensor, counts: Tensor, generator: torch
                    labels[:, None] == numbers[:, None, None], regions, image, slot)
 
 
-def box_targets(boxes: list[Tensor], classes: list[Tensor]) -> Targets:
-    """Targets without masks from the boxes (n, 4) and classes (n,) of each image, on the CPU."""
+def box_targets(boxes: list[Tensor], classes: list[Tensor], num_classes: int | None = None) -> Targets:
+    """Targets without masks from the boxes (n, 4) and classes (n,) of each image, on the CPU.
+
+    With `num_classes`, the detector's, a class that it does not have is found here: its losses cannot look,
+    since they would wait for the device.
+    Raises ValueError for lists of two lengths, for boxes and classes of two numbers, and for other classes.
+    """
+    if len(boxes) != len(classes):
+        raise ValueError(f"boxes and classes must be of as many images, not {len(boxes)} and {len(classes)}")
+    if num_classes is not None:
+        check_positive("num_classes", num_classes)
+    for some, kinds in zip(boxes, classes, strict=True):
+        check_floats("boxes", some, ("n", 4))
+        _check_classes(kinds, len(some), num_classes)
     most = max(map(len, boxes), default=0)
     padded_boxes = torch.zeros(len(boxes), most, 4)
     padded_classes = torch.zeros(len(boxes), most, dtype=torch.int64)
@@ -63,6 +79,15 @@ def box_targets(boxes: list[Tensor], classes: list[Tensor]) -> Targets:
         count = len(some)
         padded_boxes[row, :count], padded_classes[row, :count], present[row, :count] = some, kinds, True
     return Targets(padded_boxes, padded_classes, present)
+
+
+def _check_classes(kinds, count, num_classes):
+    """`count` whole numbers from 0 on, below num_classes unless that is None; none may be of any type."""
+    if not has_shape(kinds, (count,)) or (count and kinds.is_floating_point()):
+        raise ValueError(f"classes must be integers of shape ({count},), one a box, not {described(kinds)}")
+    if count and not 0 <= kinds.min() <= kinds.max() < (num_classes or torch.inf):
+        allowed = "at least 0" if num_classes is None else f"from 0 to {num_classes - 1}"
+        raise ValueError(f"classes must be {allowed}, not from {kinds.min()} to {kinds.max()}")
 
 
 def points_of(height: int, width: int, stride: int, device: torch.device) -> Tensor:

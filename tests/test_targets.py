@@ -75,5 +75,22 @@ def test_targets_from_boxes_alone():
 
 
 def test_labels_and_boxes_of_different_batches_are_refused():
-    with pytest.raises(ValueError, match="must be of one batch"):
-        mask_targets(torch.zeros(2, 8, 8).long(), torch.zeros(1, 1, 4), torch.zeros(1), torch.Generator())
+    labels, boxes = torch.zeros(2, 8, 8).long(), torch.zeros(2, 1, 4)
+    one = torch.zeros(1)
+    for wrong in ((labels, boxes[:1], one), (labels, boxes, one), (labels, boxes, None)):
+        with pytest.raises(ValueError, match="must be of one batch"):
+            mask_targets(*wrong, torch.Generator())
+
+
+@pytest.mark.parametrize("boxes, classes, num_classes, message", [
+    ([torch.ones(2, 4)], [torch.tensor([0, 1, 0])], None, r"classes must be .*\(2,\).*not \(3,\)"),
+    ([torch.ones(2, 4)] * 2, [torch.tensor([0, 1])], None, "of as many images, not 2 and 1"),
+    ([torch.ones(2, 3)], [torch.tensor([0, 1])], None, r"boxes must be .*\(n, 4\), not \(2, 3\)"),
+    ([torch.ones(2, 4)], [torch.tensor([0.0, 1.0])], None, "classes must be integers .* of torch.float32"),
+    ([torch.ones(2, 4)], [torch.tensor([0, -1])], None, "classes must be at least 0, not from -1 to 0"),
+    ([torch.ones(2, 4)], [torch.tensor([0, 3])], 3, "classes must be from 0 to 2, not from 0 to 3"),
+    ([torch.ones(2, 4)], [torch.tensor([0, 1])], 0, "num_classes must be a positive integer, not 0"),
+])
+def test_boxes_and_classes_that_do_not_fit_are_refused(boxes, classes, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        box_targets(boxes, classes, num_classes)
