@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mrla_minimal.boxes import box_iou, generalised_iou, non_maximum_suppression, paste_masks, roi_align
 from mrla_minimal.hosting import AttentionFactory
 from mrla_minimal.resnet import BLOCKS, cifar_resnet
-from mrla_minimal.shapes import check_choice, check_images, check_positive
+from mrla_minimal.shapes import check_choice, check_images, check_positive, check_range, is_positive
 from mrla_minimal.targets import STRIDES, Targets, assign, points_of
 
 TYPICAL = 3.0           # strides: the size of box that a head starts from
@@ -107,7 +107,7 @@ class Detector(nn.Module):
         check_choice("block", block, BLOCKS)
         check_positive("num_classes", num_classes)
         check_positive("width", width)
-        if channels % 8 or channels < 8:
+        if not is_positive(channels) or channels % 8:
             raise ValueError(f"channels must be a positive multiple of 8, not {channels!r}")
         expansion = 4 if block == "bottleneck" else 1
         self.finest = 0 if masks else 1         # without masks nothing is read from stride 2
@@ -142,8 +142,7 @@ class Detector(nn.Module):
 
     def _mask_logits(self, fine: Tensor, boxes: Tensor, image: Tensor, slot: Tensor) -> Tensor:
         """(objects, 14, 14): of the boxes (batch, most, 4) those at the places (image, slot)."""
-        # In half precision, coordinates would be off by whole pixels.
-        return self.mask_head(roi_align(fine.float(), boxes, MASK, stride=2)[image, slot])[:, 0]
+        return self.mask_head(roi_align(fine, boxes, MASK, stride=2)[image, slot])[:, 0]
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """{"class", "box", "mask"}, to be added up. Nothing in it waits for the device.
@@ -151,11 +150,15 @@ class Detector(nn.Module):
         class: cross-entropy towards the IoU of the point's box (0 where it answers for none), times the
         squared distance to it (the quality focal loss of Li et al.), summed over points, by positive point.
         box: 1 - generalised IoU, over positive points. mask: binary cross-entropy in the shown regions.
-        Raises ValueError for a mask branch and targets without masks.
+        Raises ValueError for targets of another number of images, and for a mask branch and targets without
+        masks. Classes are checked where targets are made: see `box_targets`.
         """
         if self.mask_head is not None and targets.masks is None:
             raise ValueError("this detector has a mask branch, and the targets hold no masks: masks=False")
         fine, logits, boxes, points = self(images)
+        if len(targets.boxes) != len(images):       # one image's would be broadcast to all
+            raise ValueError(f"targets must be of as many images as are given, {len(images)}, "
+                             f"not of {len(targets.boxes)}")
         if targets.boxes.shape[1] == 0:         # not one object in the batch: a slot that nothing stands in
             empty = targets.boxes.new_zeros(len(images), 1, 4)
             targets = Targets(empty, empty[..., 0].long(), empty[..., 0].bool())
@@ -191,8 +194,12 @@ class Detector(nn.Module):
 
         Of two boxes of one class whose IoU is above `overlap` the better stays. Boxes end at the image's
         border; a mask is where its probability is above a half. Call it in evaluation mode.
-        Raises ValueError if what the points say is not finite.
+        Raises ValueError for a `least` or `overlap` that is no number of at least 0, a `most` that is no
+        positive integer, and if what the points say is not finite.
         """
+        check_range("least", least, 0, math.inf)
+        check_range("overlap", overlap, 0, math.inf)
+        check_positive("most", most)
         fine, logits, boxes, _ = self(images)
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise ValueError("not all scores and boxes of the detector are finite")

@@ -175,6 +175,14 @@ def test_the_mask_loss_of_a_right_mask_is_smaller():
     assert right < 0.3 and detector.losses(images, targets)["mask"] > 5
 
 
+def test_a_detector_in_bfloat16_is_near_that_in_float32():
+    images, *truth = scene(2)
+    detector, targets = seeded().eval(), targets_of(*truth)
+    exact = detector.losses(images, targets)
+    for name, loss in detector.bfloat16().losses(images.bfloat16(), targets).items():
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.05)
+
+
 def test_a_batch_without_any_object_only_says_no():
     detector = seeded()
     labels = torch.zeros(2, 32, 32, dtype=torch.int64)
@@ -266,6 +274,16 @@ def test_nothing_found_is_an_empty_list_of_boxes():
 @pytest.mark.parametrize("call, message", [
     (lambda: Detector(8, num_classes=0), "num_classes must be a positive integer, not 0"),
     (lambda: Detector(8, channels=20), "channels must be a positive multiple of 8, not 20"),
+    (lambda: Detector(8, channels="a"), "channels must be a positive multiple of 8, not 'a'"),
+    (lambda: Detector(8, channels=None), "channels must be a positive multiple of 8, not None"),
+    (lambda: Detector(8, channels=8.0), "channels must be a positive multiple of 8, not 8.0"),
+    (lambda: seeded().detect(torch.randn(1, 3, 32, 32), most=-1), "most must be a positive integer, not -1"),
+    (lambda: seeded().detect(torch.randn(1, 3, 32, 32), least=math.nan), "least must be .*not nan"),
+    (lambda: seeded().detect(torch.randn(1, 3, 32, 32), least="a"), "least must be .*not 'a'"),
+    (lambda: seeded().detect(torch.randn(1, 3, 32, 32), overlap=math.nan), "overlap must be .*not nan"),
+    (lambda: seeded(masks=False).losses(torch.randn(2, 3, 32, 32),
+                                        box_targets([torch.ones(1, 4)], [torch.tensor([0])])),
+     "targets must be of as many images as are given, 2, not of 1"),
     (lambda: Detector(8, block="wide"), "block must be one of"),
     (lambda: Detector(8, layer_attention="mrla"), "layer_attention must be None, one of"),
     (lambda: seeded()(torch.randn(1, 3, 7, 32)), "images must be at least 8 pixels high and wide"),
