@@ -45,6 +45,10 @@ class Detections:
     masks: Tensor | None
 
 
+class NotFinite(ValueError):
+    """A score or a box of a detector is no finite number."""
+
+
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
@@ -194,15 +198,15 @@ class Detector(nn.Module):
 
         Of two boxes of one class whose IoU is above `overlap` the better stays. Boxes end at the image's
         border; a mask is where its probability is above a half. Call it in evaluation mode.
-        Raises ValueError for a `least` or `overlap` that is no number of at least 0, a `most` that is no
-        positive integer, and if what the points say is not finite.
+        Raises ValueError for a `least` or `overlap` that is no number of at least 0 and a `most` that is no
+        positive integer, and NotFinite (a ValueError too) if what the points say is not finite.
         """
         check_range("least", least, 0, math.inf)
         check_range("overlap", overlap, 0, math.inf)
         check_positive("most", most)
         fine, logits, boxes, _ = self(images)
         if not (logits.isfinite().all() and boxes.isfinite().all()):
-            raise ValueError("not all scores and boxes of the detector are finite")
+            raise NotFinite("not all scores and boxes of the detector are finite")
         height, width = images.shape[2:]
         border = boxes.new_tensor([width, height, width, height]).cpu()
         scores, places = logits.sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mrla_minimal.detector import Detector
+from mrla_minimal.detector import Detector, NotFinite
 from mrla_minimal.lab.data import normalise
 from mrla_minimal.lab.data.scenes import MASKED, Scenes, View, load_scenes, views
 from mrla_minimal.lab.device import World
@@ -45,7 +45,7 @@ def find_objects(model: Detector, seen: Sequence[View], precision: str = "float3
             try:
                 with autocast(device, precision):
                     detections = model.detect(images)
-            except ValueError as error:
+            except NotFinite as error:      # what else is wrong is no divergence
                 raise TrainingDiverged(str(error)) from None
             for view, one in zip(some, detections, strict=True):
                 for what, image in found_by_overlap(one.boxes, one.masks, one.scores, one.classes,

@@ -23,6 +23,7 @@ def new_run_dir(config: TrainConfig, runs: str | Path = "runs", source: str | No
 
     NAME says the model, its attentions, the data (`source`, of images of one's own) and the seed. The
     folder is made here, which only one of several processes can do: two that start together get two.
+    Raises OSError, naming `runs`, where that is no folder and cannot become one.
     """
     own = OwnAttention.parse(config.layer_attention)
     layer_attention = own.short_name if own else config.layer_attention
@@ -30,10 +31,11 @@ def new_run_dir(config: TrainConfig, runs: str | Path = "runs", source: str | No
     data = source or ("synthetic" if config.source == "synthetic" else config.dataset)
     host = re.sub(r"\W+", "-", config.host_text.lower().replace("resnet-", "resnet"))
     name = f"{host}-{attention}-{re.sub(r'[^A-Za-z0-9._]+', '-', data)}-seed{config.seed}"
+    Path(runs).mkdir(parents=True, exist_ok=True)       # not in the loop, which takes "exists" for a name
     for number in itertools.count(1):
         folder = Path(runs) / (name if number == 1 else f"{name}-{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:
             pass

@@ -201,6 +201,18 @@ def test_scores_that_are_no_numbers_are_no_result():
         find_objects(model, list(views(tiny_scenes().test, 32)))
 
 
+def test_what_a_net_refuses_is_no_divergence(monkeypatch):
+    model = run_of().model
+
+    def refuse(*given):
+        raise ValueError("x must be square")
+
+    monkeypatch.setattr(model, "forward", refuse)
+    with pytest.raises(ValueError, match="x must be square") as error:
+        find_objects(model, list(views(tiny_scenes().test, 32)))
+    assert not isinstance(error.value, TrainingDiverged)
+
+
 # That it survives
 
 

@@ -135,6 +135,15 @@ def test_two_runs_that_start_together_get_two_folders(tmp_path):
         f"resnet8-mrla-light-cifar10-seed0-{number}" for number in range(2, 25)}
 
 
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("gone"), lambda path: path.write_text("")])
+def test_runs_that_can_be_no_folder_are_told(tmp_path, make):
+    runs = tmp_path / "runs"
+    make(runs)
+    with pytest.raises(FileExistsError) as error:       # it once counted names without end
+        new_run_dir(tiny_config(), runs)
+    assert error.value.filename == str(runs)
+
+
 def test_a_refused_run_gives_its_new_folder_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="at most the 96"):
