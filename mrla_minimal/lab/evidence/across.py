@@ -60,7 +60,7 @@ def random_effects(cells: Sequence[Cell], scale: float = TAU) -> MeanEffect:
     from scipy import stats
 
     _check(cells)
-    mu, width = _grid_of_mu(cells)                          # (MU,), its weights for a sum
+    mu, width = _grid_of_mu(cells, scale)                   # (MU,), its weights for a sum
     tau, tau_weight = numpy.polynomial.legendre.leggauss(TAUS)
     tau, tau_weight = 4 * scale * (tau + 1), 4 * scale * tau_weight
     log = numpy.tile(stats.halfnorm.logpdf(tau, scale=scale)[:, None], (1, len(mu)))        # (TAUS, MU)
@@ -98,7 +98,7 @@ def _check(cells):
                              f"positive; not {cell.mean} and {cell.error}")
 
 
-def _grid_of_mu(cells):
+def _grid_of_mu(cells, scale):
     """Values of mu, close where cells are exact and far apart in the tails, and how wide each stands."""
     import numpy
     from scipy import stats
@@ -106,7 +106,7 @@ def _grid_of_mu(cells):
     reach = max(abs(cell.mean - cells[0].mean) + stats.t.isf(1e-5, cell.n - 1) * cell.error for cell in cells)
     finest = min(math.hypot(cell.error, 0.1) for cell in cells)
     centre = sum(cell.mean / cell.error**2 for cell in cells) / sum(1 / cell.error**2 for cell in cells)
-    end = math.asinh((reach + 8 * TAU + abs(centre - cells[0].mean)) / finest)
+    end = math.asinh((reach + 8 * max(scale, TAU) + abs(centre - cells[0].mean)) / finest)
     steps = numpy.linspace(-end, end, MU)
     return centre + finest * numpy.sinh(steps), finest * numpy.cosh(steps) * (steps[1] - steps[0])
 

@@ -59,6 +59,16 @@ def test_it_agrees_with_drawing_from_the_model():
     assert found.new[2] == pytest.approx(weight @ stats.norm.sf((0.3 - mu) / tau), abs=0.02)
 
 
+@pytest.mark.parametrize("scale", [0.5, 2.0, 5.0])
+def test_of_one_cell_mu_is_as_wide_as_the_prior_of_tau(scale):
+    """Drawn from the model: mu is the cell's mean, its error's t and tau's normal away."""
+    generator = np.random.default_rng(0)
+    tau = abs(generator.normal(0, scale, 1_000_000))
+    drawn = generator.normal(0, tau) + 0.1 * generator.standard_t(39, len(tau))
+    found = random_effects([cell(40, 0.0, 0.1)], scale)
+    assert found.interval == pytest.approx(np.quantile(drawn, (0.025, 0.975)), rel=0.01)
+
+
 def test_its_interval_holds_the_mean_effect_as_often_as_it_says(monkeypatch):
     """Worlds drawn from the model, whatever mu is: in 95 of 100, within 2.6 standard errors."""
     whole = random_effects(FOUR)
