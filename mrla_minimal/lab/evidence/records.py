@@ -8,12 +8,13 @@ they are read.
 import functools
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mrla_minimal.lab.arguments import boolean, integer, one_of, positive, share, shown, text
+from mrla_minimal.lab.arguments import boolean, integer, not_negative, one_of, positive, share, shown, text
 from mrla_minimal.lab.engine.config import CIRCUMSTANCES, SCENES
 from mrla_minimal.lab.evidence.suites import beyond_defaults
 from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, to_line
@@ -40,9 +41,26 @@ def _table(name: str, value: Any) -> dict:
     return value
 
 
+_OF_EPOCH = {"epoch": integer, "train_loss": not_negative, "test_loss": not_negative,
+             "test_mask_fields": text}
+
+
+def _epochs(name: str, value: Any) -> list:
+    """The metrics of a run: a table an epoch. What summaries read of one is checked where it is there."""
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list of epochs, not {shown(value)}")
+    for epoch in value:
+        for field, reached in _table(f"{name}: an epoch", epoch).items():
+            precision = re.fullmatch(r"test_(\w+_)?(mask|box)_AP", field)
+            check = share if precision else _OF_EPOCH.get(field)
+            if check is not None:
+                check(f"{name}: {field}", reached)
+    return value
+
+
 def _tuned(name: str, value: Any) -> list:
     """The metrics of a tuning run: the last epoch's validation accuracy is what chooses the rate."""
-    if not isinstance(value, list) or not value or not isinstance(value[-1], dict):
+    if not _epochs(name, value):
         raise ValueError(f"{name} must be a list of epochs, not {shown(value)}")
     share(f"{name}: validation_accuracy", value[-1].get("validation_accuracy"))
     return value
@@ -50,11 +68,8 @@ def _tuned(name: str, value: Any) -> list:
 
 def _detected(name: str, value: Any) -> list:
     """The metrics of a detector: the last epoch's average precision is its result."""
-    last = value[-1] if isinstance(value, list) and value else None
-    for field in ("test_box_AP", "test_mask_AP"):
-        reached = _table(f"{name}: the last epoch", last).get(field)
-        if field == "test_box_AP" or reached is not None:       # masks are not in every set
-            share(f"{name}: {field}", reached)
+    last = value[-1] if _epochs(name, value) else None
+    share(f"{name}: test_box_AP", _table(f"{name}: the last epoch", last).get("test_box_AP"))
     return value
 
 
@@ -145,8 +160,9 @@ def _fields_of_run(record: dict) -> dict:
         return _DIVERGED
     if _detects(record):
         return _DETECTION
+    at_times = {"metrics": _epochs, "trunk": _left_at}
     fields = _TUNING if record.get("phase") == "tuning" else _RUN
-    return fields | {"trunk": _left_at} if "trunk" in record else fields
+    return {field: check for field, check in at_times.items() if field in record} | fields
 
 
 def _fields_of_intervention(record: dict) -> dict:

@@ -102,7 +102,8 @@ def test_the_rival_stands_below_the_nets_that_saw_its_images(monkeypatch, tmp_pa
 @pytest.mark.parametrize("changes, words", [
     ({"metrics": []}, "last epoch must be a table"), ({"metrics": [{}]}, "test_box_AP must be a number"),
     ({"metrics": [{"test_box_AP": 0.5, "test_mask_AP": 1.5}]}, "test_mask_AP must be a number from 0 to 1"),
-    ({"metrics": None}, "last epoch must be a table"), ({"source": 1}, "source must be a text"),
+    ({"metrics": None}, "metrics must be a list of epochs, not None"),
+    ({"source": 1}, "source must be a text"),
 ])
 def test_records_that_are_damaged(tmp_path, changes, words):
     (tmp_path / "a.jsonl").write_text(to_line({**detection("plain", 0, 0.4, 0.5), **changes}))

@@ -138,6 +138,16 @@ def write_changed(path, file, number, **changes):
     (TUNING, "metrics", "7", "metrics must be a list of epochs"),
     (TUNING, "metrics", '[{"validation_accuracy": "high"}]',
      "validation_accuracy must be a number from 0 to 1"),
+    *((FINAL, "metrics", value, f"metrics must be a list of epochs, not {given}")
+      for value, given in (('{"a": 1}', "{'a': 1}"), ('"text"', "'text'"), ("true", "True"))),
+    *((FINAL, "metrics", value, "metrics: an epoch must be a table")
+      for value in ("[1]", "[null]", '[null, {"test_loss": 1.0}]', '[{"test_loss": 1.0}, true]')),
+    (FINAL, "metrics", '[{"test_loss": "low"}]', "test_loss must be a number from 0 on, not 'low'"),
+    (FINAL, "metrics", '[{"test_loss": null}]', "test_loss must be a number from 0 on, not None"),
+    (FINAL, "metrics", '[{"epoch": 1, "train_loss": []}]', "train_loss must be a number from 0 on, not []"),
+    (FINAL, "metrics", '[{"test_stained_box_AP": "low"}]', "test_stained_box_AP must be a number from 0 to"),
+    (FINAL, "metrics", '[{"test_mask_fields": 1}]', "test_mask_fields must be a text, not 1"),
+    (TUNING, "metrics", '[1, {"validation_accuracy": 0.5}]', "metrics: an epoch must be a table"),
 ])
 def test_a_record_with_something_else_in_a_field_is_told(tmp_path, capsys, number, field, value, words):
     path = tmp_path / "records.jsonl"
