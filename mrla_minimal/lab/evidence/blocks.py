@@ -46,8 +46,8 @@ def merge_stops(paths: Iterable[str | Path], records_path: str | Path,
     suite       whose lines they must all be; None: that of the first
     Raises ValueError, and writes nothing, if a file is not there or holds a line of another suite.
     """
-    target = stops_path(records_path)
-    missing = [str(path) for path in paths if not Path(path).exists()]
+    target, paths = stops_path(records_path), [Path(path) for path in paths]
+    missing = [path for path in paths if not path.exists()]
     if missing:
         raise ValueError(f"{missing[0]}: no such file of stops")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,8 @@ class Contrast:
     differences  seed -> its difference
     interval     95 %, paired t with n - 1 degrees of freedom; `narrow` is the 90 % one
     p            two-sided, paired t; from TEST_FROM seeds on
-    adjusted     p by Holm's method over its family: all primary contrasts of the suite, or all others
+    adjusted     p by Holm's method over its family: all primary contrasts of the suite, or all others;
+                 None for what is not tested
     margin       what counts as nothing, or None
     diverged     whether a run of its variants has no result: what is left is of the seeds that went well
     """
@@ -82,6 +83,8 @@ class Contrast:
             return ESTIMATE
         if self.interval is None:
             return NO_SCATTER
+        if self.adjusted is None:       # of another measure than the suite's, or of some of its images
+            return ESTIMATE
         measure = MEASURES[self.measure]
         margin = None if self.margin is None else measure.scale * self.margin
         ends = [tuple(measure.scale * end for end in ends) for ends in (self.interval, self.narrow)]

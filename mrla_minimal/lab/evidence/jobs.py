@@ -96,7 +96,14 @@ def final_jobs(suite: Suite, variants: Sequence[str], seeds: Sequence[int], rate
 
 def choose_parts(suite: Suite, variants: Sequence[str] | None, seeds: Sequence[int] | None,
                  **changes: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The variants and seeds that are meant, none given: all. ValueError for unknown or repeated ones."""
+    """The variants and seeds that are meant, none given: all.
+
+    ValueError for unknown or repeated ones, and for a change of what the suite chooses itself.
+    """
+    own = {"variant", "seed", "validation"} | ({"learning_rate"} if suite.rates else set())
+    for name in changes:
+        if name in own:
+            raise ValueError(f"suite {suite.name}: {name} is the suite's own to choose; it cannot be changed")
     variants = tuple(suite.variants if variants is None else variants)
     for variant in variants:
         suite.config(variant, 0, **changes)

@@ -10,6 +10,7 @@ from mrla_minimal.lab.evidence.blocks import (
     complete_seeds,
     how_it_stopped,
     load_stops,
+    merge_stops,
     seeds_in_order,
 )
 
@@ -73,3 +74,9 @@ def test_stops_are_kept_beside_the_records_a_suites_own(tmp_path):
     append_stop(path, stop("time", [0]))
     append_stop(path, {**stop("time", [0]), "suite": "other"})
     assert load_stops(path, "s") == [stop("time", [0])] and (tmp_path / "s-stops.jsonl").exists()
+
+
+def test_stops_of_files_that_can_be_listed_only_once_are_merged(tmp_path):
+    append_stop(tmp_path / "one.jsonl", stop("time", [0]))
+    merged = merge_stops(iter([tmp_path / "one-stops.jsonl"]), tmp_path / "s.jsonl")
+    assert merged == load_stops(tmp_path / "s.jsonl", "s") == [stop("time", [0])]

@@ -215,6 +215,7 @@ def test_contrasts_are_asked_of_the_measure_that_the_suite_declares():
     assert list(summary.further) == ["test_accuracy", "test_loss"]
     accuracy = next(row for row in summary.further["test_accuracy"] if row.primary)
     assert accuracy.mean == pytest.approx(0.1) and accuracy.margin is None and accuracy.adjusted is None
+    assert accuracy.p is not None and accuracy.reading == ESTIMATE
     assert summarise(records, dataclasses.replace(suite, margin=None)).contrasts[0].margin is None
     bare = [{**record, "metrics": []} for record in records]
     with pytest.raises(NoRuns, match="have the mean training loss of the first epoch yet"):

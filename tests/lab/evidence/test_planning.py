@@ -28,6 +28,8 @@ def test_the_plan_counts_what_is_left_and_writes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(ValueError, match="unknown variant 'nope'"):
         plan_suite(suite, [], variants=("nope",))
+    with pytest.raises(ValueError, match="suite tiny: learning_rate is the suite's own to choose"):
+        plan_suite(suite, [], learning_rate=0.1)
 
 
 def test_the_plans_minutes_follow_from_the_time_of_a_step(monkeypatch):

@@ -166,6 +166,11 @@ def test_wrong_parts_of_a_suite_are_refused_before_any_run(tmp_path):
     with pytest.raises(ValueError,
                        match="variants must be some of plain, mrla-light, each once; not plain, plain"):
         run_tiny(tmp_path, variants=("plain", "plain"))
+    tuned = tiny_suite(rates=(0.05, 0.1))
+    for suite, name, value in ((tuned, "learning_rate", 0.1), (None, "seed", 3), (None, "validation", True),
+                               (None, "variant", "plain")):
+        with pytest.raises(ValueError, match=f"suite tiny: {name} is the suite's own to choose"):
+            run_tiny(tmp_path, suite, **{name: value})
     assert not (tmp_path / "records.jsonl").exists()
 
 
