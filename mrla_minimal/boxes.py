@@ -46,7 +46,7 @@ def _precise(x: Tensor) -> Tensor:
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, and where the whole is 0, 0 with a gradient of 0: that of 0 / 0 would be NaN."""
-    some = whole > 0
+    some = whole != 0       # not `> 0`: a NaN stays one, so that a training that diverged is told
     return torch.where(some, part, 0) / torch.where(some, whole, 1)
 
 

@@ -56,6 +56,11 @@ def test_generalised_iou_of_empty_boxes_is_finite_with_its_gradient():
     assert value.isfinite().all() and empty.grad.isfinite().all()
 
 
+def test_boxes_that_are_no_numbers_have_no_overlap_that_is_one():
+    box, broken = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.full((1, 4), math.nan)
+    assert generalised_iou(broken, box).isnan().all()
+
+
 @pytest.mark.parametrize("overlap", [box_iou, generalised_iou])
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 0, 10), (5, 5, 2, 9)])
 def test_boxes_of_no_area_pass_no_gradient_that_is_nan(overlap, box):
