@@ -107,4 +107,4 @@ class UniformMean(nn.Module):
         check_feature_map(x, self.channels)
         check_list_memory(memory, x)
         values = [*(memory or []), self.value(x)]                           # t maps
-        return sum(values) / len(values), values
+        return sum(value.to(values[-1].dtype) for value in values) / len(values), values

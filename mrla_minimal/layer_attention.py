@@ -12,9 +12,9 @@ layer t + 1. They differ in what that memory is:
 
 MRLALightReleased is MRLALight as the public code runs it: given the block's input where Eq. 8 has O^{t-1}.
 
-A memory is a value: each call returns a new one and leaves the one it was given as it was. Checkpoint a
-stage with `use_reentrant=False`: torch's reentrant form loses the gradients of tensors inside a list. A layer
-that meets one warns, as it does of a tensor from layers that are frozen.
+A memory is a value: a call returns a new one and leaves the given one as it was. Checkpoint a stage with
+`use_reentrant=False`: torch's reentrant form loses the gradients of tensors inside a list. A layer that
+meets one warns, as it does of a tensor from layers that are frozen.
 
 What a block or a tool reads off an attention, ours or one's own, is four attributes. Absent means no:
 
@@ -36,6 +36,7 @@ from mrla_minimal.shapes import (
     check_key_value_memory,
     check_list_memory,
     check_map_memory,
+    check_positive,
     choose_head_dim,
     choose_kernel_size,
 )
@@ -56,8 +57,9 @@ def value_convolution(channels: int) -> nn.Conv2d:
     """The value projection: a bias-free depthwise 3x3 convolution of maps, which keep their shape.
 
     It starts as the released ResNets start each Conv2d: normal, with the fan-out counted as if the
-    convolution were not depthwise, so small.
+    convolution were not depthwise, so small. Raises ValueError if channels is no positive integer.
     """
+    check_positive("channels", channels)
     convolution = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
@@ -88,8 +90,7 @@ def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
     """sum over layers s of weights[..., s] * values[s]: (batch, heads, t) and t maps -> one map.
 
     In the data type of the newest value, the asking layer's own. Map by map: stacking the maps first would
-    keep a fresh copy of the whole cache at every layer for the backward pass. This keeps each map once, as
-    it is.
+    keep a fresh copy of the whole cache at every layer for the backward pass.
     """
     total = 0.0
     for s, value in enumerate(values):
@@ -128,9 +129,9 @@ class LayerAttention(nn.Module):
         check_list_memory(memory, x)
         features = [*(memory or []), x]                                     # X^1 .. X^t
         query = split_heads(self.query(pool(x)), self.head_dim)             # (batch, heads, head_dim)
-        keys = [split_heads(self.key(pool(feature)), self.head_dim) for feature in features]
+        keys = [split_heads(self.key(pool(feature.to(x.dtype))), self.head_dim) for feature in features]
         keys = torch.stack(keys, dim=2)                                     # (batch, heads, t, head_dim)
-        values = [self.value(feature) for feature in features]              # t maps
+        values = [self.value(feature.to(x.dtype)) for feature in features]  # t maps
         logits = einsum(query, keys, "b heads d, b heads t d -> b heads t") / math.sqrt(self.head_dim)
         weights = self.weights(logits.softmax(dim=-1))                      # (batch, heads, t)
         return weighted_sum(weights, values), features                      # Eq. 4
@@ -171,7 +172,7 @@ class MRLABase(nn.Module):
         value = self.value(x)                                               # (batch, channels, height, width)
         check_key_value_memory(memory, key, value)
         memory = [*(memory or []), (key, value)]
-        keys = torch.stack([key for key, _ in memory], dim=2)               # (batch, heads, t, head_dim)
+        keys = torch.stack([past.to(key.dtype) for past, _ in memory], dim=2)   # (batch, heads, t, head_dim)
         logits = einsum(query, keys, "b heads d, b heads t d -> b heads t") / math.sqrt(self.head_dim)
         weights = self.weights(logits.softmax(dim=-1))                      # (batch, heads, t)
         return weighted_sum(weights, [value for _, value in memory]), memory        # Eq. 6

@@ -20,6 +20,7 @@ from mrla_minimal import (
     SqueezeExcitation,
     UniformMean,
 )
+from mrla_minimal.hosting import FAMILY_ATTENTIONS
 from mrla_minimal.layer_attention import pool
 
 MODULES = (LayerAttention, MRLABase, MRLALight, DepthwiseValue, DepthwiseGated, DepthwiseCarry, UniformMean)
@@ -82,12 +83,38 @@ def test_a_memory_may_cross_the_border_of_autocast(module):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=t % 2 == 0):
             output, memory = layer(x.bfloat16() if t == 2 else x, memory)
         outputs.append(output)
-    if module not in (MRLABase, UniformMean):                   # whose sums take the widest type in the cache
-        assert [output.dtype for output in outputs] == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert [output.dtype for output in outputs] == [torch.bfloat16, torch.float32, torch.bfloat16]
     for output, exact in zip(outputs, wanted, strict=True):
         assert (output - exact).norm() <= 0.05 * exact.norm()
     sum(output.float().sum() for output in outputs).backward()
     assert all(x.grad.isfinite().all() and x.grad.any() for x in maps)
+
+
+def of_type(memory, dtype):
+    """The memory with all its tensors in another type."""
+    if isinstance(memory, (list, tuple)):
+        return type(memory)(of_type(part, dtype) for part in memory)
+    return memory.to(dtype) if isinstance(memory, torch.Tensor) else memory
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("module", (*MODULES, *FAMILY_ATTENTIONS.values()))
+def test_a_memory_of_another_type_is_taken_in_the_layers_own(module, dtype):
+    layers, maps = stage(module)
+    layers, maps = [layer.float() for layer in layers], [x.detach().float() for x in maps]
+    wanted = run_stage(layers, maps)
+    memory = None
+    for layer, x, exact in zip(layers, maps, wanted, strict=True):
+        output, memory = layer(x, memory)
+        assert output.dtype == torch.float32 and (output - exact).norm() <= 0.05 * exact.norm()
+        memory = of_type(memory, dtype)
+
+
+@pytest.mark.parametrize("module", (*MODULES, *FAMILY_ATTENTIONS.values()))
+@pytest.mark.parametrize("channels", [2.0, "a", None, True, 0])
+def test_channels_must_be_a_positive_integer(module, channels):
+    with pytest.raises(ValueError, match=f"channels must be a positive integer, not {channels!r}"):
+        module(channels)
 
 
 @pytest.mark.parametrize("module", [LayerAttention, MRLABase, MRLALight, DepthwiseGated])

@@ -174,7 +174,7 @@ class BlockAttentionResiduals(nn.Module):
         if layers >= self.block:
             memory = [*(memory or []), (value, 1)]                          # a new block begins
         else:
-            memory = [*full, (last + value, layers + 1)]
+            memory = [*full, (last.to(value.dtype) + value, layers + 1)]
         sums = [block for block, _ in memory]
         keys = torch.cat([_root_mean_square_norm(pool(block)) for block in sums], dim=1)
         return weighted_sum(_softmax_over_depth(self.query, keys), sums), memory
@@ -214,11 +214,13 @@ class KeyCorrelatedAttention(nn.Module):
         row = pool(x)                                                       # (batch, 1, channels)
         query = split_heads(self.query(row), self.head_dim)                 # (batch, heads, head_dim)
         key = split_heads(self.key(row), self.head_dim)                     # (batch, heads, head_dim)
+        # In float16 the shares' sum overflows, and a blank key is NaN.
+        key = key.to(torch.promote_types(key.dtype, torch.float32))
         share = (key.norm(dim=-1) * self.slopes).clamp(max=LARGEST_EXPONENT).exp()      # (batch, heads)
         mean, total = _mean_and_total(memory, x, share)
         total = total + share
         mean = mean + per_channel(share / total, x) * (x - mean)            # m^t, like x
-        along = (query * F.normalize(key, dim=-1)).sum(dim=-1)              # (batch, heads)
+        along = (query * F.normalize(key, dim=-1)).sum(dim=-1).to(query.dtype)          # (batch, heads)
         gate = self.weights(self.mix(along).sigmoid()[:, :, None])          # (batch, heads, 1)
         return per_channel(gate[:, :, 0], x) * self.value(mean), (mean, total)
 
@@ -272,4 +274,4 @@ def _mean_and_total(memory, x, share):
     mean, total = memory
     check_map_memory(mean, x)
     check_same_shape("the memory's total", total, share)
-    return mean.to(x.dtype), total
+    return mean.to(x.dtype), total.to(share.dtype)

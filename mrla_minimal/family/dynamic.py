@@ -45,7 +45,7 @@ class DynamicUnit(nn.Module):
     U_1 and S_1 reduce to channels // reduction numbers, U_2 and S_2 make 3 channels of them; all have biases.
 
     The release defines a dropout that has no effect with one layer; here there is none.
-    Raises ValueError if channels or reduction is no positive integer, or if y or the state has another size.
+    Raises ValueError if channels or reduction is no positive integer, or if y or the state has another shape.
     """
 
     def __init__(self, channels: int, reduction: int = 4):
@@ -60,15 +60,22 @@ class DynamicUnit(nn.Module):
         self.state_out = nn.Linear(reduced, 3 * channels)
 
     def forward(self, y: Tensor, state: State | None = None) -> State:
-        h, c = (torch.zeros_like(y), torch.zeros_like(y)) if state is None else state
-        for name, part in (("y", y), ("h", h), ("c", c)):
-            if part.shape[-1] != self.channels:
-                raise ValueError(f"{name} must end in {self.channels} channels, "
-                                 f"not {tuple(part.shape)}")
+        if y.shape[-1] != self.channels:
+            raise ValueError(f"y must end in {self.channels} channels, not {tuple(y.shape)}")
+        h, c = (torch.zeros_like(y), torch.zeros_like(y)) if state is None else _fitting(state, y)
         gates = self.input_out(self.input_in(y).relu()) + self.state_out(self.state_in(h).relu())
         write, keep, new = gates.chunk(3, dim=-1)                           # (..., channels) each: i, f, g
         c = keep.sigmoid() * c + write.sigmoid() * new.tanh()               # (..., channels)
         return c.sigmoid(), c
+
+
+def _fitting(state, y):
+    """h and c in the type of y. ValueError for a state that is no pair of y's shape."""
+    if not isinstance(state, tuple) or len(state) != 2:
+        raise ValueError(f"the state must be a pair, h and c, not a {type(state).__name__}")
+    for name, part in zip(("the state's h", "the state's c"), state, strict=True):
+        check_same_shape(name, part, y)
+    return tuple(part.to(y.dtype) for part in state)
 
 
 class DLABase(MRLABase):
@@ -109,8 +116,9 @@ class DLABase(MRLABase):
 
     def rewritten(self, key: Tensor, value: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """One entry, scaled by the unit: key (batch, heads, head_dim) and value (batch, channels, h, w)."""
-        key_gate, _ = self.unit(key.flatten(1), state)                      # (batch, channels)
-        value_gate, _ = self.unit(pool(value)[:, 0], state)                 # (batch, channels)
+        dtype = state[0].dtype
+        key_gate, _ = self.unit(key.flatten(1).to(dtype), state)            # (batch, channels)
+        value_gate, _ = self.unit(pool(value)[:, 0].to(dtype), state)       # (batch, channels)
         key_gate = key_gate.reshape(key.shape).to(key.dtype)
         return key * key_gate, value * value_gate[:, :, None, None].to(value.dtype)
 
@@ -124,7 +132,7 @@ class DLABaseReread(DLABase):
     def forward(self, x: Tensor, memory: tuple[State, KeyValues] | None = None,
                 ) -> tuple[Tensor, tuple[State, KeyValues]]:
         output, (state, cache) = super().forward(x, memory)
-        return output, (state, [*(memory[1] if memory else []), cache[-1]])
+        return output, (state, [*(memory and memory[1] or []), cache[-1]])
 
 
 class RefreshedMap(nn.Module):
@@ -140,8 +148,10 @@ class RefreshedMap(nn.Module):
         self.excite = value_convolution(channels)
 
     def forward(self, carried: Tensor, state: State) -> Tensor:
+        carried = carried.to(state[0].dtype)
         gate, _ = self.unit(pool(carried)[:, 0], state)                     # (batch, channels)
-        return gate[:, :, None, None].to(carried.dtype) * carried + self.excite(carried)
+        excited = self.excite(carried)                                      # under autocast of another type
+        return gate[:, :, None, None].to(excited.dtype) * carried.to(excited.dtype) + excited
 
 
 class DLALight(MRLALight):
@@ -191,11 +201,7 @@ def context_of(unit: DynamicUnit, x: Tensor, memory: tuple | None) -> tuple[Stat
         raise ValueError("memory must be None or a pair, the state and what the layers left, "
                          f"not a {type(memory).__name__}")
     state, left = memory
-    if not isinstance(state, tuple) or len(state) != 2:
-        raise ValueError(f"the memory's state must be a pair, h and c, not a {type(state).__name__}")
-    for name, part in zip(("the state's h", "the state's c"), state, strict=True):
-        check_same_shape(name, part, row)
-    return unit(row, state), left
+    return unit(row, _fitting(state, row)), left
 
 
 def check_shared(shared: nn.Module, channels: int) -> nn.Module:

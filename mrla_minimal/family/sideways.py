@@ -101,7 +101,7 @@ class SidewaysAttention(nn.Module):
     def read(self, x: Tensor, memory: list[Tensor]) -> Tensor:
         """All keys of all layers, the latest layer's first: (batch, t keys, channels, height, width)."""
         offsets = self.places(x, len(memory))
-        return torch.cat([_read_at(self.value(earlier), offsets[:, distance])
+        return torch.cat([_read_at(self.value(earlier.to(x.dtype)), offsets[:, distance])
                           for distance, earlier in enumerate(reversed(memory))], dim=1)
 
     def places(self, x: Tensor, layers: int) -> Tensor:
@@ -138,7 +138,7 @@ class AdaptiveCrossLayerAttention(SidewaysAttention):
     def weigh(self, x: Tensor, layers: int) -> Tensor:
         soft = _first(self.gates, x, layers * self.keys).sigmoid()          # (batch, layers keys, h, w)
         is_open = soft > 0.5
-        gates = is_open.to(soft.dtype) + soft - soft.detach()
+        gates = is_open.to(soft.dtype) + (soft - soft.detach())              # exactly 1 or 0
         logits = _first(self.logits, x, layers * self.keys)
         lowest = torch.finfo(logits.dtype).min
         largest = logits.detach().masked_fill(~is_open, lowest).amax(dim=1, keepdim=True)

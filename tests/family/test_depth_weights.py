@@ -107,6 +107,15 @@ def test_kclas_exponent_is_capped():
     assert_equal(mean, (maps[0] + maps[1]) / 2)
 
 
+def test_kcla_in_float16_is_finite_on_blank_images_and_over_many_layers():
+    layers = make_layers(KeyCorrelatedAttention, 9, CHANNELS)
+    maps = [torch.zeros(2, CHANNELS, 4, 5), *(100 * x for x in make_maps(8, 2, CHANNELS, 4, 5))]
+    wanted = run_stage([layer.float() for layer in layers], [x.half().float() for x in maps])
+    outputs = run_stage([layer.half() for layer in layers], [x.half() for x in maps])
+    for output, exact in zip(outputs, wanted, strict=True):
+        assert output.dtype == torch.float16 and (output - exact).norm() <= 0.02 * exact.norm()
+
+
 # Kin
 
 @pytest.mark.parametrize("member", WEIGHTED)

@@ -124,6 +124,16 @@ def test_a_shut_gate_drops_its_key_and_all_shut_give_zero():
     assert not layer(x)[0].any()
 
 
+def test_an_open_gate_is_exactly_1():
+    torch.manual_seed(0)
+    layer = AdaptiveCrossLayerAttention(4, keys=2)
+    torch.nn.init.normal_(layer.gates.weight)
+    x = torch.randn(2, 4, 9, 9)
+    is_open = F.conv2d(x, layer.gates.weight[:2], layer.gates.bias[:2]) > 0
+    wanted = is_open.float() / is_open.sum(dim=1, keepdim=True).clamp(min=1)
+    assert is_open.any() and torch.equal(layer.weigh(x, 1), wanted)             # to the last digit
+
+
 def test_a_gate_learns_by_the_slope_of_a_sigmoid():
     layer = AdaptiveCrossLayerAttention(1, keys=2, radius=0)
     torch.nn.init.ones_(layer.value.weight)
