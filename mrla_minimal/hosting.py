@@ -68,10 +68,12 @@ def sharing(attention: AttentionFactory) -> AttentionFactory:
     """`attention` for the layers of one net: those of as many channels get one `shared_part` between them.
 
     An attention class that learns something for a whole stage names a callable channels -> module,
-    `shared_part`, and takes what it makes as the argument `shared`. Any other comes back as it is.
+    `shared_part`, and takes what it makes as the argument `shared`; so does a functools.partial of such a
+    class, unless it holds a `shared` itself. Any other comes back as it is.
     """
-    shared_part = getattr(attention, "shared_part", None)
-    if shared_part is None:
+    is_partial = isinstance(attention, functools.partial)
+    shared_part = getattr(attention.func if is_partial else attention, "shared_part", None)
+    if shared_part is None or (is_partial and "shared" in attention.keywords):
         return attention
     parts = {}
 

@@ -4,6 +4,7 @@ golden/dla_*.npz hold inputs, weights, outputs and gradients of the release's st
 with its own state; `released_out` is what the release makes of the same, with image 0's state for all.
 """
 
+import functools
 import io
 from pathlib import Path
 
@@ -302,6 +303,16 @@ def test_layers_of_a_stage_share_a_part_and_stages_and_nets_do_not(name):
     assert len(set().union(*(of_stage for stages in found for of_stage in stages))) == 6
 
 
+def test_a_partial_of_a_class_shares_its_part_too():
+    unit = DynamicUnit(8)
+    for given, own in ((functools.partial(DLABase, head_dim=8), False),
+                       (functools.partial(DLABase, shared=unit), True)):
+        layers = list(map(attention_factory(given, None), [8, 8, 8]))
+        assert all(layer.unit is layers[0].unit for layer in layers) and (layers[0].unit is unit) == own
+    plain = functools.partial(MRLABase, head_dim=8)
+    assert sharing(plain) is plain
+
+
 @every_name
 def test_a_checkpoint_restores_a_shared_part_and_training_moves_it_once(name):
     torch.manual_seed(0)
@@ -361,7 +372,15 @@ def test_a_unit_of_another_width_is_refused(attention):
 
 
 @every_class
+def test_a_state_without_what_layers_left_is_a_first_layers(attention):
+    state, x = (torch.zeros(2, 8), torch.zeros(2, 8)), torch.randn(2, 8, 3, 5)
+    layer = attention(8)
+    assert torch.equal(layer(x, (state, None))[0], layer(x)[0])
+
+
+@every_class
 @pytest.mark.parametrize("memory, message", [
+    ((None, None), "the state must be a pair, h and c, not a NoneType"),
     ([], "a pair, the state and what the layers left, not a list"),
     ((1, 2, 3), "not a tuple"),
     ((torch.zeros(2, 8), None), "a pair, h and c, not a Tensor"),
@@ -389,5 +408,8 @@ def test_a_unit_refuses_other_sizes(arguments):
 def test_a_unit_refuses_another_input():
     with pytest.raises(ValueError, match=r"y must end in 8 channels, not \(2, 4\)"):
         DynamicUnit(8)(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match=r"c must end in 8 channels, not \(2, 4\)"):
+    for wrong in (torch.zeros(1, 8), torch.zeros(8), torch.zeros(3, 4)):
+        with pytest.raises(ValueError, match=r"the state's h must be .*\(3, 8\), not"):
+            DynamicUnit(8)(torch.zeros(3, 8), (wrong, wrong))
+    with pytest.raises(ValueError, match=r"the state's c must be .*\(2, 8\), not \(2, 4\)"):
         DynamicUnit(8)(torch.zeros(2, 8), (torch.zeros(2, 8), torch.zeros(2, 4)))
