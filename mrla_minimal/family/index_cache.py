@@ -102,7 +102,8 @@ class IndexCacheAttention(CausalSelfAttention):
         elif self.chosen_by == "oracle":
             scores = softmax_attention(query, key, key, causal_mask(x))[1].mean(dim=1)
         elif self.chosen_by == "last":
-            scores = torch.arange(tokens, device=x.device).expand(batch, tokens, tokens).to(x.dtype)
+            places = torch.arange(tokens, device=x.device)                  # integers: bfloat16 would tie
+            scores = places.float().expand(batch, tokens, tokens)
         else:
             scores = torch.rand(batch, tokens, tokens, device=x.device)
         return top_positions(scores, self.k)                                # (batch, tokens, k)
@@ -172,7 +173,7 @@ def recorded(model: TinyLanguageModel) -> Iterator[list[dict[str, Tensor]]]:
     for of_layer, layer in zip(seen, model.layers, strict=True):
         def keep(module, given, output, of_layer=of_layer):
             of_layer["input"] = given[0].detach()
-            if isinstance(output[1], Tensor):
+            if isinstance(output[1], Tensor) and not output[1].is_floating_point():
                 of_layer["positions"] = output[1]
 
         def keep_weights(module, given, output, of_layer=of_layer):

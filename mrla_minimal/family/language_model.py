@@ -19,7 +19,14 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from mrla_minimal.attention import MultiHeadSelfAttention, softmax_attention
-from mrla_minimal.shapes import check_heads, check_integers, check_positive, check_tokens
+from mrla_minimal.shapes import (
+    check_heads,
+    check_integers,
+    check_key_value_memory,
+    check_positive,
+    check_same_shape,
+    check_tokens,
+)
 
 # key and value, (batch, heads, tokens, d); a mask that broadcasts to (batch, heads, tokens, tokens); a memory
 Exchanged = tuple[Tensor, Tensor, Tensor, object]
@@ -65,12 +72,13 @@ class ValueResidual(CausalSelfAttention):
     """Every layer reads the mean of its own values and the first layer's: (V^1 + V^t) / 2.
 
     Source: ResFormer, arXiv 2410.17897, and its code (Zcchill/Value-Residual-Learning): the form with halves.
-    Memory: V^1, (batch, heads, tokens, d).
+    Memory: V^1, (batch, heads, tokens, d). Raises ValueError for another.
     """
 
     def exchange(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, memory: object) -> Exchanged:
         first = value if memory is None else memory
-        return key, (first + value) / 2, causal_mask(x), first
+        check_same_shape("memory", first, value)
+        return key, (first.to(value.dtype) + value) / 2, causal_mask(x), first
 
 
 class CrossLayerAttention(CausalSelfAttention):
@@ -78,12 +86,16 @@ class CrossLayerAttention(CausalSelfAttention):
 
     So half of the cache of keys and values is enough. Source: arXiv 2405.12981, from memory: we have not read
     it again. There a layer that takes them has no projections to keys and values; here they rest.
-    Memory: a layer's keys and values, or None after the layer that took them.
+    Memory: a layer's keys and values, or None after the layer that took them. Raises ValueError for another.
     """
 
     def exchange(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, memory: object) -> Exchanged:
         if memory is not None:
-            return *memory, causal_mask(x), None
+            if not isinstance(memory, tuple):
+                raise ValueError("memory must be None or a pair, the keys and values of the layer before, "
+                                 f"not a {type(memory).__name__}")
+            check_key_value_memory([memory], key, value)
+            return *(part.to(key.dtype) for part in memory), causal_mask(x), None
         return key, value, causal_mask(x), (key, value)
 
 
@@ -92,7 +104,8 @@ class LayerIntegratedMemory(CausalSelfAttention):
 
     Source: arXiv 2502.09245 and its code (corl-team/lime). The mix, (heads, t * heads), is no function of x,
     and starts as the head's own.
-    Memory: the list of pairs, the keys and values of layers 1..t.
+    Memory: the list of pairs, the keys and values of layers 1..t. Raises ValueError for another, and for one
+    of more or fewer layers than stand before.
     """
 
     def __init__(self, dim: int, heads: int, layer: int = 1):
@@ -100,8 +113,12 @@ class LayerIntegratedMemory(CausalSelfAttention):
         self.mix = nn.Parameter(torch.eye(layer * heads)[-heads:])          # the last heads are the own ones
 
     def exchange(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, memory: object) -> Exchanged:
+        check_key_value_memory(memory, key, value)
         memory = [*(memory or []), (key, value)]
-        every_head = (torch.cat(parts, dim=1) for parts in zip(*memory, strict=True))
+        if len(memory) != self.layer:
+            raise ValueError(f"layer {self.layer} reads the keys and values of {self.layer - 1} layers "
+                             f"before it; memory holds those of {len(memory) - 1}")
+        every_head = (torch.cat(parts, dim=1).to(key.dtype) for parts in zip(*memory, strict=True))
         mixed = (einsum(self.mix, part, "h s, b s n d -> b h n d") for part in every_head)
         return *mixed, causal_mask(x), memory
 

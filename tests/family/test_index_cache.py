@@ -22,7 +22,7 @@ from mrla_minimal.family.index_cache import (
     set_pattern,
     top_positions,
 )
-from mrla_minimal.family.language_model import TinyLanguageModel
+from mrla_minimal.family.language_model import TinyLanguageModel, ValueResidual
 from mrla_minimal.family.patterns import (
     check_pattern,
     every_pattern,
@@ -244,6 +244,13 @@ def test_the_last_tokens_and_random_ones():
     assert not any(torch.equal(first, other) for other in others)
 
 
+def test_the_last_tokens_of_a_long_text_in_bfloat16():
+    layer = IndexCacheAttention(8, 2, k=4).bfloat16()
+    layer.chosen_by = "last"
+    _, positions = layer(torch.zeros(1, 300, 8, dtype=torch.bfloat16))
+    assert positions[0, 299].sort().values.tolist() == [296, 297, 298, 299]
+
+
 def test_the_oracle_keeps_what_the_layer_itself_attends_to():
     model, tokens = model_of("FFFF", chosen_by="all"), tokens_of()
     with recorded(model) as seen:
@@ -317,6 +324,13 @@ def test_recorded_leaves_no_hooks():
     assert seen[0]["weights"].shape == (2, TOKENS, TOKENS) and seen[0]["input"].shape == (2, TOKENS, DIM)
     assert_equal(seen[0]["weights"].sum(dim=-1), torch.ones(2, TOKENS, dtype=torch.float64), 1e-12)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_recorded_takes_no_values_for_positions():
+    model = TinyLanguageModel(9, TOKENS, DIM, 2, 2, ValueResidual)
+    with recorded(model) as seen:
+        model(torch.zeros(2, TOKENS, dtype=torch.long))
+    assert all(set(of_layer) == {"input", "weights"} for of_layer in seen)
 
 
 # The bill

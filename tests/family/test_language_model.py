@@ -126,6 +126,36 @@ def test_a_memory_is_a_value(attention):
     assert kept == len(memory) if isinstance(memory, list) else kept is memory
 
 
+def heads_of(batch=2, tokens=TOKENS):
+    return torch.zeros(batch, HEADS, tokens, DIM // HEADS)
+
+
+@pytest.mark.parametrize(("attention", "memory", "words"), [
+    (ValueResidual, heads_of(batch=1), r"memory must be .*\(2, 3, 7, 4\), not \(1, 3, 7, 4\)"),
+    (ValueResidual, heads_of(tokens=5), r"memory must be .*\(2, 3, 7, 4\), not \(2, 3, 5, 4\)"),
+    (CrossLayerAttention, heads_of(), "memory must be None or a pair, .*, not a Tensor"),
+    (CrossLayerAttention, (heads_of(), heads_of(1)), "memory must be a list of .* pairs"),
+    (LayerIntegratedMemory, None, "layer 2 reads the keys and values of 1 layers before it; memory .* of 0"),
+    (LayerIntegratedMemory, [(heads_of(), heads_of())] * 2, "memory holds those of 2"),
+    (LayerIntegratedMemory, [(heads_of(), heads_of(1))], "memory must be a list of .* pairs"),
+])
+def test_another_memory_is_refused(attention, memory, words):
+    with pytest.raises(ValueError, match=words):
+        attention(DIM, HEADS, 2)(torch.zeros(2, TOKENS, DIM), memory)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS[1:])
+def test_a_memory_of_another_type_is_taken_in_the_layers_own(attention):
+    torch.manual_seed(0)
+    first, second = attention(DIM, HEADS, 1), attention(DIM, HEADS, 2)
+    x = torch.randn(2, TOKENS, DIM)
+    _, memory = first(x)
+    wider = memory.double() if isinstance(memory, torch.Tensor) else (
+        [tuple(part.double() for part in pair) for pair in memory] if isinstance(memory, list)
+        else tuple(part.double() for part in memory))
+    assert_equal(second(x, wider)[0], second(x, memory)[0], 1e-6)
+
+
 def test_a_token_of_several_symbols():
     model = model_of(CausalSelfAttention, parts=2)
     tokens = tokens_of(2, TOKENS, 2)
