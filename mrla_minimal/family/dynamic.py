@@ -30,6 +30,7 @@ from mrla_minimal.shapes import (
     check_key_value_memory,
     check_positive,
     check_same_shape,
+    has_shape,
 )
 
 State = tuple[Tensor, Tensor]           # h and c, each (batch, channels)
@@ -42,6 +43,7 @@ class DynamicUnit(nn.Module):
     c' = sigmoid(f) c + sigmoid(i) tanh(g),   h' = sigmoid(c').
 
     y (..., channels), state (h, c) of the same shape or None for zeros -> (h', c'); h' lies between 0 and 1.
+    For y (batch, rows, channels) a state (batch, 1, channels) stands for all rows of a sample.
     U_1 and S_1 reduce to channels // reduction numbers, U_2 and S_2 make 3 channels of them; all have biases.
 
     The release defines a dropout that has no effect with one layer; here there is none.
@@ -70,11 +72,12 @@ class DynamicUnit(nn.Module):
 
 
 def _fitting(state, y):
-    """h and c in the type of y. ValueError for a state that is no pair of y's shape."""
+    """h and c in the type of y. ValueError for a state that is no pair of y's shape, or of one row of it."""
     if not isinstance(state, tuple) or len(state) != 2:
         raise ValueError(f"the state must be a pair, h and c, not a {type(state).__name__}")
     for name, part in zip(("the state's h", "the state's c"), state, strict=True):
-        check_same_shape(name, part, y)
+        one_row = y.dim() == 3 and has_shape(part, (len(y), 1, y.shape[-1]))
+        check_same_shape(name, part, y[:, :1] if one_row else y)
     return tuple(part.to(y.dtype) for part in state)
 
 

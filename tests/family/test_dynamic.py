@@ -82,6 +82,12 @@ def test_the_bottleneck_has_a_relu_in_each_branch():
     assert_equal(unit(y, (h, c))[1], wanted, 1e-12)
 
 
+def test_a_state_of_one_row_stands_for_all_rows_of_a_sample():
+    unit, y, h, c = DynamicUnit(8), torch.randn(3, 5, 8), torch.randn(3, 1, 8), torch.randn(3, 1, 8)
+    wanted = unit(y, (h.expand_as(y), c.expand_as(y)))
+    assert_equal(torch.stack(unit(y, (h, c))), torch.stack(wanted), 1e-6)
+
+
 def test_the_state_starts_at_zeros_and_not_at_sigmoid_of_zero():
     torch.manual_seed(0)
     unit, y, zeros = DynamicUnit(16), torch.randn(2, 16), torch.zeros(2, 16)
@@ -411,5 +417,7 @@ def test_a_unit_refuses_another_input():
     for wrong in (torch.zeros(1, 8), torch.zeros(8), torch.zeros(3, 4)):
         with pytest.raises(ValueError, match=r"the state's h must be .*\(3, 8\), not"):
             DynamicUnit(8)(torch.zeros(3, 8), (wrong, wrong))
+    with pytest.raises(ValueError, match=r"the state's h must be .*\(3, 5, 8\), not \(1, 1, 8\)"):
+        DynamicUnit(8)(torch.zeros(3, 5, 8), (torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)))
     with pytest.raises(ValueError, match=r"the state's c must be .*\(2, 8\), not \(2, 4\)"):
         DynamicUnit(8)(torch.zeros(2, 8), (torch.zeros(2, 8), torch.zeros(2, 4)))
