@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
-from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.data.scenes import Scenes
 from mrla_minimal.lab.engine import PRESETS, TrainConfig, train
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
+from mrla_minimal.lab.evidence.suites import check_seeds
 
 SEEDS = (0, 1, 2)
 SUITE = "nuclei-curve"
@@ -28,9 +28,10 @@ def curve_records(seeds: Iterable[int] = SEEDS, known: Iterable[dict] = (),
                   data: Scenes | None = None) -> Iterator[dict]:
     """Yield a plain dict a seed, without those that `known` holds; a run that was interrupted goes on.
 
-    `curve` is a list of [step, box AP, mask AP], fractions of 1. Raises ValueError for a seed below 0.
+    `curve` is a list of [step, box AP, mask AP], fractions of 1. Raises ValueError for seeds below 0 or
+    repeated.
     """
-    seeds, commit = [integer("seed", seed, 0) for seed in seeds], source_commit()
+    seeds, commit = check_seeds("seed", seeds), source_commit()
     for seed in seeds:
         setting = {"suite": SUITE, "variant": "plain", "seed": seed, "recipe": recipe}
         if made_with(setting, known):

@@ -36,8 +36,8 @@ from mrla_minimal.family.language_model import (
     ValueResidual,
 )
 from mrla_minimal.family.patterns import every_pattern, greedy_search
-from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
+from mrla_minimal.lab.evidence.suites import check_seeds
 
 HUNT = {"k": hunt.K, "steps": 600, "batch": 32, "learning_rate": 5e-3, "distil_steps": 200}
 TEXT = {"k": 8, "steps": 300, "batch": 16, "learning_rate": 3e-3, "distil_steps": 100,
@@ -126,10 +126,10 @@ def write_index_records(path: str | Path, suite: str, make: Callable[[int], dict
 
     Returns all of the suite that were made by this recipe, also of other seeds: none of another recipe.
     A line's `id` is the first 12 hex digits of the SHA-256 of suite, seed and recipe; `commit` is that of the
-    code. Raises ValueError, and changes nothing, if the file holds something that is no record, or for a seed
-    that is no integer from 0 on.
+    code. Raises ValueError, and changes nothing, if the file holds something that is no record, or for seeds
+    that are no integers from 0 on, each once.
     """
-    seeds = [integer("seed", seed, 0) for seed in seeds]
+    seeds = check_seeds("seed", seeds)
 
     def missing(known: tuple[dict, ...]) -> Iterator[dict]:
         for seed in seeds:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mrla_minimal.lab.arguments import positive
 from mrla_minimal.lab.evidence.intervals import paired_interval
-from mrla_minimal.lab.files import append_record, read_records
+from mrla_minimal.lab.files import append_record, exclusive, read_records
 
 
 def run_id(setting: Any) -> str:
@@ -30,17 +30,24 @@ def made_with(setting: dict, records: Iterable[dict]) -> list[dict]:
 def write_missing(path: str | Path, make: Callable[[tuple[dict, ...]], Iterable[dict]]) -> list[dict]:
     """Append to a file what `make` yields, one by one; returns all records of the file.
 
-    make: the records that are there -> those that are missing. Raises ValueError, and changes nothing, if the
-    file holds something that is no record.
+    make: the records that are there -> those that are missing. Of two commands at once both may make a run:
+    the file gets the one that is ready first. Raises ValueError, and changes nothing, if the file holds
+    something that is no record.
     """
     path = Path(path)
-    records, complaints = read_records(path) if path.exists() else ([], [])
-    if complaints:
-        raise ValueError(complaints[0])
+    records = _whole_records(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for record in make(tuple(records)):
-        append_record(path, record)
-        records.append(record)
+        with exclusive(f"{path}.lock"):
+            if record["id"] not in {known.get("id") for known in _whole_records(path)}:
+                append_record(path, record)
+    return _whole_records(path)
+
+
+def _whole_records(path: Path) -> list[dict]:
+    records, complaints = read_records(path) if path.exists() else ([], [])
+    if complaints:
+        raise ValueError(f"{complaints[0]}: mend or remove that line")
     return records
 
 

@@ -15,7 +15,7 @@ import mrla_minimal
 from mrla_minimal.course import quiz_methods
 from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id, write_missing
 from mrla_minimal.course.quiz import INTERVENTIONS, METHODS, accuracy_without_choice, train_quiz
-from mrla_minimal.lab.arguments import integer
+from mrla_minimal.lab.evidence.suites import check_seeds
 from mrla_minimal.shapes import check_choice
 
 # What data/results/quiz.jsonl holds: the methods of 00 to 06, both of their questions, four widths; then what
@@ -37,12 +37,12 @@ def quiz_records(seeds: Iterable[int] = range(5), widths: Iterable[int] = (4, 8,
 
     `id` is the first 12 hex digits of the SHA-256 of the setting. `accuracy_mean` and `accuracy_shuffle` are
     `accuracy_without_choice`, `asked_weight` is the mean diagonal of the weights map: each None where the
-    method has no weights. Raises ValueError for arguments `train_quiz` refuses.
+    method has no weights. Raises ValueError for arguments `train_quiz` refuses, and repeated seeds.
     """
     methods, questions, widths, known = map(tuple, (methods, questions, widths, known))
     for method in methods:
         check_choice("method", method, METHODS)
-    seeds = [integer("seed", seed, 0) for seed in seeds]     # of numpy too, and JSON can hold them
+    seeds = check_seeds("seed", seeds)      # of numpy too, and JSON can hold them
     settings = [dict(method=method, question=question, width=width, key_dim=key_dim, seed=seed, steps=steps)
                 for seed in seeds for question in questions for method in methods for width in widths]
     for setting in settings:

@@ -26,9 +26,12 @@ def shift_of(seed: int) -> tuple[int, int]:
 def noise_maps(seed: int, blur: int, count: int = 8, size: int = 20) -> Tensor:
     """White noise, smoothed by a mean over `blur` x `blur` pixels, scaled by `blur`: (count, 1, size, size).
 
-    So its variance is 1 whatever the blur, but at the border.
+    So its variance is 1 whatever the blur, but at the border. Raises ValueError for a blur that is not a
+    positive odd integer: a mean over an even number of pixels lies between them.
     """
     check_positive("blur", blur)
+    if blur % 2 == 0:
+        raise ValueError(f"blur must be odd, not {blur}")
     noise = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(seed))
     return F.avg_pool2d(noise, blur, stride=1, padding=blur // 2, count_include_pad=False) * blur
 

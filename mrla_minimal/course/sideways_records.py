@@ -18,12 +18,12 @@ import torch
 from mrla_minimal.course import denoising, shift_task
 from mrla_minimal.course.made_records import difference_cells, made_with, print_or_refuse, run_id, write_asked
 from mrla_minimal.family.sideways import NAMES
-from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.cost import count_parameters
 from mrla_minimal.lab.data import load_cifar
 from mrla_minimal.lab.data.images import Cifar
 from mrla_minimal.lab.evidence.intervals import shared_seeds
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
+from mrla_minimal.lab.evidence.suites import check_seeds
 from mrla_minimal.lab.files import replace_file
 from mrla_minimal.shapes import check_choice
 
@@ -43,8 +43,8 @@ def sideways_records(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = PARTS,
 
     steps: of each part, if not the suite's own. cifar: None stands for the real CIFAR-10, and nothing else.
     keep: a folder for two nets of seed 0, in float16, or None. Each record names the commit of the code that
-    made it, with "+changes" if that was not committed. Raises ValueError for an unknown part or a seed below
-    0, and (DownloadError) if CIFAR-10 cannot be had.
+    made it, with "+changes" if that was not committed. Raises ValueError for an unknown part, for seeds
+    below 0 or repeated, and (DownloadError) if CIFAR-10 cannot be had.
     """
     settings, known, commit = asked_runs(seeds, parts, steps), list(known), source_commit()
     for setting in settings:
@@ -60,7 +60,7 @@ def sideways_records(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = PARTS,
 def asked_runs(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = PARTS,
                steps: dict[str, int] | None = None) -> list[dict]:
     """The settings of the runs that `sideways_records` makes, in its order; it raises what that does."""
-    seeds, parts = [integer("seed", seed, 0) for seed in seeds], tuple(parts)
+    seeds, parts = check_seeds("seed", seeds), tuple(parts)
     for part in parts:
         check_choice("part", part, PARTS)
     steps = {"shift": shift_task.STEPS, "denoiser": denoising.STEPS} | (steps or {})

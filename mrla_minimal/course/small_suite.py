@@ -18,6 +18,7 @@ from mrla_minimal.course.made_records import made_with, print_or_refuse, run_id,
 from mrla_minimal.course.quiz import ROOMS, SIGNS, train_module_quiz
 from mrla_minimal.lab.evidence.intervals import Interval, paired_interval, shared_seeds
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
+from mrla_minimal.lab.evidence.suites import check_seeds
 from mrla_minimal.lab.plugins import load_class
 from mrla_minimal.layer_attention import MRLABase
 
@@ -63,8 +64,11 @@ def contrast(accuracies: Mapping[str, Mapping[int, float]], one: str,
 
 def suite_records(folder: str | Path, seeds: Iterable[int] = SEEDS,
                   known: Iterable[dict] = ()) -> Iterator[dict]:
-    """Yield a plain dict a run, without those that `known` holds; each names the commit of its code."""
-    known, commit = list(known), source_commit()
+    """Yield a plain dict a run, without those that `known` holds; each names the commit of its code.
+
+    Raises ValueError for seeds below 0 or repeated.
+    """
+    seeds, known, commit = check_seeds("seed", seeds), list(known), source_commit()
     for seed in seeds:
         for name, attention in attentions(folder).items():
             setting = SUITE | {"variant": name, "seed": seed}
@@ -76,9 +80,12 @@ def suite_records(folder: str | Path, seeds: Iterable[int] = SEEDS,
 
 def suite_table(records: Iterable[dict]) -> str:
     """Each attention's mean accuracy and that of each seed, as text."""
-    lines = [f"{'attention':<12}{'mean':<8}by seed"]
-    for name, of_seed in accuracies_of(records).items():
-        by_seed = " ".join(f"{accuracy:.3f}" for accuracy in of_seed.values())
+    accuracies = accuracies_of(records)
+    seeds = sorted(set().union(*accuracies.values()))
+    lines = [f"{'attention':<12}{'mean':<8}" + " ".join(f"seed {seed:<3}" for seed in seeds).rstrip()]
+    for name, of_seed in accuracies.items():
+        by_seed = " ".join(f"{of_seed[seed]:<8.3f}" if seed in of_seed else f"{'-':<8}"
+                           for seed in seeds).rstrip()
         lines.append(f"{name:<12}{fmean(of_seed.values()):<8.3f}{by_seed}")
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ def verdicts(records: Iterable[dict]) -> dict[str, dict[str, str]]:
     """{method: {"number", "lamp", "colour": what its runs say}}, from quiz records, all seeds together.
 
     "solved" if each seed's run is above 0.95, "not solved" if each is below 0.6, "between" otherwise.
-    Questions that a method has no runs of are left out.
+    Questions that a method has no runs of are left out, and so are the quiz's other questions.
     """
     found = {}
     for method, accuracies in _accuracies(records).items():
@@ -34,10 +34,14 @@ def verdicts(records: Iterable[dict]) -> dict[str, dict[str, str]]:
 
 
 def cells(found: Mapping[str, Mapping[str, str]]) -> dict[tuple[bool, bool], list[str]]:
-    """{(the reader knows, the writer knows): methods}, from `verdicts`: number solved, lamp solved."""
+    """{(the reader knows, the writer knows): methods}, from `verdicts`: number solved, lamp solved.
+
+    A method that has no runs of one of these two has no place yet.
+    """
     places = {(reader, writer): [] for reader in (False, True) for writer in (False, True)}
     for method, said in found.items():
-        places[said["number"] == "solved", said["lamp"] == "solved"].append(method)
+        if "number" in said and "lamp" in said:
+            places[said["number"] == "solved", said["lamp"] == "solved"].append(method)
     return places
 
 
@@ -48,7 +52,7 @@ def three_questions_table(records: Iterable[dict]) -> str:
     lines = [f"{'memory':<18}" + "".join(f"{name:<24}" for name in ASKED) + "seeds"]
     for method, said in found.items():
         row = [f"{min(accuracies[method][name]):.2f}-{max(accuracies[method][name]):.2f} {said[name]}"
-               for name in said]
+               if name in said else "-" for name in ASKED]
         lines.append(f"{method:<18}" + "".join(f"{text:<24}" for text in row)
                      + str(min(map(len, accuracies[method].values()))))
     return "\n".join(lines)
@@ -76,15 +80,16 @@ def _accuracies(records):
     names = {question: name for name, question in ASKED.items()}
     found = {}
     for record in records:
-        of_method = found.setdefault(record["method"], {})
-        of_method.setdefault(names[record["question"]], []).append(record["accuracy"])
+        if record["question"] in names:
+            of_method = found.setdefault(record["method"], {})
+            of_method.setdefault(names[record["question"]], []).append(record["accuracy"])
     return found
 
 
 def _with_exceptions(method, said, reader, writer):
     expected = {"number": reader, "lamp": writer, "colour": reader and writer}
     other = [f"{name} {said[name]}" for name, solved in expected.items()
-             if said[name] != ("solved" if solved else "not solved")]
+             if name in said and said[name] != ("solved" if solved else "not solved")]
     return f"{method} ({', '.join(other)})" if other else method
 
 

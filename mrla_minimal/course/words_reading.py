@@ -5,6 +5,8 @@ It learns to tell the shapes of the four quarters from its last layer, and is as
 is frozen. With `residual` each convolution adds to what it was given.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -182,7 +184,9 @@ def _block(step: int, batch: int, count: int) -> slice:
     """
     if batch > count:
         raise ValueError(f"batch must be at most the {count} scenes that there are, not {batch}")
-    start = batch * step % (count - batch + 1)
+    starts = count - batch + 1
+    stride = next(stride for stride in itertools.count(batch) if math.gcd(stride, starts) == 1)
+    start = stride * step % starts          # the stride has no factor of `starts`: each start has its turn
     return slice(start, start + batch)
 
 

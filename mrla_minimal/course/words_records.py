@@ -26,6 +26,7 @@ from mrla_minimal.family.regional import FUSIONS
 from mrla_minimal.lab.arguments import integer
 from mrla_minimal.lab.evidence.intervals import shared_seeds
 from mrla_minimal.lab.evidence.provenance import source_commit, versions
+from mrla_minimal.lab.evidence.suites import check_seeds
 from mrla_minimal.shapes import check_choice
 
 SEEDS = range(5)
@@ -49,7 +50,7 @@ def words_records(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = tuple(PAR
     """Yield a plain dict a run, without those that `known` holds: seed by seed, plain encoders first.
 
     Of each encoder first its probes, then its readers. Each names the commit of the code that made it, with
-    "+changes" if that was not committed. Raises ValueError for an unknown part, or a seed below 0.
+    "+changes" if that was not committed. Raises ValueError for an unknown part, or seeds below 0 or repeated.
     """
     settings, known, commit = asked_runs(seeds, parts, steps), list(known), source_commit()
     seen_by = {}
@@ -67,7 +68,7 @@ def words_records(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = tuple(PAR
 def asked_runs(seeds: Iterable[int] = SEEDS, parts: Iterable[str] = tuple(PARTS),
                steps: int = STEPS) -> list[dict]:
     """The settings of the runs that `words_records` makes, in its order; it raises what that does."""
-    seeds, parts = [integer("seed", seed, 0) for seed in seeds], tuple(parts)
+    seeds, parts = check_seeds("seed", seeds), tuple(parts)
     for part in parts:
         check_choice("part", part, PARTS)
     return [setting for residual in (False, True) for seed in seeds

@@ -89,7 +89,7 @@ def read_records(path: str | Path) -> tuple[list[dict], list[str]]:
             records.append(record)
         else:
             start = line[:60].decode(errors="replace")
-            complaints.append(f"{path}, line {number}: not a whole record, left out: {start!r}")
+            complaints.append(f"{path}, line {number}: not a whole record: {start!r}")
     return records, complaints
 
 

@@ -105,6 +105,20 @@ def test_the_records_are_the_declared_ones(accuracies):
     assert f"window-3    {mean(accuracies['window-3']):.3f}" in small_suite.suite_table(records)
 
 
+def test_a_column_of_the_table_is_a_seed():
+    records = [{"variant": name, "seed": seed, "accuracy": accuracy}
+               for name, seed, accuracy in (("a", 3, 0.75), ("a", 1, 0.25), ("b", 3, 0.5))]
+    assert small_suite.suite_table(records).splitlines() == [
+        "attention   mean    seed 1   seed 3",
+        "a           0.500   0.250    0.750",
+        "b           0.500   -        0.500"]
+
+
+def test_a_seed_is_given_once():
+    with pytest.raises(ValueError, match="seed given twice: 1, 1"):
+        next(small_suite.suite_records(FOLDER, (1, 1)))
+
+
 @pytest.mark.slow
 def test_a_record_is_made_again(accuracies):
     seed = small_suite.SEEDS[0]

@@ -20,27 +20,46 @@ from mrla_minimal.lab.files import read_records
 
 
 def numbered(path, numbers):
-    wanted = [{"number": number} for number in numbers]
+    wanted = [{"id": number, "number": number} for number in numbers]
     return write_missing(path, lambda known: (record for record in wanted if not made_with(record, known)))
 
 
 def test_what_is_missing_is_appended_and_what_is_there_stays(tmp_path):
     path = tmp_path / "new" / "runs.jsonl"
-    assert numbered(path, [1, 2]) == [{"number": 1}, {"number": 2}]
-    assert numbered(path, [2, 3]) == [{"number": 1}, {"number": 2}, {"number": 3}] == read_records(path)[0]
+    assert [record["number"] for record in numbered(path, [1, 2])] == [1, 2]
+    made = numbered(path, [2, 3])
+    assert [record["number"] for record in made] == [1, 2, 3] and made == read_records(path)[0]
+
+
+def test_a_run_that_another_command_made_meanwhile_is_kept_once(tmp_path):
+    path = tmp_path / "runs.jsonl"
+
+    def make(known):
+        numbered(path, [1, 2])          # another command, while this one makes its first run
+        yield {"id": 1, "number": 1}
+        yield {"id": 3, "number": 3}
+
+    assert [record["number"] for record in write_missing(path, make)] == [1, 2, 3]
+
+
+def test_a_line_half_written_is_to_be_mended(tmp_path):
+    (tmp_path / "runs.jsonl").write_text('{"id": 1}\n{"id":')
+    with pytest.raises(ValueError, match="line 2: not a whole record: .*: mend or remove that line") as error:
+        numbered(tmp_path / "runs.jsonl", [1])
+    assert "left out" not in str(error.value)
 
 
 def test_each_run_is_kept_before_the_next_one_begins(tmp_path):
     path = tmp_path / "runs.jsonl"
 
     def make(known):
-        yield {"number": 1}
-        assert read_records(path)[0] == [{"number": 1}]
+        yield {"id": 1}
+        assert read_records(path)[0] == [{"id": 1}]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_missing(path, make)
-    assert read_records(path)[0] == [{"number": 1}]
+    assert read_records(path)[0] == [{"id": 1}]
 
 
 def test_an_id_follows_from_the_setting_alone():

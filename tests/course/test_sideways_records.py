@@ -19,6 +19,8 @@ def test_the_answer_is_the_first_map_a_shift_away():
     earlier, own, wanted = draw_task(3, 0, (3, -2))
     assert torch.allclose(wanted[:, :, :17, 2:], earlier[:, :, 3:, :18], atol=1e-4)
     assert not torch.allclose(earlier, own)
+    with pytest.raises(ValueError, match="blur must be odd, not 2"):
+        noise_maps(5, 2)
     white, smooth = noise_maps(5, 1, count=64), noise_maps(5, 3, count=64)
     assert white.var().item() == pytest.approx(1, abs=0.05)
     assert smooth[..., 1:-1, 1:-1].var().item() == pytest.approx(1, abs=0.1)
@@ -72,7 +74,9 @@ def test_records_are_made_once_and_a_stop_goes_on(tmp_path):
 def test_what_cannot_be_made_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "sideways.jsonl"
     for chosen, message in ((dict(parts=["all"]), "part must be one of 'shift', 'denoiser', not 'all'"),
-                            (dict(seeds=[-1]), "seed must be"), (dict(minutes=0), "minutes must be")):
+                            (dict(seeds=[-1]), "seed must be"),
+                            (dict(seeds=[0, 0]), "seed given twice: 0, 0"),
+                            (dict(minutes=0), "minutes must be")):
         with pytest.raises(ValueError, match=message):
             sideways_records.write_sideways_records(path, **chosen)
     monkeypatch.setenv("MRLA_DATA", str(tmp_path))

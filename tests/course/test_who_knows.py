@@ -46,6 +46,15 @@ def test_an_empty_cell_has_its_row():
     assert len(who_knows.two_by_two(records_of("neither", (0.3,), (0.3,), (0.3,))).splitlines()) == 3
 
 
+def test_records_that_are_partly_made_have_their_tables():
+    records = [*records_of("base", (1.0,), (0.3,), ()), *records_of("mudd", (), (0.3,), (0.3,)),
+               {"method": "rla", "question": "early", "accuracy": 1.0}]
+    assert who_knows.verdicts(records).keys() == {"base", "mudd"}
+    assert "base" in who_knows.two_by_two(records) and "mudd" not in who_knows.two_by_two(records)
+    *_, row = who_knows.three_questions_table(records).splitlines()
+    assert row.split() == "mudd - 0.30-0.30 not solved 0.30-0.30 not solved 1".split()
+
+
 def test_the_committed_records_fill_the_2_x_2():
     records, complaints = read_records(COMMITTED)
     assert not complaints and len(records) == 5 * 3 * len(who_knows.MEMORIES)

@@ -219,11 +219,21 @@ def test_parts_may_be_given_one_by_one(monkeypatch):
     assert [record["id"] for record in given] == [record["id"] for record in wanted[3:]]
 
 
+def test_each_block_of_scenes_has_its_turn():
+    for count in (67, 127, 191):        # of which each number of starts has a factor that is the batch's too
+        starts = [words_reading._block(step, 64, count).start for step in range(count - 63)]
+        assert sorted(starts) == list(range(count - 63))
+    shipped = words_reading.TRAIN_SCENES
+    assert [words_reading._block(step, 64, shipped).start for step in (0, 1, 23, 999)] == [
+        0, 64, 64 * 23 % 1473, 64 * 999 % 1473]
+
+
 def test_other_arguments_and_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="part must be one of 'objects', 'places', 'residual', not 'all'"):
         list(words_records.words_records(parts=["all"]))
-    with pytest.raises(ValueError, match="seed"):
-        list(words_records.words_records(seeds=[-1]))
+    for seeds in ([-1], [2, 2]):
+        with pytest.raises(ValueError, match="seed"):
+            list(words_records.words_records(seeds=seeds))
     with pytest.raises(ValueError, match="steps must be a positive integer, .* not 0"):
         list(words_records.words_records(steps=0))
     for minutes in (0, float("nan"), "9"):
