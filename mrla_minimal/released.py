@@ -52,17 +52,23 @@ def rename_weights(state: Mapping) -> dict[str, Tensor]:
     will do, and so will names that begin with "module.", as DataParallel writes them. The tensors are the
     given ones, but for lambda, whose (channels, 1, 1) become (channels,).
 
-    Raises ValueError naming the first name that none of the published nets has, or if `state` is no mapping.
+    Raises ValueError naming the first name that none of the published nets has or that says the same as
+    another, or if `state` is no mapping of texts.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"state must be a state dict, names and their tensors, not a {type(state).__name__}")
     if isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
+    for name in state:
+        if not isinstance(name, str):
+            raise ValueError(f"the names in state must be texts, not {name!r}")
     names = {name: name.removeprefix("module.") for name in state}
     deep = "conv1.6.weight" in names.values()       # the stem's last BN stands apart from its convolutions
     renamed = {}
     for name, tensor in state.items():
         ours = _renamed(names[name], last_norm_of_stem="stem.7" if deep else "stem.1")
+        if ours in renamed:
+            raise ValueError(f"{name!r} says the same as a name before it: both become {ours!r}")
         renamed[ours] = tensor.flatten() if ours.endswith("lambda_o") else tensor
     return renamed
 

@@ -55,7 +55,8 @@ def choose_head_dim(channels: int, head_dim: int | None, largest: int) -> int:
 def eca_kernel_size(channels: int) -> int:
     """The ECA rule for a convolution along the channels: |log2(channels) + 1| / 2, cut to an integer.
 
-    If that is even, one is added. 1 to 7 channels give 1, 8 to 127 give 3, 128 to 2047 give 5, more give 7.
+    If that is even, one is added. 1 to 7 channels give 1, 8 to 127 give 3, 128 to 2047 give 5, 2048 to 32767
+    give 7, and so on.
     Source: Q. Wang et al., ECA-Net, CVPR 2020 with gamma = 2 and b = 1.
     """
     check_positive("channels", channels)

@@ -41,9 +41,10 @@ def to_map(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """
     side = math.isqrt(tokens.shape[1])
     before = tokens.shape[1] - side * side
-    if before > 1:
+    if before > 1 or side == 0:
+        near = max(side, 1)
         raise ValueError("tokens must be a square grid of patches, after a class token or not, so "
-                         f"{side**2}, {side**2 + 1} or {(side + 1) ** 2} of them, not {tokens.shape[1]}")
+                         f"{near**2}, {near**2 + 1} or {(near + 1) ** 2} of them, not {tokens.shape[1]}")
     patches = rearrange(tokens[:, before:], "batch (h w) dim -> batch dim h w", h=side)
     return tokens[:, :before], patches
 

@@ -174,6 +174,9 @@ def test_old_files_without_counters_and_plain_weights_under_an_attention_load_to
     ({"layer1.0.conv4.weight": torch.zeros(1)}, "'layer1.0.conv4.weight' is"),
     ({"layer1.0.mrla.mrla.Wq": torch.zeros(1)}, "'layer1.0.mrla.mrla.Wq' is"),
     (torch.zeros(1), "state must be a state dict, .*, not a Tensor"),
+    ({0: torch.zeros(1)}, "the names in state must be texts, not 0"),
+    ({"conv1.weight": torch.zeros(1), "module.conv1.weight": torch.ones(1)},
+     "'module.conv1.weight' says the same as a name before it: both become 'stem.0.weight'"),
 ])
 def test_what_no_published_net_has_is_refused(state, message):
     with pytest.raises(ValueError, match=message):

@@ -367,6 +367,8 @@ def test_grids_and_tokens_are_each_others_inverse():
     assert torch.equal(to_tokens(class_token, patches), tokens)
     class_token, patches = to_map(tokens[:, 1:])
     assert class_token.shape == (2, 0, 3) and torch.equal(to_tokens(class_token, patches), tokens[:, 1:])
+    with pytest.raises(ValueError, match="so 1, 2 or 4 of them, not 0"):
+        to_map(tokens[:, :0])
 
 
 # What a class token does

@@ -7,6 +7,7 @@ Source: IndexCache (index_cache.py); the released rule is read from its patches.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 from mrla_minimal.shapes import check_positive
@@ -55,14 +56,22 @@ def greedy_search(loss_of: Callable[[str], float], layers: int) -> list[tuple[st
 
     loss_of(pattern) -> the model's loss on a fixed calibration set. Returns (pattern, loss) from all F to one
     F, after layers * (layers - 1) / 2 evaluations and that of the start. The first layer stays F.
+    Raises ValueError for a loss that is NaN, which no other is below or above.
     """
     check_positive("layers", layers)
+
+    def checked(pattern):
+        loss = loss_of(pattern)
+        if math.isnan(loss):
+            raise ValueError(f"the loss of {pattern} must be a number, not {loss}")
+        return loss
+
     pattern = "F" * layers
-    path = [(pattern, loss_of(pattern))]
+    path = [(pattern, checked(pattern))]
     while pattern.count("F") > 1:
         flips = [pattern[:place] + "S" + pattern[place + 1 :]
                  for place in range(1, layers) if pattern[place] == "F"]
-        losses = {flip: loss_of(flip) for flip in flips}
+        losses = {flip: checked(flip) for flip in flips}
         pattern = min(losses, key=losses.get)
         path.append((pattern, losses[pattern]))
     return path

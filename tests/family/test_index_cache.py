@@ -231,6 +231,10 @@ def test_greedy_takes_the_cheapest_flip_of_each_step():
     path = greedy_search(lambda pattern: asked.append(pattern) or costs[pattern], 4)
     assert path == [("FFFF", 1.0), ("FFFS", 1.1), ("FSFS", 1.4), ("FSSS", 2.0)]
     assert len(asked) == 1 + 4 * 3 // 2 and "SFFF" not in asked
+    for broken in costs:
+        if broken in asked:
+            with pytest.raises(ValueError, match=f"the loss of {broken} must be a number, not nan"):
+                greedy_search({**costs, broken: float("nan")}.get, 4)
 
 
 # Controls

@@ -67,9 +67,11 @@ def hold_out(split: Split, size: int | None = None, seed: int = 0) -> tuple[Spli
 
     Stratified: every class gives its share, and what whole numbers leave over goes to the largest remainders,
     among equal ones by a draw. The same seed takes the same images.
-    Raises ValueError unless 1 <= size < len(split).
+    Raises ValueError unless 1 <= size < len(split), and where a tenth is no image.
     """
     total = len(split)
+    if size is None and total < 10:
+        raise ValueError(f"to hold out a tenth takes at least 10 images, not {total}")
     size = total // 10 if size is None else size
     if not 1 <= size < total:
         raise ValueError(f"size must be between 1 and {total - 1} for a split of {total} images, got {size}")

@@ -45,7 +45,10 @@ def evaluate(model: nn.Module, split: Split, world: World | None = None, batch_s
 
     Every module's own mode is put back. With a World, each process counts its share. Raises
     TrainingDiverged if the loss is not finite: the largest of logits that are no numbers is no answer.
+    Raises ValueError for a Split of no images.
     """
+    if not len(split):
+        raise ValueError("split must hold at least one image, not none")
     world = world or World(0, 1, split.images.device)
     device, dtype = split.images.device, next(model.parameters()).dtype
     sums = torch.zeros(3, dtype=torch.float64, device=device if device.type != "mps" else "cpu")

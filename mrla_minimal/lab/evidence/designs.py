@@ -60,10 +60,11 @@ class LogUniform:
             raise ValueError(f"low must be below high, not {self.low:g} and {self.high:g}")
 
     def draw(self, *labels: str | int) -> float:
-        """The number that these labels draw, to three significant digits.
+        """The number that these labels draw, to three significant digits, never outside.
 
         It follows from their SHA-256, so it is the same on every machine and under every version of Python.
         """
         digest = hashlib.sha256("\n".join(map(str, labels)).encode()).digest()
         share = int.from_bytes(digest[:6], "big") / 2**48
-        return float(f"{self.low * (self.high / self.low) ** share:.3g}")
+        rounded = float(f"{self.low * (self.high / self.low) ** share:.3g}")
+        return min(max(rounded, self.low), self.high)

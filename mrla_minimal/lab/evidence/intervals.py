@@ -20,10 +20,12 @@ def paired_interval(differences: Sequence[float],
 
     The interval covers the true mean in a share `level` of worlds. Interval and p are None for fewer than two
     differences, and where all are equal: a few accuracies in steps of one test image may be so by chance, and
-    then show no scatter to go by. Raises ValueError for differences that are not finite.
+    then show no scatter to go by. Raises ValueError for none and for differences that are not finite.
     """
     from scipy import stats
 
+    if not len(differences):
+        raise ValueError("differences must be at least one, not none")
     if not all(map(math.isfinite, differences)):
         raise ValueError(f"differences must be finite, not {list(differences)}")
     mean = statistics.fmean(differences)
@@ -67,11 +69,14 @@ def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
     """Holm's adjusted p values, in the order given (Holm 1979).
 
     Where nothing is, any of them is below 0.05 in at most 5 % of worlds, however the tests hang together.
-    `family` counts the tests if some have no p value yet. Raises ValueError for what is no p value.
+    `family` counts the tests if some have no p value yet. Raises ValueError for what is no p value,
+    and for a family of fewer tests than there are p values.
     """
     if not all(0 <= p <= 1 for p in p_values):
         raise ValueError(f"p values must lie between 0 and 1, not {list(p_values)}")
     family = len(p_values) if family is None else family
+    if family < len(p_values):
+        raise ValueError(f"family must be at least the {len(p_values)} p values that are given, not {family}")
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -36,6 +36,11 @@ def test_hold_out_takes_each_classs_share(labels, size, expected):
         assert part.labels.tolist() == [labels[place] for place in places(part)]
 
 
+def test_a_tenth_of_nine_images_is_told():
+    with pytest.raises(ValueError, match="to hold out a tenth takes at least 10 images, not 9"):
+        hold_out(numbered([0] * 9))
+
+
 def test_hold_out_is_a_draw_from_the_seed():
     split = numbered([i % 10 for i in range(500)])
     taken = [places(hold_out(split, 53, seed)[1]) for seed in (0, 0, 1, 2, 3, 4, 5, 6)]

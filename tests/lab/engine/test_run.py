@@ -156,6 +156,12 @@ def test_a_net_whose_numbers_are_not_finite_has_no_accuracy():
         evaluate(model, tiny_cifar().test)
 
 
+def test_no_images_have_no_accuracy():
+    test = tiny_cifar().test
+    with pytest.raises(ValueError, match="split must hold at least one image"):
+        evaluate(build_model(tiny_config(), 10), type(test)(test.images[:0], test.labels[:0]))
+
+
 def test_statistics_that_are_not_finite_are_never_saved_or_measured(tmp_path, monkeypatch):
     original = Run.train_step
 

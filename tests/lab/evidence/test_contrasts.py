@@ -140,6 +140,8 @@ def test_p_values_are_checked():
     for wrong in (math.nan, -0.1, 1.1):
         with pytest.raises(ValueError, match="p values must lie between 0 and 1"):
             holm([0.5, wrong])
+    with pytest.raises(ValueError, match="family must be at least the 3 p values that are given, not 1"):
+        holm([0.01, 0.02, 0.03], family=1)
 
 
 def test_equal_differences_and_a_single_one_have_no_interval():
@@ -159,6 +161,8 @@ def test_differences_that_are_not_finite_are_refused():
             paired_interval([0.1, wrong, 0.2])
         with pytest.raises(ValueError, match="test accuracy of the last epoch of plain, seed 0 is"):
             summarise([record("plain", 0, wrong)], four_variants()[0])
+    with pytest.raises(ValueError, match="differences must be at least one, not none"):
+        paired_interval([])
 
 
 def test_below_eight_seeds_there_are_intervals_and_no_tests():

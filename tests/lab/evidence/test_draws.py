@@ -45,6 +45,12 @@ def test_draws_are_log_uniform_and_have_three_digits():
     assert max(abs(share - i / 2000) for i, share in enumerate(shares)) < 0.036      # Kolmogorov, 1 %
 
 
+def test_nothing_is_drawn_outside_the_range():
+    narrow = LogUniform(0.12345, 0.12346)
+    assert {narrow.draw(seed) for seed in range(20)} == {0.12345}
+    assert {LogUniform(0.12354, 0.12355).draw(seed) for seed in range(20)} == {0.12355}
+
+
 def test_a_seeds_variants_share_what_it_draws_and_seeds_differ():
     suite = tiny_suite(draws=DRAWS)
     jobs = final_jobs(suite, tuple(suite.variants), suite.seeds, None)

@@ -168,7 +168,7 @@ def test_a_line_that_is_no_json_of_finite_numbers_is_left_out_and_said(tmp_path,
     write_changed(path, PILOT_RUNS, FINAL, **{field: value})
     assert len(load_records(path)) == len(load_records(PILOT_RUNS)) - 1
     told = capsys.readouterr().err
-    assert told.startswith(f"note: {path}, line {FINAL + 1}: not a whole record, left out")
+    assert told.startswith(f"note: {path}, line {FINAL + 1}: not a whole record: ")
     assert told.count("\n") == 1
 
 
