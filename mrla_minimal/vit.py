@@ -2,7 +2,7 @@
 
     for block in stage: x, memory = block(x, memory)
 
-x holds tokens here, and a layer attention works on feature maps: each block lays its patch tokens out as one,
+x holds tokens here, a layer attention works on feature maps: each block lays its patch tokens out as one,
 (batch, dim, side, side), and what comes back as tokens. So the attentions are those of a ResNet, unchanged.
 
 Sources: A. Dosovitskiy et al., An Image Is Worth 16x16 Words, ICLR 2021; H. Touvron et al., Training

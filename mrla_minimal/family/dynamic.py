@@ -64,14 +64,15 @@ class DynamicUnit(nn.Module):
     def forward(self, y: Tensor, state: State | None = None) -> State:
         if y.shape[-1] != self.channels:
             raise ValueError(f"y must end in {self.channels} channels, not {tuple(y.shape)}")
-        h, c = (torch.zeros_like(y), torch.zeros_like(y)) if state is None else _fitting(state, y)
+        zeros = torch.zeros_like(y)
+        h, c = (zeros, zeros) if state is None else fitting_state(state, y)
         gates = self.input_out(self.input_in(y).relu()) + self.state_out(self.state_in(h).relu())
         write, keep, new = gates.chunk(3, dim=-1)                           # (..., channels) each: i, f, g
         c = keep.sigmoid() * c + write.sigmoid() * new.tanh()               # (..., channels)
         return c.sigmoid(), c
 
 
-def _fitting(state, y):
+def fitting_state(state: object, y: Tensor) -> State:
     """h and c in the type of y. ValueError for a state that is no pair of y's shape, or of one row of it."""
     if not isinstance(state, tuple) or len(state) != 2:
         raise ValueError(f"the state must be a pair, h and c, not a {type(state).__name__}")
@@ -204,7 +205,7 @@ def context_of(unit: DynamicUnit, x: Tensor, memory: tuple | None) -> tuple[Stat
         raise ValueError("memory must be None or a pair, the state and what the layers left, "
                          f"not a {type(memory).__name__}")
     state, left = memory
-    return unit(row, _fitting(state, row)), left
+    return unit(row, fitting_state(state, row)), left
 
 
 def check_shared(shared: nn.Module, channels: int) -> nn.Module:

@@ -92,8 +92,8 @@ class CrossLayerAttention(CausalSelfAttention):
     def exchange(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, memory: object) -> Exchanged:
         if memory is not None:
             if not isinstance(memory, tuple):
-                raise ValueError("memory must be None or a pair, the keys and values of the layer before, "
-                                 f"not a {type(memory).__name__}")
+                raise ValueError("memory must be None or a pair, the keys and values of the layer "
+                                 f"before, not a {type(memory).__name__}")
             check_key_value_memory([memory], key, value)
             return *(part.to(key.dtype) for part in memory), causal_mask(x), None
         return key, value, causal_mask(x), (key, value)
@@ -116,8 +116,8 @@ class LayerIntegratedMemory(CausalSelfAttention):
         check_key_value_memory(memory, key, value)
         memory = [*(memory or []), (key, value)]
         if len(memory) != self.layer:
-            raise ValueError(f"layer {self.layer} reads the keys and values of {self.layer - 1} layers "
-                             f"before it; memory holds those of {len(memory) - 1}")
+            raise ValueError(f"layer {self.layer} reads the keys and values of {self.layer - 1} "
+                             f"layers before it; memory holds those of {len(memory) - 1}")
         every_head = (torch.cat(parts, dim=1).to(key.dtype) for parts in zip(*memory, strict=True))
         mixed = (einsum(self.mix, part, "h s, b s n d -> b h n d") for part in every_head)
         return *mixed, causal_mask(x), memory

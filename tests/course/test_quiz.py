@@ -414,7 +414,7 @@ def test_the_file_of_records_survives_being_stopped(tmp_path, monkeypatch):
     finished = quiz_records.write_quiz_records(path)
     assert finished[:3] == begun and len(finished) == 8
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == finished
-    assert [entry.name for entry in path.parent.iterdir()] == ["quiz.jsonl"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["quiz.jsonl", "quiz.jsonl.lock"]
 
 
 def test_a_file_that_holds_something_else_is_left_alone(tmp_path):

@@ -6,6 +6,11 @@ TEST_FROM = 8       # seeds: from here on a paired t is a test; below, its inter
 ESTIMATE = "an estimate, not a test"
 
 
+def amount(number: float, unit: str) -> str:
+    """"0.3 points", "1 point"."""
+    return f"{number:g} {unit.removesuffix('s') if number == 1 else unit}"
+
+
 def read_interval(interval: Interval, narrow: Interval, adjusted: float, margin: float | None,
                   sides: tuple[str, str], unit: str) -> str:
     """What may be said of a difference: one of `sides`, within the margin, or "undecided".
@@ -18,7 +23,7 @@ def read_interval(interval: Interval, narrow: Interval, adjusted: float, margin:
     """
     low, high = interval
     within = margin is not None and -margin < narrow[0] and narrow[1] < margin
-    size = f"{margin:g} {unit}" if margin is not None else ""
+    size = amount(margin, unit) if margin is not None else ""
     if adjusted < LEVEL:
         words = sides[0] if low > 0 else sides[1]
         if margin is not None and (low > margin or high < -margin):

@@ -11,7 +11,7 @@ from mrla_minimal.lab.evidence.detection_table import answers, detection_tables,
 from mrla_minimal.lab.evidence.estimates import Column, mean_and_deviation, side_by_side
 from mrla_minimal.lab.evidence.intervention_table import intervention_means
 from mrla_minimal.lab.evidence.measures import MEASURES, Measure
-from mrla_minimal.lab.evidence.readings import TEST_FROM
+from mrla_minimal.lab.evidence.readings import TEST_FROM, amount
 from mrla_minimal.lab.evidence.rival import RIVAL, against_rival, rival_on
 
 
@@ -121,8 +121,9 @@ def _legend(summary: Summary, measure: Measure) -> list[str]:
         lines += ["Holm: p adjusted over all primary contrasts, or over all others: where nothing is, each",
                   "of these two families finds something in at most 5 % of worlds."]
         if summary.margin is not None:
-            lines += [f"Margin: {measure.scale * summary.margin:g} {measure.unit}; within it where the 90 % "
-                      "interval lies inside: wrong in", "at most 5 % of worlds whose difference is as large."]
+            lines += [f"Margin: {amount(measure.scale * summary.margin, measure.unit)}; within it where the "
+                      "90 % interval lies inside: wrong in",
+                      "at most 5 % of worlds whose difference is as large."]
     return lines
 
 

@@ -59,7 +59,7 @@ def test_hold_out_refuses_impossible_sizes(size):
 
 
 def test_hold_out_of_a_tiny_split_says_so():
-    with pytest.raises(ValueError, match="got 0"):
+    with pytest.raises(ValueError, match="to hold out a tenth takes at least 10 images, not 3"):
         hold_out(numbered([0, 1, 2]))
 
 

@@ -81,7 +81,7 @@ def test_differences_are_in_points_and_read_by_the_margin():
                 for seed in range(9)]
     row, = summarise(records, FOUND).contrasts
     assert row.measure == "mask_AP" and MEASURES["mask_AP"].difference(row.mean) == "+0.05"
-    assert row.reading == "a above b, by less than 1 points"
+    assert row.reading == "a above b, by less than 1 point"
     assert summarise(records, FOUND).further["box_AP"][0].mean == pytest.approx(0.01)
 
 

@@ -73,7 +73,7 @@ def test_what_choosing_gains_has_a_slope_over_the_corridors_widths():
                  for summary in corridors]
         assert slope == pytest.approx(np.polyfit([2, 3, 4], gains, 1)[0])        # over log2 of 4, 8, 16
     mean, high, low = (f"{-100 * value:.1f}" for value in (row.mean, *row.interval))
-    said = f"It loses {mean} points with each doubling (95 %: {low} to {high}; the three seeds that"
+    said = f"The lead falls by {mean} points with each doubling, on average (95 %: {low} to {high}; the three"
     assert said in " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
     (line,) = [line for line in report_overview(overview(corridors)).splitlines() if "doubled" in line]
     assert line.split()[3:9] == ["channels", "doubled", "all", "corridors", "3", f"{100 * row.mean:+.2f}"]

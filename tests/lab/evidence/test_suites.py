@@ -10,6 +10,7 @@ from mrla_minimal.lab.engine import TrainConfig, build_model
 from mrla_minimal.lab.evidence import SUITES, Effect, LogUniform
 from mrla_minimal.lab.evidence.declared import by_name
 from mrla_minimal.lab.evidence.measures import MEASURES
+from mrla_minimal.lab.evidence.readings import amount
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -139,7 +140,7 @@ def test_the_reader_is_told_what_was_declared():
         net = "ViT-{} of dim" if suite.recipe.get("model") == "vit" else "ResNet-{} of width"
         assert net.format(suite.config(suite.baseline, 0).depth) in what or "the same" in what
         unit = MEASURES[suite.measure].unit
-        assert margin.strip() == f"below {suite.margin:g} {unit}" and int(seeds) == len(suite.seeds)
+        assert margin.strip() == f"below {amount(suite.margin, unit)}" and int(seeds) == len(suite.seeds)
         assert measure.strip() == MEASURES[suite.measure].label.removesuffix(" of the last epoch")
         for a, b in suite.primary:
             assert f"`{a}` - `{b}`" in asked
