@@ -1,8 +1,10 @@
 """The one place where a device is chosen, and the processes of a data-parallel run are counted."""
 
+import atexit
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -119,7 +121,19 @@ def join_world(device: str = "auto") -> World:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         # Three hours, for rank 0 may be downloading.
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
+        atexit.register(_leave)
     return World(torch.distributed.get_rank(), size, chosen)
+
+
+def _leave() -> None:
+    """Leave the processes of a run, before Python ends.
+
+    A thread of gloo that frees the tensors of the last message only when Python is ending aborts the process,
+    after all work is done. So it is given the moment that it needs.
+    """
+    if torch.distributed.is_initialized():
+        time.sleep(0.2)
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
