@@ -28,6 +28,8 @@ from mrla_minimal.lab.own_files import first_line
 from mrla_minimal.lab.plugins import load_one
 from mrla_minimal.lab.processes import fitting_jobs, start_helpers, stop_helpers, threads_each
 
+DEFAULT = "smoke"       # the suite of `mrla compare`
+
 
 def add_suite_commands(commands: argparse._SubParsersAction) -> None:
     """Add `suite` and `compare` to the subcommands of a parser."""
@@ -62,8 +64,8 @@ def add_suite_commands(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser("compare", help="short for mrla suite run, or for another of its verbs",
                                   description="Run a suite of variants and seeds, and compare them.",
                                   epilog=f"suites:\n{names}", **more)
-    compare.add_argument("--suite", default="smoke", metavar="NAME",
-                         help="which suite, or FILE.py that makes one (default: smoke)")
+    compare.add_argument("--suite", metavar="NAME",
+                         help=f"which suite, or FILE.py that makes one (default: {DEFAULT})")
     for verb in ("plan", "report", "export"):
         compare.add_argument(f"--{verb}", action="store_true", help=f"run nothing: as mrla suite {verb}")
     compare.add_argument("--merge", nargs="+", dest="files", metavar="FILE",
@@ -81,6 +83,8 @@ def run_compare(arguments: argparse.Namespace) -> Outcome:
         raise ValueError(f"--{asked[0]} does not go with --{asked[1]}: one thing at a time")
     if asked == ["merge"] and not arguments.records:
         raise ValueError("--merge needs --records FILE, the file to write")
+    if asked != ["merge"]:          # which takes any suite's records if none is named
+        arguments.suite = arguments.suite or DEFAULT
     if asked:
         check_taken(arguments, asked[0])
     return (verbs[asked[0]] if asked else run_run)(arguments)
@@ -161,7 +165,7 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
 
 def run_merge(arguments: argparse.Namespace) -> Outcome:
     suite, target = _suite_and_records(arguments)
-    named = suite.name if hasattr(arguments, "verb") else None      # mrla compare --merge names none
+    named = suite.name if arguments.suite else None
     beside = target if is_interventions(target) else interventions_path(target)
     counts, stops = {}, [file for file in arguments.files if is_stops(file)]
     if stops:
@@ -188,7 +192,7 @@ def records_path(suite: Suite, steps: int | None = None) -> Path:
 
 
 def _suite_and_records(arguments: argparse.Namespace) -> tuple[Suite, Path]:
-    name = arguments.suite
+    name = arguments.suite or DEFAULT
     if name.endswith(".py"):
         suite = dataclasses.replace(load_one(name, Suite), committed=False)
     elif name in SUITES:

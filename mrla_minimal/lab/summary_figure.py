@@ -49,10 +49,9 @@ def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | N
     """A panel a section, each with its own scale: estimate and 95 % interval of every primary contrast.
 
     Planted effects on top, then losses, accuracies, and the mean effects over two suites or more. Grey behind
-    a row is its margin. A hollow marker is an estimate from fewer than eight seeds, of a mean over suites in
-    one of them at least. At the right stand the
-    suite, its net and n. Panels without a row are left out. Returns the figure, or writes it to `path`.
-    Raises ValueError if no suite has a primary contrast.
+    a row is its margin. A hollow marker is an estimate from fewer than eight seeds; of a mean over suites, in
+    one of them at least. At the right stand the suite, its net and n. Panels without a row are left out.
+    Returns the figure, or writes it to `path`. Raises ValueError if no suite has a primary contrast.
     """
     panels = {name: [_of_finding(finding) for finding in getattr(found, name) if finding.contrast.primary]
               for name in ("planted", "losses", "accuracies")}

@@ -153,6 +153,8 @@ def test_what_is_of_another_suite_is_not_merged(pilot, capsys):
     told = f"{runs} holds a line of suite '{runs.stem}', which does not go with those of"
     assert cli.main(["suite", "merge", "nuclei-cpu", str(runs), "--records", "all.jsonl"]) == 2
     assert f"{told} nuclei-cpu" in capsys.readouterr().err and not Path("all.jsonl").exists()
+    assert cli.main(["compare", "--suite", "nuclei-cpu", "--merge", str(runs), "--records", "all.jsonl"]) == 2
+    assert f"{told} nuclei-cpu" in capsys.readouterr().err and not Path("all.jsonl").exists()
     other = "".join(line.replace('"suite": "cifar10-thin56-cpu"', '"suite": "mine"')
                     for line in runs.read_text().splitlines(keepends=True)[:2])
     Path("mine.jsonl").write_text(other)
