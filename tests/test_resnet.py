@@ -576,7 +576,7 @@ def _train_in_parallel(rank, folder):
             for key, gradient in expected.items():
                 torch.distributed.all_reduce(gradient)
                 torch.testing.assert_close(found[f"module.{key}"], gradient / 2, rtol=1e-4, atol=1e-4)
-    torch.distributed.destroy_process_group()
+    os._exit(0)     # all was checked; while Python ends, a late thread of gloo would abort the process
 
 
 @pytest.mark.slow

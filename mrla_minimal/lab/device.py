@@ -132,7 +132,7 @@ def _leave() -> None:
     after all work is done. So it is given the moment that it needs.
     """
     if torch.distributed.is_initialized():
-        time.sleep(0.2)
+        time.sleep(1)
         torch.distributed.destroy_process_group()
 
 
