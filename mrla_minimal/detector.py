@@ -155,7 +155,7 @@ class Detector(nn.Module):
         squared distance to it (the quality focal loss of Li et al.), summed over points, by positive point.
         box: 1 - generalised IoU, over positive points. mask: binary cross-entropy in the shown regions.
         Raises ValueError for targets of another number of images, and for a mask branch and targets without
-        masks. Classes are checked where targets are made: see `box_targets`.
+        masks. `box_targets` checks classes, if it is told how many there are.
         """
         if self.mask_head is not None and targets.masks is None:
             raise ValueError("this detector has a mask branch, and the targets hold no masks: masks=False")

@@ -72,7 +72,9 @@ def sharing(attention: AttentionFactory) -> AttentionFactory:
     class, unless it holds a `shared` itself. Any other comes back as it is.
     """
     is_partial = isinstance(attention, functools.partial)
-    shared_part = getattr(attention.func if is_partial else attention, "shared_part", None)
+    shared_part = getattr(attention, "shared_part", None)
+    if shared_part is None and is_partial:
+        shared_part = getattr(attention.func, "shared_part", None)
     if shared_part is None or (is_partial and "shared" in attention.keywords):
         return attention
     parts = {}

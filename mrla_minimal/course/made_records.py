@@ -31,21 +31,26 @@ def write_missing(path: str | Path, make: Callable[[tuple[dict, ...]], Iterable[
     """Append to a file what `make` yields, one by one; returns all records of the file.
 
     make: the records that are there -> those that are missing. Of two commands at once both may make a run:
-    the file gets the one that is ready first. Raises ValueError, and changes nothing, if the file holds
-    something that is no record.
+    the file gets the one that is ready first. Raises ValueError if the file holds something that is no
+    record: before the first run, and nothing is changed, or, of what another command left meanwhile, after
+    the last.
     """
     path = Path(path)
-    records = _whole_records(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for record in make(tuple(records)):
+    for record in make(tuple(_whole_records(path))):
         with exclusive(f"{path}.lock"):
-            if record["id"] not in {known.get("id") for known in _whole_records(path)}:
+            if record["id"] not in {known.get("id") for known in _read(path)[0]}:
                 append_record(path, record)
     return _whole_records(path)
 
 
+def _read(path: Path) -> tuple[list[dict], list[str]]:
+    return read_records(path) if path.exists() else ([], [])
+
+
 def _whole_records(path: Path) -> list[dict]:
-    records, complaints = read_records(path) if path.exists() else ([], [])
+    with exclusive(f"{path}.lock"):
+        records, complaints = _read(path)
     if complaints:
         raise ValueError(f"{complaints[0]}: mend or remove that line")
     return records

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from mrla_minimal.lab.cli_summary import add_summary_commands
 from mrla_minimal.lab.device import choose_device
 from mrla_minimal.lab.engine import TrainingInterrupted
 from mrla_minimal.lab.evidence import SUITES, Suite, Summary
-from mrla_minimal.lab.evidence.blocks import is_stops, load_stops, merge_stops, stops_path
+from mrla_minimal.lab.evidence.blocks import is_stops, load_stops, merge_stops, read_stops, stops_path
 from mrla_minimal.lab.evidence.contrasts import NoRuns
 from mrla_minimal.lab.evidence.jobs import choose_parts
-from mrla_minimal.lab.evidence.records import interventions_path, is_interventions
+from mrla_minimal.lab.evidence.records import check_suite, existing, interventions_path, is_interventions
 from mrla_minimal.lab.evidence.report import summary_as_json
 from mrla_minimal.lab.evidence.timed import Sitting
 from mrla_minimal.lab.files import repository_root
@@ -165,19 +165,34 @@ def run_export(arguments: argparse.Namespace) -> Outcome:
 
 def run_merge(arguments: argparse.Namespace) -> Outcome:
     suite, target = _suite_and_records(arguments)
-    named = suite.name if arguments.suite else None
     beside = target if is_interventions(target) else interventions_path(target)
+    named = _suite_of_all((target, beside, stops_path(target)), arguments.files,
+                          suite.name if arguments.suite else None)
     counts, stops = {}, [file for file in arguments.files if is_stops(file)]
-    if stops:
-        counts[str(stops_path(target))] = len(merge_stops(stops, target, named))
     for path, wanted in ((target, False), (beside, True)):
         files = [file for file in arguments.files if file not in stops and is_interventions(file) == wanted]
         if files:
             path.parent.mkdir(parents=True, exist_ok=True)
             counts[str(path)] = len(evidence.merge_records(files, path, named))
+    if stops:
+        counts[str(stops_path(target))] = len(merge_stops(stops, target, named))
     for path, count in counts.items():
         print(f"{path}: {count} records")
     return 0, {"records": counts}
+
+
+def _suite_of_all(targets: Sequence[Path], files: Sequence[str], named: str | None) -> str | None:
+    """The one suite whose lines all these files hold, which are read once before the first is written to.
+
+    Raises ValueError for a file that is not there, and for a line of another suite or of none of the kinds.
+    """
+    for path in (*targets, *existing(files)):
+        load = read_stops if is_stops(path) else (
+            evidence.load_interventions if is_interventions(path) else evidence.load_records)
+        for line in load(path):
+            named = named or line["suite"]
+            check_suite(path, line, named)
+    return named
 
 
 # What they share

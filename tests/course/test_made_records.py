@@ -49,6 +49,27 @@ def test_a_line_half_written_is_to_be_mended(tmp_path):
     assert "left out" not in str(error.value)
 
 
+def test_a_run_is_kept_though_another_command_left_half_a_line_meanwhile(tmp_path):
+    path = tmp_path / "runs.jsonl"
+
+    def make(known):
+        with path.open("a") as file:
+            file.write('{"id": 2, "accu')       # another command, killed while it wrote
+        yield {"id": 1}
+
+    with pytest.raises(ValueError, match="line 1: not a whole record: .*: mend or remove that line"):
+        write_missing(path, make)
+    assert read_records(path)[0] == [{"id": 1}]
+
+
+def test_a_lock_that_cannot_be_taken_is_told_before_the_first_run(tmp_path):
+    (tmp_path / "runs.jsonl.lock").mkdir()
+    made = []
+    with pytest.raises(OSError):
+        write_missing(tmp_path / "runs.jsonl", lambda known: made)
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
 def test_each_run_is_kept_before_the_next_one_begins(tmp_path):
     path = tmp_path / "runs.jsonl"
 

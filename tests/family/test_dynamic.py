@@ -353,6 +353,14 @@ def test_the_family_is_known_by_its_names():
     assert attention_factory("dla-base", 4)(8).head_dim == 4
 
 
+def test_a_partial_may_name_a_part_of_its_own():
+    attention = functools.partial(DLABase, head_dim=8)
+    assert sharing(attention)(8).unit.input_in.out_features == DynamicUnit(8).input_in.out_features
+    attention.shared_part = functools.partial(DynamicUnit, reduction=2)
+    wide = DynamicUnit(8, reduction=2).input_in.out_features
+    assert sharing(attention)(8).unit.input_in.out_features == wide > DynamicUnit(8).input_in.out_features
+
+
 def test_a_class_of_ones_own_may_name_a_shared_part():
     build = attention_factory(DLABase, None)
     assert build(8).unit is build(8).unit and build(16).unit is not build(8).unit

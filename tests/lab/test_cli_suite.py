@@ -161,10 +161,36 @@ def test_what_is_of_another_suite_is_not_merged(pilot, capsys):
     assert cli.main(["compare", "--merge", str(runs), "--records", "mine.jsonl"]) == 2
     assert f"{told} mine" in capsys.readouterr().err and Path("mine.jsonl").read_text() == other
     for number, suite in enumerate(("mine", "mine", "other")):
-        append_record("mine-stops.jsonl", {"suite": suite, "complete": [number]})
-    assert cli.main(["compare", "--merge", "mine-stops.jsonl", "--records", "new.jsonl"]) == 2
+        append_record("mixed-stops.jsonl", a_stop(suite, number))
+    assert cli.main(["compare", "--merge", "mixed-stops.jsonl", "--records", "new.jsonl"]) == 2
     assert "'other', which does not go with those of mine" in capsys.readouterr().err
     assert not Path("new-stops.jsonl").exists()
+
+
+def a_stop(suite, number):
+    return {"suite": suite, "variants": ["plain"], "how": "time", "minutes": 60.0, "complete": [number]}
+
+
+def test_files_of_three_kinds_are_of_one_suite_or_nothing_is_written(pilot, capsys):
+    runs, interventions = "cifar10-thin56-cpu.jsonl", "cifar10-thin56-cpu-interventions.jsonl"
+    append_record("mine-stops.jsonl", a_stop("mine", 0))
+    append_record("own-stops.jsonl", a_stop("cifar10-thin56-cpu", 0))
+    stops = "mine-stops.jsonl"
+    for files in ([stops, runs], [runs, stops], [interventions, stops]):
+        assert cli.main(["compare", "--merge", *files, "--records", "all.jsonl"]) == 2
+        assert "which does not go with those of" in capsys.readouterr().err
+    assert cli.main(["suite", "merge", "cifar10-thin56-cpu", "own-stops.jsonl", "gone.jsonl",
+                     "--records", "all.jsonl"]) == 2
+    assert "gone.jsonl: no such file of records" in capsys.readouterr().err
+    append_record("all-stops.jsonl", a_stop("mine", 0))
+    assert cli.main(["compare", "--merge", runs, "--records", "all.jsonl"]) == 2
+    assert "holds a line of suite 'cifar10-thin56-cpu'" in capsys.readouterr().err
+    assert not Path("all.jsonl").exists() and not Path("all-interventions.jsonl").exists()
+    Path("all-stops.jsonl").unlink()
+    files = [runs, interventions, "own-stops.jsonl"]
+    assert cli.main(["compare", "--merge", *files, "--records", "all.jsonl"]) == 0
+    assert capsys.readouterr().out == ("all.jsonl: 21 records\nall-interventions.jsonl: 9 records\n"
+                                       "all-stops.jsonl: 1 records\n")
 
 
 def test_one_thing_at_a_time(capsys):

@@ -1,3 +1,6 @@
+import atexit
+import time
+
 import pytest
 import torch
 
@@ -40,3 +43,23 @@ def test_processes_that_share_a_run_take_a_gpu_each(two_gpus, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one GPU a process: the device must be cuda, not cuda:1"):
         join_world("cuda:1")
+
+
+def test_a_process_leaves_the_others_before_python_ends_and_not_in_haste(monkeypatch):
+    """A late thread of gloo could abort it: it is given a moment, then the group is left; once a process."""
+    done, joined, at_exit = [], [], []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: bool(joined))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **named: joined.append(1))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("left"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: done.append("waited" if seconds >= 0.2 else "hurried"))
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    for _ in range(2):
+        assert join_world("cpu").size == 2
+    (leave,) = at_exit
+    leave()
+    assert done == ["waited", "left"]
+    joined.clear()          # left by the program itself, before
+    leave()
+    assert done == ["waited", "left"]

@@ -28,6 +28,7 @@ class Scenes:
 
     Also for images of one's own: with a source and a fingerprint of one's own choice. A run goes on only with
     images of the same fingerprint.
+    Raises ValueError for a box of a class that `classes` does not name.
     """
 
     train: Scene
@@ -37,6 +38,15 @@ class Scenes:
     source: str
     fingerprint: str
     crop: int
+
+    def __post_init__(self) -> None:
+        if self.masks:
+            return      # all nuclei are of one class
+        for split in (self.train, self.validation, self.test):
+            most = max((int(kinds.max()) for kinds in split.classes if len(kinds)), default=-1)
+            if most >= len(self.classes):       # a step cannot look: it would wait for the device
+                raise ValueError(f"classes must name that of every box, not {', '.join(self.classes)} alone: "
+                                 f"a box is of class {most}, counted from 0")
 
     @property
     def masks(self) -> bool:

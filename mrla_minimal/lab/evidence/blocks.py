@@ -4,15 +4,34 @@ Beside a suite's records, SUITE.jsonl, lies SUITE-stops.jsonl once it has been r
 command that ended, which says what ended it. So a report made of committed files can tell.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from mrla_minimal.lab.evidence.records import check_suite
+from mrla_minimal.lab.arguments import integer, one_of, positive, shown, text
+from mrla_minimal.lab.evidence.records import check_suite, existing, read_checked
 from mrla_minimal.lab.evidence.suites import Suite
-from mrla_minimal.lab.files import append_record, exclusive, read_records
+from mrla_minimal.lab.files import append_record, exclusive
 
 STOPS = "-stops"        # what the name of a file of stops ends with
+# What ended a sitting, and how the report says it. The minutes are those that were given: only a sitting that
+# the clock ended has had them all.
+ENDINGS = {"time": "by time, after",
+           "count": "by count, all seeds that were asked for being done, within",
+           "interrupted": "by hand (interrupted), within", "error": "by an error, within"}
+
+
+def _list_of(check, name: str, value: Any) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list, not {shown(value)}")
+    return [check(name, one) for one in value]
+
+
+_STOP = {"suite": text, "variants": functools.partial(_list_of, text),
+         "how": functools.partial(one_of, allowed=tuple(ENDINGS)), "minutes": positive,
+         "complete": functools.partial(_list_of, functools.partial(integer, least=0))}
 
 
 def stops_path(records_path: str | Path) -> Path:
@@ -21,10 +40,16 @@ def stops_path(records_path: str | Path) -> Path:
 
 
 def load_stops(records_path: str | Path, suite: str) -> list[dict]:
-    """What ended the timed commands of a suite, in order; [] if none was run."""
-    path = stops_path(records_path)
-    lines = read_records(path)[0] if path.exists() else []
-    return [line for line in lines if line.get("suite") == suite]
+    """What ended the timed commands of a suite, in order; [] if none was run.
+
+    Raises ValueError as `read_checked`.
+    """
+    return [line for line in read_stops(stops_path(records_path)) if line["suite"] == suite]
+
+
+def read_stops(path: str | Path) -> list[dict]:
+    """All lines of a file of stops, of whatever suites, as `read_checked`."""
+    return read_checked(path, "stops", lambda line: _STOP)
 
 
 def append_stop(records_path: str | Path, line: dict) -> None:
@@ -44,25 +69,22 @@ def merge_stops(paths: Iterable[str | Path], records_path: str | Path,
     """Add the lines of several files to the one beside a suite's records, each once; all that it then holds.
 
     suite       whose lines they must all be; None: that of the first
-    Raises ValueError, and writes nothing, if a file is not there or holds a line of another suite.
+    Raises ValueError, and writes nothing, if a file is not there, or holds something else or a line of
+    another suite.
     """
-    target, paths = stops_path(records_path), [Path(path) for path in paths]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise ValueError(f"{missing[0]}: no such file of stops")
+    target, paths = stops_path(records_path), existing(paths)
     target.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(f"{target}.lock"):
-        known = read_records(target)[0] if target.exists() else []
-        before = len(known)
-        for path in paths:
-            for line in read_records(path)[0]:
-                suite = suite or (known[0] if known else line).get("suite")
+        known, found = read_stops(target), []
+        for path in (target, *paths):
+            for line in read_stops(path):
+                suite = suite or line["suite"]
                 check_suite(path, line, suite)
-                if line not in known:
-                    known.append(line)
-        for line in known[before:]:
+                if line not in known + found:
+                    found.append(line)
+        for line in found:
             append_record(target, line)
-    return known
+    return known + found
 
 
 def finished_runs(suite: str, records: Iterable[dict]) -> dict[int, set[str]]:
@@ -103,25 +125,21 @@ def how_it_stopped(suite: Suite, records: Sequence[dict], stops: Sequence[dict])
     variants, found = list(suite.variants), finished_runs(suite.name, records)
     complete = complete_seeds(suite.name, variants, records)
     declared = len(set(complete) & set(suite.seeds))
-    text = f"{_count(len(complete), 'complete block')} (all variants of a seed)"
+    said = f"{_count(len(complete), 'complete block')} (all variants of a seed)"
     if declared == len(suite.seeds):
-        text += f": all {declared} declared seeds"
-        text += f", and {len(complete) - declared} more" if len(complete) > declared else ""
+        said += f": all {declared} declared seeds"
+        said += f", and {len(complete) - declared} more" if len(complete) > declared else ""
     else:
-        text += f"; {len(suite.seeds)} seeds were declared"
-    sittings = [line for line in stops if set(line.get("variants", ())) == set(variants)]
+        said += f"; {len(suite.seeds)} seeds were declared"
+    sittings = [line for line in stops if set(line["variants"]) == set(variants)]
     if sittings:
-        # The minutes are those that were given: only a sitting that the clock ended has had them all.
-        how = {"time": "by time, after",
-               "count": "by count, all seeds that were asked for being done, within",
-               "interrupted": "by hand (interrupted), within", "error": "by an error, within"}
-        text += ". Stopped " + "; then ".join(
-            f"{how[line['how']]} {line['minutes']:g} minutes" for line in sittings)
+        said += ". Stopped " + "; then ".join(
+            f"{ENDINGS[line['how']]} {line['minutes']:g} minutes" for line in sittings)
         if sittings[-1]["complete"] != complete:
-            text += "; runs were added since without a time limit, or by a command that was cut off"
+            said += "; runs were added since without a time limit, or by a command that was cut off"
     parts = [f"seed {seed} ({len(found[seed] & set(variants))} of {len(variants)} variants)"
              for seed in sorted(found) if seed not in complete]
-    return text + (f".\nnot complete: {', '.join(parts)}." if parts else ".")
+    return said + (f".\nnot complete: {', '.join(parts)}." if parts else ".")
 
 
 def _count(number: int, what: str) -> str:

@@ -100,7 +100,8 @@ def choose_parts(suite: Suite, variants: Sequence[str] | None, seeds: Sequence[i
 
     ValueError for unknown or repeated ones, and for a change of what the suite chooses itself.
     """
-    own = {"variant", "seed", "validation"} | ({"learning_rate"} if suite.rates else set())
+    own = {"variant", "seed", "validation", *suite.draws, *suite.variant_fields()}
+    own |= {"learning_rate"} if suite.rates else set()
     for name in changes:
         if name in own:
             raise ValueError(f"suite {suite.name}: {name} is the suite's own to choose; it cannot be changed")

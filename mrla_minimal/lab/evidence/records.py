@@ -151,17 +151,18 @@ def _detects(record: dict) -> bool:
 
 def _result(record: dict) -> Any:
     """What two records of one run must agree on."""
-    whole = _detects(record) and "metrics" in record
+    whole = _detects(record) and bool(record.get("metrics"))
     return record["metrics"][-1] if whole else record.get("test_accuracy")
 
 
 def _fields_of_run(record: dict) -> dict:
-    if "diverged" in record:
-        return _DIVERGED
-    if _detects(record):
-        return _DETECTION
     at_times = {"metrics": _epochs, "trunk": _left_at}
-    fields = _TUNING if record.get("phase") == "tuning" else _RUN
+    if "diverged" in record:
+        fields = _DIVERGED
+    elif _detects(record):
+        fields = _DETECTION
+    else:
+        fields = _TUNING if record.get("phase") == "tuning" else _RUN
     return {field: check for field, check in at_times.items() if field in record} | fields
 
 
@@ -176,7 +177,12 @@ def _fields_of_intervention(record: dict) -> dict:
 _TOLD = set()       # what this process has complained about
 
 
-def _read(path: str | Path, kind: str, fields_of: Callable[[dict], dict]) -> list[dict]:
+def read_checked(path: str | Path, kind: str, fields_of: Callable[[dict], dict]) -> list[dict]:
+    """The records of a file, [] if it does not exist; each is held to its `fields_of`: field -> check.
+
+    A line that is no whole record is left out, and said on stderr. Raises ValueError, naming record and
+    field, for one that lacks a field, or has something else in its place.
+    """
     if not Path(path).exists():
         return []
     records, complaints = read_records(path)
@@ -193,12 +199,8 @@ def _read(path: str | Path, kind: str, fields_of: Callable[[dict], dict]) -> lis
 
 
 def load_records(path: str | Path) -> list[dict]:
-    """The records of a file of runs, [] if it does not exist.
-
-    A line that is no whole record is left out, and said on stderr. Raises ValueError, naming record and
-    field, for one that lacks what a record of a suite holds, or has something else in its place.
-    """
-    return _read(path, "records of a suite", _fields_of_run)
+    """The records of a file of runs, as `read_checked`."""
+    return read_checked(path, "records of a suite", _fields_of_run)
 
 
 def load_every_intervention(path: str | Path) -> list[dict]:
@@ -207,7 +209,7 @@ def load_every_intervention(path: str | Path) -> list[dict]:
     Older ones refitted norms on images without training's crops and flips. That is an intervention of its
     own, which hurts: those numbers are left out. The rest of such a record holds.
     """
-    records = _read(path, "interventions", _fields_of_intervention)
+    records = read_checked(path, "interventions", _fields_of_intervention)
     for record in records:
         for name in ("learned_refitted", "uniform_refitted"):
             record.pop(name, None)
@@ -255,10 +257,7 @@ def merge_records(paths: Iterable[str | Path], target: str | Path, suite: str | 
     holds something else, such as a record of another suite, or if records of one id and form have different
     accuracies.
     """
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path}: no such file of records")
+    paths = existing(paths)
     of_interventions = is_interventions(target)
     strangers = [str(path) for path in paths if is_interventions(path) != of_interventions]
     if strangers:
@@ -282,6 +281,15 @@ def merge_records(paths: Iterable[str | Path], target: str | Path, suite: str | 
         kept = [record for (id, whole), record in merged.items() if whole or (id, True) not in merged]
         replace_file(target, lambda file: file.write("".join(map(to_line, kept)).encode()))
     return kept
+
+
+def existing(paths: Iterable[str | Path]) -> list[Path]:
+    """The paths of files that are to be merged; ValueError for the first that is not there."""
+    paths = [Path(path) for path in paths]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file of records")
+    return paths
 
 
 def check_suite(path: str | Path, line: dict, suite: str) -> None:

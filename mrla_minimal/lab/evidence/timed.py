@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from mrla_minimal.lab.arguments import positive
 from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
 from mrla_minimal.lab.evidence.board import Activity, Board
@@ -28,7 +29,7 @@ class Sitting:
 
     until   when it is over, by time.monotonic(): a clock that nobody sets
     leads   whether this process speaks for all: it says how things stand, and records what ended it
-    Raises ValueError for more minutes than a year has.
+    Raises ValueError for minutes that are no positive number, or more than a year has.
     """
 
     minutes: float
@@ -37,7 +38,7 @@ class Sitting:
     leads: bool = True
 
     def __post_init__(self) -> None:
-        if not self.minutes <= YEAR:
+        if not positive("minutes", self.minutes) <= YEAR:
             raise ValueError(f"minutes must be at most {YEAR}, a year, not {self.minutes:g}")
 
     @property

@@ -255,3 +255,10 @@ def test_a_finished_run_without_its_precision_is_damaged(tmp_path):
     torch.save({**state, "metrics": metrics}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="is damaged"):
         detection_train(detection_config(steps=2), tmp_path, resume=True)
+
+
+def test_a_class_without_a_name_is_told_before_any_step():
+    """In a step nobody looks: torch's own error comes late, and on a GPU from anywhere."""
+    with pytest.raises(ValueError, match="classes must name that of every box, not RBC alone: .* class 1,"):
+        dataclasses.replace(tiny_cells(), classes=("RBC",))
+    assert len(dataclasses.replace(tiny_cells(), classes=("RBC", "WBC")).classes) == 2

@@ -80,3 +80,29 @@ def test_stops_of_files_that_can_be_listed_only_once_are_merged(tmp_path):
     append_stop(tmp_path / "one.jsonl", stop("time", [0]))
     merged = merge_stops(iter([tmp_path / "one-stops.jsonl"]), tmp_path / "s.jsonl")
     assert merged == load_stops(tmp_path / "s.jsonl", "s") == [stop("time", [0])]
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    ({"how": "quit"}, "how must be one of .*, not 'quit'"), ({"how": None}, "how must be one of"),
+    ({"minutes": 0}, "minutes must be a positive number"), ({"complete": 0}, "complete must be a list"),
+    ({"complete": ["0"]}, "complete must be an integer"), ({"variants": "plain"}, "variants must be a list"),
+    ({"suite": None}, "suite must be a text"),
+])
+def test_a_line_that_is_no_stop_is_told_where_stops_are_read_or_merged(tmp_path, wrong, told):
+    append_stop(tmp_path / "s.jsonl", stop("time", [0]))
+    append_stop(tmp_path / "s.jsonl", {**stop("time", [1]), **wrong})
+    for act in (lambda: load_stops(tmp_path / "s.jsonl", "s"),
+                lambda: merge_stops([tmp_path / "s-stops.jsonl"], tmp_path / "all.jsonl")):
+        with pytest.raises(ValueError, match=f"s-stops.jsonl does not hold stops: record 2: {told}"):
+            act()
+    assert not (tmp_path / "all-stops.jsonl").exists()
+
+
+def test_stops_are_not_merged_into_those_of_another_suite(tmp_path):
+    append_stop(tmp_path / "one.jsonl", stop("time", [0]))
+    append_stop(tmp_path / "other.jsonl", {**stop("time", [0]), "suite": "other"})
+    before = (tmp_path / "other-stops.jsonl").read_bytes()
+    for suite in ("s", None):
+        with pytest.raises(ValueError, match="holds a line of suite"):
+            merge_stops([tmp_path / "one-stops.jsonl"], tmp_path / "other.jsonl", suite)
+    assert (tmp_path / "other-stops.jsonl").read_bytes() == before

@@ -111,6 +111,17 @@ def test_records_that_are_damaged(tmp_path, changes, words):
         load_records(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize(("metrics", "told"), [([], None), ({}, "metrics must be a list"), ([3], "an epoch")])
+def test_a_run_that_diverged_before_an_epoch_ended_is_merged_or_its_metrics_are_told(tmp_path, metrics, told):
+    run = {**detection("plain", 0, 0.4, 0.5), "diverged": "the loss is nan", "test_accuracy": None}
+    (tmp_path / "a.jsonl").write_text(to_line({**run, "metrics": metrics}))
+    if told is None:
+        assert len(merge_records([tmp_path / "a.jsonl"], tmp_path / "all.jsonl")) == 1
+        return
+    with pytest.raises(ValueError, match=told):
+        merge_records([tmp_path / "a.jsonl"], tmp_path / "all.jsonl")
+
+
 def test_two_records_of_one_run_must_agree(tmp_path):
     one, two, other = (tmp_path / name for name in ("one.jsonl", "two.jsonl", "other.jsonl"))
     one.write_text(to_line(detection("plain", 0, 0.4, 0.5)))

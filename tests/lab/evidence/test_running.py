@@ -14,7 +14,7 @@ from tiny_suites import RECIPE, VARIANTS, run_nets, run_tiny, tiny_suite
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import Split
 from mrla_minimal.lab.engine import Run, TrainConfig, build_model, read_config, train
-from mrla_minimal.lab.evidence import plan_suite, run_suite, running
+from mrla_minimal.lab.evidence import LogUniform, plan_suite, run_suite, running
 from mrla_minimal.lab.evidence.committed import export_checkpoints
 from mrla_minimal.lab.evidence.interventions import intervene
 from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
@@ -169,6 +169,10 @@ def test_wrong_parts_of_a_suite_are_refused_before_any_run(tmp_path):
     tuned = tiny_suite(rates=(0.05, 0.1))
     for suite, name, value in ((tuned, "learning_rate", 0.1), (None, "seed", 3), (None, "validation", True),
                                (None, "variant", "plain")):
+        with pytest.raises(ValueError, match=f"suite tiny: {name} is the suite's own to choose"):
+            run_tiny(tmp_path, suite, **{name: value})
+    drawn = tiny_suite(draws={"learning_rate": LogUniform(0.05, 0.3)})
+    for suite, name, value in ((drawn, "learning_rate", 7.0), (None, "layer_attention", "mrla-base")):
         with pytest.raises(ValueError, match=f"suite tiny: {name} is the suite's own to choose"):
             run_tiny(tmp_path, suite, **{name: value})
     assert not (tmp_path / "records.jsonl").exists()
