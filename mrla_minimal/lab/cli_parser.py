@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 LONGEST_ERROR = 400     # characters: what was typed may be of any length
@@ -73,25 +73,22 @@ def whole(text: str) -> int:
     return number
 
 
-def positive(kind: Callable) -> Callable:
-    """A number of that kind that is above 0 and finite."""
+def positive(kind: Callable, allowed: str = "a positive number") -> Callable:
+    """A number of that kind that is above 0 and finite; `allowed` says so where it is not."""
 
     def convert(text: str) -> float:
-        number = kind(text)
-        if not 0 < number < float("inf"):
-            raise ValueError
-        return number
+        with suppress(ValueError):
+            number = kind(text)
+            if 0 < number < float("inf"):
+                return number
+        raise argparse.ArgumentTypeError(f"must be {allowed}, not {text!r}")
 
-    convert.__name__ = f"positive {kind.__name__}"
     return convert
 
 
 def jobs(text: str) -> int | None:
     """A number of processes above 0; None for the word auto."""
-    return None if text == "auto" else positive(whole)(text)
-
-
-jobs.__name__ = "number of jobs, or auto"
+    return None if text == "auto" else positive(whole, "a positive whole number or auto")(text)
 
 
 def or_none(kind: Callable) -> Callable:

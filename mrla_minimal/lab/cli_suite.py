@@ -210,6 +210,9 @@ def _suite_and_records(arguments: argparse.Namespace) -> tuple[Suite, Path]:
     name = arguments.suite or DEFAULT
     if name.endswith(".py"):
         suite = dataclasses.replace(load_one(name, Suite), committed=False)
+        if suite.name in SUITES:        # their records would be taken for one another's
+            raise ValueError(f"{name}: {suite.name!r} is the name of one of the course's suites; give yours "
+                             "another")
     elif name in SUITES:
         suite = SUITES[name]
     else:
@@ -258,10 +261,12 @@ def _report(arguments: argparse.Namespace, suite: Suite, path: Path, records: li
     """Print what the records say, and draw the suite's figure; with --json, only to --out."""
     try:
         part = arguments.variants is not None or arguments.seeds is not None
-        summary = evidence.summarise(records, suite, None if part else load_stops(path, suite.name))
+        steps = {} if arguments.steps is None else {"steps": arguments.steps}
+        summary = evidence.summarise(records, suite, None if part else load_stops(path, suite.name), steps)
     except NoRuns as error:
         more = f" --records {arguments.records}" if arguments.records else ""
-        raise ValueError(f"{error}; to make them: mrla suite run {arguments.suite}{more}") from None
+        raise ValueError(f"{error}, in {path}; to make them: mrla suite run {arguments.suite}{more}"
+                         ) from None
     silent = arguments.json or arguments.quiet
     if not silent:
         print(evidence.report(summary))

@@ -63,9 +63,6 @@ def memory_bytes(text: str) -> int:
     return int(gib * 2**30)
 
 
-memory_bytes.__name__ = "positive float"
-
-
 def run_grade(arguments: argparse.Namespace) -> tuple[int, dict]:
     """`mrla grade`: a line for each exercise of each copy."""
     from mrla_minimal.course.gradebook import grade_notebooks

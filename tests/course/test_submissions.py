@@ -312,7 +312,7 @@ def test_the_json_option_still_prints_where_it_names_no_file(write, tmp_path, no
     (["check", "{}/missing.py"], "that exists"),
     (["check", "{}/notes.txt", "--csv", "grades.csv"], "are for a folder"),
     (["check", "{}", "--class", "Mine"], "--class is for one file"),
-    (["check", "{}", "--seconds", "0"], "invalid positive float"),
+    (["check", "{}", "--seconds", "0"], "must be a positive number, not '0'"),
     (["check", "{}", "--memory", "1e300"], "too much memory"),
     (["grade", "{}/notes.txt", "--memory", "1e12"], "too much memory"),
 ])

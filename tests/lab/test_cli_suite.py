@@ -114,6 +114,7 @@ def test_without_records_the_command_that_makes_them_is_told(tmp_path, monkeypat
         command = told.split("to make them: ")[1].split()
         assert command == ["mrla", "suite", "run", name, *more]
         assert cli.build_parser().parse_args(command[1:]).suite == name
+        assert f"in {more[-1] if more else ''}" in told
     assert cli.main(["suite", "report", "nothing"]) == 2
     assert "must be one of cifar10-thin56, " in capsys.readouterr().err
 
@@ -193,21 +194,32 @@ def test_files_of_three_kinds_are_of_one_suite_or_nothing_is_written(pilot, caps
                                        "all-stops.jsonl: 1 records\n")
 
 
+def test_a_suite_of_ones_own_takes_no_name_of_the_courses(tmp_path, monkeypatch, capsys):
+    """Their records and figures would be taken for one another's."""
+    monkeypatch.chdir(tmp_path)
+    write_suite(Path("mine.py"))
+    Path("mine.py").write_text(Path("mine.py").read_text().replace('"own"', '"smoke"'))
+    assert cli.main(["suite", "run", "mine.py"]) == 2
+    assert capsys.readouterr().err == ("mrla: mine.py: 'smoke' is the name of one of the course's suites; "
+                                       "give yours another\n")
+    assert not Path("runs").exists()
+
+
 def test_one_thing_at_a_time(capsys):
     assert cli.main(["compare", "--plan", "--report"]) == 2
     assert capsys.readouterr().err == "mrla: --plan does not go with --report: one thing at a time\n"
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--minutes", "0"], "argument --minutes: invalid positive float value: '0'"),
-    (["--minutes", "-2"], "argument --minutes: invalid positive float value: '-2'"),
-    (["--minutes", "nan"], "argument --minutes: invalid positive float value: 'nan'"),
-    (["--minutes", "inf"], "argument --minutes: invalid positive float value: 'inf'"),
+    (["--minutes", "0"], "argument --minutes: must be a positive number, not '0'"),
+    (["--minutes", "-2"], "argument --minutes: must be a positive number, not '-2'"),
+    (["--minutes", "nan"], "argument --minutes: must be a positive number, not 'nan'"),
+    (["--minutes", "inf"], "argument --minutes: must be a positive number, not 'inf'"),
     (["--minutes", "1e308"], "minutes must be at most 525600, a year, not 1e+308"),
-    (["--minutes", "soon"], "argument --minutes: invalid positive float value: 'soon'"),
+    (["--minutes", "soon"], "argument --minutes: must be a positive number, not 'soon'"),
     (["--minutes"], "argument --minutes: expected one argument"),
-    (["--jobs", "some"], "argument --jobs: invalid number of jobs, or auto value: 'some'"),
-    (["--jobs", "0"], "argument --jobs: invalid number of jobs, or auto value: '0'"),
+    (["--jobs", "some"], "argument --jobs: must be a positive whole number or auto, not 'some'"),
+    (["--jobs", "0"], "argument --jobs: must be a positive whole number or auto, not '0'"),
     (["--minutes", "2", "--plan"], "--minutes does not go with --plan, which runs nothing"),
     (["--minutes", "2", "--report"], "--minutes does not go with --report, which runs nothing"),
     (["--minutes", "2", "--export"], "--minutes does not go with --export, which runs nothing"),

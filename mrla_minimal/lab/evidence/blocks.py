@@ -10,17 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrla_minimal.lab.arguments import integer, one_of, positive, shown, text
+from mrla_minimal.lab.arguments import integer, not_negative, one_of, positive, shown, text
 from mrla_minimal.lab.evidence.records import check_suite, existing, read_checked
 from mrla_minimal.lab.evidence.suites import Suite
 from mrla_minimal.lab.files import append_record, exclusive
 
 STOPS = "-stops"        # what the name of a file of stops ends with
-# What ended a sitting, and how the report says it. The minutes are those that were given: only a sitting that
-# the clock ended has had them all.
-ENDINGS = {"time": "by time, after",
-           "count": "by count, all seeds that were asked for being done, within",
-           "interrupted": "by hand (interrupted), within", "error": "by an error, within"}
+# What ended a sitting, and how the report says it.
+ENDINGS = {"time": "by time", "count": "by count, all seeds that were asked for being done",
+           "interrupted": "by hand (interrupted)", "error": "by an error"}
 
 
 def _list_of(check, name: str, value: Any) -> list:
@@ -31,7 +29,7 @@ def _list_of(check, name: str, value: Any) -> list:
 
 _STOP = {"suite": text, "variants": functools.partial(_list_of, text),
          "how": functools.partial(one_of, allowed=tuple(ENDINGS)), "minutes": positive,
-         "complete": functools.partial(_list_of, functools.partial(integer, least=0))}
+         "took": not_negative, "complete": functools.partial(_list_of, functools.partial(integer, least=0))}
 
 
 def stops_path(records_path: str | Path) -> Path:
@@ -49,7 +47,8 @@ def load_stops(records_path: str | Path, suite: str) -> list[dict]:
 
 def read_stops(path: str | Path) -> list[dict]:
     """All lines of a file of stops, of whatever suites, as `read_checked`."""
-    return read_checked(path, "stops", lambda line: _STOP)
+    return read_checked(path, "stops", lambda line: {
+        field: check for field, check in _STOP.items() if field != "took" or field in line})
 
 
 def append_stop(records_path: str | Path, line: dict) -> None:
@@ -134,12 +133,20 @@ def how_it_stopped(suite: Suite, records: Sequence[dict], stops: Sequence[dict])
     sittings = [line for line in stops if set(line["variants"]) == set(variants)]
     if sittings:
         said += ". Stopped " + "; then ".join(
-            f"{ENDINGS[line['how']]} {line['minutes']:g} minutes" for line in sittings)
-        if sittings[-1]["complete"] != complete:
-            said += "; runs were added since without a time limit, or by a command that was cut off"
+            f"{ENDINGS[line['how']]}, {_minutes(line)}" for line in sittings)
+    timed = {seed for line in sittings for seed in line["complete"]}
+    if not set(complete) <= timed and (sittings or declared < len(suite.seeds)):
+        said += "; other blocks" if sittings else ". The blocks"
+        said += " were made without a time limit, or by a command that was cut off"
     parts = [f"seed {seed} ({len(found[seed] & set(variants))} of {len(variants)} variants)"
              for seed in sorted(found) if seed not in complete]
     return said + (f".\nnot complete: {', '.join(parts)}." if parts else ".")
+
+
+def _minutes(line: dict) -> str:
+    """How long a sitting took; older lines tell only how long it was allowed to take."""
+    allowed = f"{line['minutes']:g} minutes"
+    return f"after {line['took']:.1f} of {allowed}" if "took" in line else f"within {allowed}"
 
 
 def _count(number: int, what: str) -> str:

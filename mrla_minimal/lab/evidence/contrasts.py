@@ -6,8 +6,9 @@ losses are in nat.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mrla_minimal.lab.evidence.blocks import how_it_stopped
@@ -15,7 +16,7 @@ from mrla_minimal.lab.evidence.intervals import LEVEL, MARGIN, Interval, holm, p
 from mrla_minimal.lab.evidence.measures import MEASURES, Measure, fields_of, kinds_of, measured
 from mrla_minimal.lab.evidence.omnibus import Omnibus, omnibus
 from mrla_minimal.lab.evidence.readings import ESTIMATE, TEST_FROM, read_interval
-from mrla_minimal.lab.evidence.suites import Suite, with_defaults
+from mrla_minimal.lab.evidence.suites import NOT_RECIPE, Suite, with_defaults
 
 NO_SCATTER = "no scatter"       # all differences are equal: nothing to judge them by
 Values = dict[str, dict[int, float]]        # variant -> seed -> value
@@ -138,23 +139,35 @@ class Summary:
         return self.values.get("test_accuracy", {})
 
 
-def check_definition(suite: Suite, record: dict, fields: Iterable[str], config: dict) -> None:
-    """ValueError unless a record has, in those fields, what its variant is defined with in the suite now."""
-    recorded, defined = with_defaults(record["config"]), with_defaults(config)
-    for name in fields:
-        then, now = recorded.get(name), defined.get(name)
-        if then != now:
-            raise ValueError(
-                f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has {now!r} "
-                "now: give the variant or the suite another name, or put the records away")
+def check_definitions(suite: Suite, variants: Collection[str], records: Iterable[dict],
+                      changes: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """ValueError if records of these variants are of another definition or recipe than the suite has now.
+
+    changes: the fields that the runs were told to have otherwise, and their values; they are not compared.
+    """
+    free = {*NOT_RECIPE, "validation", *changes} - {*suite.draws}
+    for record in records:
+        if record["suite"] != suite.name or record["variant"] not in variants:
+            continue
+        defined = dataclasses.asdict(suite.config(record["variant"], record["seed"], **changes))
+        recorded, defined = with_defaults(record["config"]), with_defaults(defined)
+        for name in sorted({*recorded, *defined} - free):
+            then, now = recorded.get(name), defined.get(name)
+            if then != now:
+                raise ValueError(
+                    f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has "
+                    f"{now!r} now: give the variant or the suite another name, or put the records away")
 
 
-def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | None = None) -> Summary:
+def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | None = None,
+              changes: Mapping[str, Any] = MappingProxyType({})) -> Summary:
     """The Summary of a suite's final records: what it asked, and every variant against the baseline.
 
     stops: what `blocks.load_stops` gives, if `records` are all that the suite has; None says nothing of it.
+    changes: as in `check_definitions`.
     Raises NoRuns (a ValueError) if there are none. Raises ValueError if they differ in recipe, data, or the
-    learning rate within one variant, or if a variant is not what it was when they were made.
+    learning rate within one variant, or if the suite's recipe or a variant is not what it was when they were
+    made.
     """
     records, finished, diverged, unknown = list(records), [], {}, {}
     for record in records:
@@ -172,6 +185,7 @@ def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | Non
     _one_of_each(finished, "recipe", lambda record: with_defaults(suite.recipe_of(record["config"])))
     _one_of_each(finished, "data", lambda record: {name: record[name] for name in ("source", "fingerprint")})
     suite.check_blocks(finished)
+    check_definitions(suite, suite.variants, finished, changes)
     rates, seen = {}, set()
     for variant in suite.variants:
         of_variant = [record for record in finished if record["variant"] == variant]
@@ -179,9 +193,7 @@ def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | Non
             if "learning_rate" not in suite.draws:
                 rates[variant] = _one_of_each(of_variant, f"learning rate ({variant})",
                                               lambda record: record["learning_rate"])
-            defined = dataclasses.asdict(suite.config(variant, 0))
         for record in of_variant:
-            check_definition(suite, record, suite.variant_fields(), defined)
             if (variant, record["seed"]) in seen:
                 raise ValueError(f"suite {suite.name}: {variant} has two records of one seed")
             seen.add((variant, record["seed"]))

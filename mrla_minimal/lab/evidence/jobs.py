@@ -8,9 +8,8 @@ from typing import Any
 
 from mrla_minimal.lab.engine import TrainConfig
 from mrla_minimal.lab.engine.branch import trunk_of
-from mrla_minimal.lab.evidence.contrasts import check_definition
 from mrla_minimal.lab.evidence.records import record_id
-from mrla_minimal.lab.evidence.suites import NOT_RECIPE, Suite, check_seeds
+from mrla_minimal.lab.evidence.suites import Suite, check_seeds
 
 
 @dataclass(frozen=True)
@@ -112,15 +111,3 @@ def choose_parts(suite: Suite, variants: Sequence[str] | None, seeds: Sequence[i
         raise ValueError(f"suite {suite.name}: variants must be some of {', '.join(suite.variants)}, each "
                          f"once; not {', '.join(variants) or 'none'}")
     return variants, suite.seeds if seeds is None else check_seeds("seeds", seeds)
-
-
-def check_definitions(suite: Suite, variants: Sequence[str], records: Iterable[dict], changes: dict) -> None:
-    """ValueError if the records are of other variants of these names, or of another recipe.
-
-    So that it is told before a run, not after the last one.
-    """
-    for record in records:
-        if record["suite"] == suite.name and record["variant"] in variants:
-            now = dataclasses.asdict(suite.config(record["variant"], record["seed"], **changes))
-            fields = {*now, *record["config"]} - ({*NOT_RECIPE, "validation", *changes} - {*suite.draws})
-            check_definition(suite, record, sorted(fields), now)

@@ -69,8 +69,8 @@ def run_sitting(work: "Work", sitting: Sitting, variants: Sequence[str], seeds: 
             if sitting.leads and blocks.any_begun:
                 complete = complete_seeds(suite.name, variants, load_records(path))
                 append_stop(path, {"suite": suite.name, "variants": list(variants), "how": how,
-                                   "minutes": sitting.minutes, "jobs": sitting.jobs, "complete": complete,
-                                   "commit": work.commit})
+                                   "minutes": sitting.minutes, "took": round(sitting.passed / 60, 2),
+                                   "jobs": sitting.jobs, "complete": complete, "commit": work.commit})
     if sitting.leads and tells:
         print(f"{standing()}\n{suite.name}: " + (
             "every block that was asked for is complete" if whole

@@ -12,6 +12,7 @@ from typing import Any
 
 from mrla_minimal.lab.arguments import boolean, integer, one_of, or_none, positive, shown
 from mrla_minimal.lab.engine import TrainConfig
+from mrla_minimal.lab.engine.branch import trunk_of
 from mrla_minimal.lab.engine.config import CIRCUMSTANCES
 from mrla_minimal.lab.evidence.designs import Effect, LogUniform
 from mrla_minimal.lab.evidence.measures import MEASURES
@@ -120,6 +121,20 @@ class Suite:
             for field in self.draws:
                 self._require(field not in given, f"{field} is drawn, and given as well", given)
             self.config(name, 0)        # a wrong field or value is told now, not after hours
+        self._check_trunks()
+
+    def _check_trunks(self) -> None:
+        """Branches are compared because they leave one trunk: the nets of two have parted long before."""
+        configs = {name: self.config(name, 0) for name in self.variants}
+        trunks = {name: dataclasses.asdict(trunk_of(config))
+                  for name, config in configs.items() if config.trunk}
+        for name, fields in trunks.items():
+            first, others = next(iter(trunks.items()))
+            differing = [f"{field} ({others[field]!r}, {fields[field]!r})" for field in fields
+                         if fields[field] != others[field]]
+            if differing:
+                raise ValueError(f"branches must leave one trunk; those of {first} and {name} differ in "
+                                 f"{', '.join(differing)}")
 
     def _set(self, field: str, value: Any) -> None:
         object.__setattr__(self, field, value)
@@ -192,7 +207,7 @@ class Suite:
 
         Only then is what differs between them their variants'.
         """
-        first, weights = {}, {}
+        first, trunks = {}, {}
         for record in records:
             config = with_defaults(record["config"])
             other = first.setdefault(record["seed"], record)
@@ -203,9 +218,13 @@ class Suite:
                                      f"with {name} {one:g}, {record['variant']} with {two:g}: they are not "
                                      "compared")
             trunk = record.get("trunk")
-            if trunk and weights.setdefault(trunk["id"], trunk["weights"]) != trunk["weights"]:
-                raise ValueError(f"suite {self.name}, seed {record['seed']}: branches of two trainings of "
-                                 f"the trunk {trunk['id']} are not compared")
+            known = trunk and trunks.setdefault(record["seed"], trunk)
+            if trunk and (known["id"], known["weights"]) != (trunk["id"], trunk["weights"]):
+                of = f"two trainings of the trunk {trunk['id']}"
+                if known["id"] != trunk["id"]:
+                    of = f"two trunks, {known['id']} and {trunk['id']},"
+                raise ValueError(f"suite {self.name}, seed {record['seed']}: branches of {of} are not "
+                                 "compared")
 
 
 def check_seeds(name: str, seeds: Any) -> tuple[int, ...]:

@@ -22,9 +22,9 @@ def runs(*seeds, variants=BOTH):
     return [record(variant, seed, 0.5) for seed in seeds for variant in variants]
 
 
-def stop(how, complete, minutes=60.0):
+def stop(how, complete, minutes=60.0, **more):
     return {"suite": "s", "variants": list(BOTH), "how": how, "minutes": minutes, "jobs": 2,
-            "complete": complete}
+            "complete": complete, **more}
 
 
 def test_a_block_is_complete_when_every_variant_has_ended_with_an_accuracy_or_not():
@@ -45,15 +45,22 @@ def test_seeds_come_incomplete_first_then_declared_then_counting():
 
 @pytest.mark.parametrize("records, stops, text", [
     (runs(0, 1, 2), [], "3 complete blocks (all variants of a seed): all 3 declared seeds."),
-    (runs(0), [], "1 complete block (all variants of a seed); 3 seeds were declared."),
+    (runs(0), [], "1 complete block (all variants of a seed); 3 seeds were declared. The blocks were made "
+     "without a time limit, or by a command that was cut off."),
+    (runs(0, 1, 2, 3), [stop("time", [2, 3]), stop("time", [0, 1])],       # two machines, merged
+     "4 complete blocks (all variants of a seed): all 3 declared seeds, and 1 more. Stopped by time, within "
+     "60 minutes; then by time, within 60 minutes."),
+    (runs(0), [stop("time", [0], took=41.26)],
+     "1 complete block (all variants of a seed); 3 seeds were declared. Stopped by time, after 41.3 of 60 "
+     "minutes."),
     (runs(0, 1), [stop("time", [0, 1])], "2 complete blocks (all variants of a seed); 3 seeds were declared. "
-     "Stopped by time, after 60 minutes."),
+     "Stopped by time, within 60 minutes."),
     (runs(0, 1, 2, 3), [stop("time", [0, 1], 30.0), stop("time", [0, 1, 2, 3], 45.5)],
-     "4 complete blocks (all variants of a seed): all 3 declared seeds, and 1 more. Stopped by time, after "
-     "30 minutes; then by time, after 45.5 minutes."),
+     "4 complete blocks (all variants of a seed): all 3 declared seeds, and 1 more. Stopped by time, within "
+     "30 minutes; then by time, within 45.5 minutes."),
     (runs(0, 1), [stop("interrupted", [0], 30.0), stop("time", [0, 1])],      # what ended each is told
      "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by hand (interrupted), "
-     "within 30 minutes; then by time, after 60 minutes."),
+     "within 30 minutes; then by time, within 60 minutes."),
     (runs(0, 1), [stop("interrupted", [0, 1])], "2 complete blocks (all variants of a seed); 3 seeds were "
      "declared. Stopped by hand (interrupted), within 60 minutes."),
     ([record("plain", 0, 0.5)], [stop("error", [])],
@@ -61,7 +68,7 @@ def test_seeds_come_incomplete_first_then_declared_then_counting():
      "error, within 60 minutes.\nnot complete: seed 0 (1 of 2 variants)."),
     ([*runs(0, 1), record("plain", 2, 0.5)], [stop("count", [0])],
      "2 complete blocks (all variants of a seed); 3 seeds were declared. Stopped by count, all seeds that "
-     "were asked for being done, within 60 minutes; runs were added since without a time limit, or by a "
+     "were asked for being done, within 60 minutes; other blocks were made without a time limit, or by a "
      "command that was cut off.\nnot complete: seed 2 (1 of 2 variants)."),
 ])
 def test_a_report_says_how_many_blocks_and_what_ended_them(records, stops, text):

@@ -76,6 +76,17 @@ def test_branches_are_summarised_and_those_of_two_trainings_of_a_trunk_are_refus
     changed = [{**records[0], "trunk": {**records[0]["trunk"], "weights": "other"}}, *records[1:]]
     with pytest.raises(ValueError, match="tiny, seed 0: branches of two trainings of the trunk .{12} are"):
         summarise(changed, SUITE)
+    changed[0]["trunk"]["id"] = "another"
+    with pytest.raises(ValueError, match="tiny, seed 0: branches of two trunks, another and .{12}, are not"):
+        summarise(changed, SUITE)
+
+
+def test_branches_of_two_trunks_are_no_suite():
+    for wide, told in ({"width": 8}, r"width \(4, 8\)"), ({"learning_rate": 0.2}, "learning_rate"):
+        wide = {**VARIANTS["base-zero-query"], **wide}
+        with pytest.raises(ValueError, match="suite 'tiny': branches must leave one trunk; those of uniform "
+                                             f"and base-zero-query differ in {told}"):
+            dataclasses.replace(SUITE, variants={**VARIANTS, "base-zero-query": wide})
 
 
 @pytest.mark.parametrize("trunk, message", [

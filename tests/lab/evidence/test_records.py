@@ -17,7 +17,7 @@ from mrla_minimal.lab import cli
 from mrla_minimal.lab.arguments import boolean
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
 from mrla_minimal.lab.evidence import SUITES, load_records, merge_records, suites, summarise
-from mrla_minimal.lab.evidence.contrasts import check_definition
+from mrla_minimal.lab.evidence.contrasts import check_definitions
 from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
 from mrla_minimal.lab.evidence.records import append_once, interventions_path, load_interventions, record_id
 from mrla_minimal.lab.files import append_record, read_records, to_line
@@ -89,9 +89,7 @@ def test_an_option_that_is_new_and_off_changes_no_id_and_no_comparison(one_more_
            for record in final]
     # seeds 1 and 2 as if they were run with the option there
     assert summarise(new, PILOT) == summarise(old, PILOT)
-    for record in final:
-        now = PILOT.config(record["variant"], record["seed"], learning_rate=0.2)
-        check_definition(PILOT, record, list(config), dataclasses.asdict(now))
+    check_definitions(PILOT, PILOT.variants, final)
     on = {**final[0], "config": {**config, "mixup": True}}
     with pytest.raises(ValueError,
                        match="different recipe are not compared: {'mixup': False} and {'mixup': True}"):

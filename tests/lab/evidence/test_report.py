@@ -73,7 +73,7 @@ def test_how_a_suite_stopped_is_told_where_all_of_its_records_are_there():
     stop = {"suite": "s", "variants": list(suite.variants), "how": "time", "minutes": 30, "jobs": 2,
             "complete": list(range(8)), "commit": ""}
     summary = summarise(records, suite, [stop])
-    assert "8 complete blocks" in summary.stopped and "Stopped by time, after 30 minutes" in summary.stopped
+    assert "8 complete blocks" in summary.stopped and "Stopped by time, within 30 minutes" in summary.stopped
     head = report(summary).splitlines()[2:4]
     assert " ".join(head).startswith(summary.stopped) and max(map(len, head)) <= 100
     assert summarise(records, suite).stopped == "" and "complete" not in report(summarise(records, suite))

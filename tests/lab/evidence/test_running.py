@@ -14,7 +14,7 @@ from tiny_suites import RECIPE, VARIANTS, run_nets, run_tiny, tiny_suite
 from mrla_minimal.lab.cost import count_macs, count_parameters
 from mrla_minimal.lab.data import Split
 from mrla_minimal.lab.engine import Run, TrainConfig, build_model, read_config, train
-from mrla_minimal.lab.evidence import LogUniform, plan_suite, run_suite, running
+from mrla_minimal.lab.evidence import LogUniform, plan_suite, run_suite, running, summarise
 from mrla_minimal.lab.evidence.committed import export_checkpoints
 from mrla_minimal.lab.evidence.interventions import intervene
 from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
@@ -183,9 +183,12 @@ def test_a_recipe_that_was_changed_is_told_before_anything_is_run(tmp_path):
     for changed in (tiny_suite(recipe={**RECIPE, "steps": 4}),
                     tiny_suite(variants={**VARIANTS, "plain": {"layer_attention": "uniform"}})):
         for act in (lambda suite: run_tiny(tmp_path, suite),
-                    lambda suite: plan_suite(suite, records, progress=False)):
+                    lambda suite: plan_suite(suite, records, progress=False),
+                    lambda suite: summarise(records, suite)):
             with pytest.raises(ValueError, match="was recorded with"):
                 act(changed)
+    other = tiny_suite(recipe={**RECIPE, "steps": 4})
+    assert summarise(records, other, changes={"steps": 3}) == summarise(records, tiny_suite())
     assert read_records(tmp_path / "records.jsonl")[0] == records
 
 
