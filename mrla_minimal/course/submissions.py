@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mrla_minimal import __version__
 from mrla_minimal.course.apart.process import Ended, visible
 from mrla_minimal.course.apart.remote import Remote
 from mrla_minimal.course.checks.coursework import CHECKS, findings
@@ -35,19 +36,21 @@ class Grade:
     passed: int             # checks
     checks: int
     seconds: float
-    message: str            # the first thing that is wrong
+    message: str            # how the process ended, if it did not last; else the first thing that is wrong
     late_quiz: str
     early_quiz: str
-    sum: str                # of the file: another version is graded anew
+    sum: str                # of the file: another version is graded anew,
+    graded_by: str          # and so is one that another version of the library graded, or with other limits
 
 
 def check_apart(path: str | Path, class_name: str | None = None, seconds: float = SECONDS,
                 memory: int = MEMORY, quiz: bool = True, progress: bool = True,
-                show: Callable[[str], None] | None = None) -> list[dict]:
+                show: Callable[[str], None] | None = None, alone: bool = False) -> list[dict]:
     """What `coursework.grade` finds, of code that runs in a process of its own.
 
     Where the process does not last, or leaves something running, the last finding is a failed one, "process"
-    (no failed one if it was slow, and only the quiz was left).
+    (no failed one if it was slow, and only the quiz was left). `alone`: the file imports nothing that lies
+    beside it.
     `show` is given what the code has printed. Raises ValueError where there is nothing to check: as
     `load_class` does, and if the file's process ends, or takes more than it may, while it is loaded.
     """
@@ -55,7 +58,7 @@ def check_apart(path: str | Path, class_name: str | None = None, seconds: float 
     with Remote(seconds, memory) as remote, plain_defaults():
         try:
             remote.start_the_clock()
-            attention = remote.load(path, class_name)
+            attention = remote.load(path, class_name, alone)
             found.extend(findings(attention, quiz, progress))       # what is found before it ends is kept
             remote.process.leave()
         except Ended as ended:
@@ -74,20 +77,23 @@ def check_folder(folder: str | Path, csv_path: str | Path | None = None,
                  quiz: bool = True) -> list[dict]:
     """Grade the Python files of a folder, and print a line for each; returns rows as the JSON file has them.
 
-    Both files are written anew after each submission, whole; their folders are made if need be. What they
-    hold of a version of a file is not graded again. One that cannot be read has a row, too. Raises ValueError
-    if there is no Python file, or a file to write to holds something else.
+    Each is alone: it can import no other of them. Both files to write to are written anew after each
+    submission, whole; their folders are made if need be. What they hold of a version of a file, graded with
+    these limits, is not graded again. A file that cannot be read has a row, too. Raises ValueError if there
+    is no Python file, or a file to write to holds something else.
     """
     files = sorted(path for path in Path(folder).glob("*.py") if path.is_file())
     if not files:
         raise ValueError(f"{folder} holds no Python file, *.py")
-    earlier = {(row["file"], row["sum"]): row for row in _earlier(csv_path, json_path)}
+    graded_by = (f"mrla-minimal {__version__}, {seconds:g} s, {memory / 2**30:g} GiB"
+                 f"{'' if quiz else ', no quiz'}")
+    earlier = {(row["file"], row["sum"], row["graded_by"]): row for row in _earlier(csv_path, json_path)}
     rows, kept = [], 0
     bar = tqdm(files, unit="submission")
     for path in bar:
-        key = spelt(path.name), _sum(path)
+        key = spelt(path.name), _sum(path), graded_by
         kept += key in earlier
-        row = earlier.get(key) or _graded(path, key[1], seconds, memory, quiz)
+        row = earlier.get(key) or _graded(path, *key[1:], seconds, memory, quiz)
         rows.append(row)
         write_rows([*rows, *(old for old in earlier.values() if old["file"] not in _names(rows))],
                    [field.name for field in fields(Grade)], csv_path, json_path)
@@ -109,21 +115,22 @@ def _names(rows):
     return {row["file"] for row in rows}
 
 
-def _graded(path, file_sum, seconds, memory, quiz):
+def _graded(path, file_sum, graded_by, seconds, memory, quiz):
     start, found, message = time.monotonic(), [], ""
     try:
-        found = check_apart(path, None, seconds, memory, quiz, progress=False)
+        found = check_apart(path, None, seconds, memory, quiz, progress=False, alone=True)
     except (ValueError, OSError) as error:
         message = clean(str(error))
     wrong = [result for result in found if result["passed"] is False]
     graded = [result for result in found if result["passed"] is not None]
-    if wrong:       # the process's end says most
-        message = clean(f"{wrong[-1]['check']}: {wrong[-1]['text']}")
+    if wrong:       # the process's end, which is found last, says most
+        first = wrong[-1] if wrong[-1]["check"] == "process" else wrong[0]
+        message = clean(f"{first['check']}: {first['text']}")
     verdict = "not gradable" if not found else "failed" if wrong else "passed"
     quizzes = {result["check"]: result["text"] for result in found if "quiz" in result["check"]}
     late, early = (quizzes.get(f"corridor quiz, {question} question", "") for question in ("late", "early"))
     row = Grade(spelt(path.name), verdict, len(graded) - len(wrong), len(graded),
-                round(time.monotonic() - start, 1), message, late, early, file_sum)
+                round(time.monotonic() - start, 1), message, late, early, file_sum, graded_by)
     return {**asdict(row), "findings": found}
 
 

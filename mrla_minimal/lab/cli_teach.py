@@ -21,7 +21,7 @@ def add_teaching_commands(commands: argparse._SubParsersAction) -> None:
                         f"Grade a layer attention of your own, or all Python files of a folder.\n{LIMITS}")
     check.add_argument("file", metavar="FILE", nargs="?",
                        help="a Python file with an nn.Module class built as Class(channels); FILE:CLASS; or "
-                            "a folder of such files, of which each gets a line")
+                            "a folder of such files, of which each gets a line, and can import no other")
     check.add_argument("--class", dest="class_name", metavar="NAME",
                        help="which class, if the file holds several")
     check.add_argument("--json", nargs="?", const=True, default=False, metavar="GRADES",

@@ -18,6 +18,7 @@ from mrla_minimal.course.apart.remote import Remote
 from mrla_minimal.course.checks import coursework
 from mrla_minimal.course.submissions import check_apart, check_folder
 from mrla_minimal.lab import cli
+from mrla_minimal.lab.own_files import Told
 
 MEMORY = 2**31
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="what a process starts is seen on Linux")
@@ -232,14 +233,56 @@ def test_a_process_that_ends_says_so_and_no_check_takes_it_for_an_error(write):
     assert not folder.exists()
 
 
+EINOPS = """
+    from einops import rearrange
+    from torch import nn
+
+    class Mine(nn.Module):
+        def forward(self, x, memory):
+            if memory == 'wrong':
+                raise KeyError(__file__)
+            return rearrange(x, 'b c h w -> b c h w'), x
+"""
+
+
+def test_a_file_that_is_loaded_alone_finds_nothing_beside_it(remote, write):
+    """Its neighbours are other people's submissions: one may hide a package, and one is no help to copy."""
+    write("rearrange = None\n", "neighbour.py")
+    x = torch.ones(1, 2, 3, 3)
+    for name in ("good_einops.py", "einops.py"):        # the second hides the package, but from nobody
+        path = write(EINOPS, name)
+        layer = remote.load(path, alone=True)()
+        assert torch.equal(layer(x, None)[0], x)
+        with pytest.raises(Told) as told:
+            layer(x, "wrong")
+        assert told.value.place == f"KeyError: '{path}' ({path}, line 8, in forward)"
+    copycat = write("import good_einops\n\nclass Mine(good_einops.Mine):\n    pass\n", "copycat.py")
+    with pytest.raises(ValueError) as error:
+        remote.load(copycat, alone=True)
+    assert str(error.value) == (f"{copycat} does not run: ModuleNotFoundError: No module named 'good_einops' "
+                                f"({copycat}, line 1, in <module>)")
+    assert remote.load(write("import neighbour\n" + textwrap.dedent(EINOPS).replace("einops", "neighbour")))
+
+
 # A folder of submissions
+
+@pytest.mark.slow
+def test_no_submission_of_a_folder_gains_or_loses_by_another(write, tmp_path):
+    write(LIGHT, "einops.py")
+    write("from einops import rearrange\n" + textwrap.dedent(LIGHT), "good_einops.py")
+    write("import good_einops\n\nclass Mine(good_einops.MyLight):\n    pass\n", "copycat.py")
+    rows = check_folder(tmp_path, seconds=900, memory=MEMORY, quiz=False)
+    assert [(row["file"], row["verdict"]) for row in rows] == [
+        ("copycat.py", "not gradable"), ("einops.py", "passed"), ("good_einops.py", "passed")]
+    assert "No module named 'good_einops'" in rows[0]["message"]
 
 @pytest.fixture
 def no_processes(monkeypatch):
     """Files are judged by their first line: what a folder's report does with findings is what is tested."""
     asked = []
 
-    def check(path, *_, **__):
+    def check(path, *_, alone, **__):
+        assert alone
         asked.append(path.name)
         word = path.read_text(encoding="utf-8").split()[-1]
         if word == "broken":
@@ -284,6 +327,36 @@ def test_a_folder_gets_a_line_each_and_a_broken_file_spoils_none(write, tmp_path
     assert no_processes == []
 
 
+@pytest.mark.parametrize("place", ["csv_path", "json_path"])
+def test_what_other_limits_or_another_version_gave_is_graded_anew(write, tmp_path, no_processes, monkeypatch,
+                                                                  place):
+    write("# good\n")
+    path = tmp_path / "grades"
+    for limits, graded in (({"seconds": 0.5}, 1), ({"seconds": 170.0}, 1), ({"seconds": 170}, 0),
+                           ({"seconds": 170, "memory": 2**30}, 1), ({"memory": 2**30}, 1), ({}, 1),
+                           ({"quiz": False}, 1), ({"quiz": False}, 0)):
+        no_processes.clear()
+        (row,) = check_folder(tmp_path, **{place: path}, **limits)
+        assert len(no_processes) == graded, limits
+    assert row["graded_by"] == f"mrla-minimal {submissions.__version__}, 120 s, 4 GiB, no quiz"
+    monkeypatch.setattr(submissions, "__version__", "another")
+    check_folder(tmp_path, **{place: path}, quiz=False)
+    assert len(no_processes) == 1
+
+
+@pytest.mark.parametrize(("ended", "message"), [(False, "shapes: no"), (True, "process: it ended")])
+def test_the_message_is_the_first_fault_or_the_end_of_the_process(write, tmp_path, monkeypatch, ended,
+                                                                  message):
+    found = [{"check": "built", "passed": True, "text": "yes"},
+             {"check": "shapes", "passed": False, "text": "no"},
+             {"check": "depth", "passed": False, "text": "nor this"}]
+    found += [{"check": "process", "passed": False, "text": "it ended"}] * ended
+    monkeypatch.setattr(submissions, "check_apart", lambda *_, **__: found)
+    write("# good\n")
+    (row,) = check_folder(tmp_path)
+    assert row["message"] == message and (row["passed"], row["checks"]) == (1, 3 + ended)
+
+
 def test_what_was_graded_is_kept_when_the_grader_is_interrupted(write, tmp_path, no_processes, monkeypatch):
     for name in ("anna", "bert"):
         write("# good\n", f"{name}.py")
@@ -292,7 +365,7 @@ def test_what_was_graded_is_kept_when_the_grader_is_interrupted(write, tmp_path,
     def interrupted(file, *_, **__):
         if file.name == "bert.py":
             raise KeyboardInterrupt
-        return check(file)
+        return check(file, alone=True)
 
     monkeypatch.setattr(submissions, "check_apart", interrupted)
     with pytest.raises(KeyboardInterrupt):

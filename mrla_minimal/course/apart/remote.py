@@ -29,6 +29,7 @@ class _ToldRuntimeError(Told, RuntimeError):
     """torch's own, for whoever asks."""
 
 
+ALONE = "submission.py"         # not the file's own name: einops.py shall find einops, and not itself
 ERRORS = {"RuntimeError": _ToldRuntimeError}
 
 
@@ -37,6 +38,7 @@ class Remote:
 
     def __init__(self, seconds: float, memory: int):
         self.process = Process(seconds, memory)
+        self._spelt = "", ""            # a file's path over there, and what the messages here call it
         self.counted = None             # multiply-adds of the calls, where somebody counts
         self.parameters = WeakValueDictionary()     # by the number of each over there
         self._numbers = itertools.count(1)
@@ -54,16 +56,21 @@ class Remote:
         self.ask("ready")
         self.process.start_the_clock()
 
-    def load(self, path: str | Path, class_name: str | None = None) -> type[nn.Module]:
+    def load(self, path: str | Path, class_name: str | None = None, alone: bool = False) -> type[nn.Module]:
         """What stands for the nn.Module class of a Python file.
 
-        Raises ValueError as `load_class` does, its text with `path` as it was given.
+        `alone`: a copy of it is loaded, from the process's own folder, so that it imports nothing that lies
+        beside the file. Raises ValueError as `load_class` does; messages name `path` as it was given.
         """
+        there = Path(path).resolve()
+        if alone:
+            there = self.process.folder.resolve() / ALONE
+            there.write_bytes(Path(path).read_bytes())
+        self._spelt = str(there), str(path)
         try:
-            return self.ask("load", path=str(Path(path).resolve()), class_name=class_name)["value"]
+            return self.ask("load", path=str(there), class_name=class_name)["value"]
         except Told as error:
-            text = error.text.removeprefix("ValueError: ")
-            raise ValueError(text.replace(str(Path(path).resolve()), str(path))) from None
+            raise ValueError(error.text.removeprefix("ValueError: ")) from None
 
     @contextmanager
     def counting(self) -> Iterator[list[int]]:
@@ -84,7 +91,7 @@ class Remote:
             error = told.get("error") if isinstance(told, dict) else None
             if error is None:
                 return told
-            kind, text, place = (_clean(part) for part in error)
+            kind, text, place = (_clean(part, *self._spelt) for part in error)
         except FOUL as foul:
             raise self.process.foul(foul) from foul
         if kind == "NotImplementedError":
@@ -162,5 +169,5 @@ class _Crossing(torch.autograd.Function):
         return None, None, *answer
 
 
-def _clean(text):
-    return "".join(map(visible, text[:1000])).replace("\n", " ")
+def _clean(text, there, here):
+    return "".join(map(visible, text[:1000].replace(there, here))).replace("\n", " ")
