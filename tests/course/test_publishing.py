@@ -15,7 +15,8 @@ import mrla_minimal
 from notebooks.set_address import address_of
 
 ROOT = Path(__file__).parents[2]
-WORKFLOW = ROOT / ".github" / "workflows" / "address.yml"
+WORKFLOWS = ROOT / ".github" / "workflows"
+ADDRESS = "https://github.com/someone/their-mrla"
 
 
 def git(folder, *arguments):
@@ -24,6 +25,17 @@ def git(folder, *arguments):
     done = subprocess.run(["git", *arguments], cwd=folder, env=os.environ | names, check=True,
                           capture_output=True, text=True, timeout=120)
     return done.stdout
+
+
+def steps_of(workflow, job):
+    return yaml.safe_load((WORKFLOWS / f"{workflow}.yml").read_text(encoding="utf-8"))["jobs"][job]["steps"]
+
+
+def run_in(folder, script):
+    """A step of a workflow, for a repository that is at ADDRESS."""
+    script = script.replace("python ", f"{sys.executable} ", 1)
+    subprocess.run(["bash", "-euc", script], cwd=folder, env=os.environ | {"ADDRESS": ADDRESS}, check=True,
+                   capture_output=True, timeout=120)
 
 
 @pytest.fixture
@@ -45,19 +57,28 @@ def published(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix" or not shutil.which("git"), reason="it is a shell's work and git's")
 def test_a_published_copy_writes_its_own_address_once(published):
-    steps = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]["address"]["steps"]
-    script = steps[-1]["run"].replace("python ", f"{sys.executable} ", 1)
-    address = "https://github.com/someone/their-mrla"
+    steps = steps_of("address", "address")
     for _ in range(2):
-        subprocess.run(["bash", "-euc", script], cwd=published, env=os.environ | {"ADDRESS": address},
-                       check=True, capture_output=True, timeout=120)
+        run_in(published, steps[-1]["run"])
     assert git(published, "log", "--format=%s", "origin/main").splitlines() == [
-        f"This repository's own address: {address}", "all"]
-    assert address_of(published) == address and git(published, "status", "--short") == ""
+        f"This repository's own address: {ADDRESS}", "all"]
+    assert address_of(published) == ADDRESS and git(published, "status", "--short") == ""
     old = address_of().removeprefix("https://github.com/")
     for name in ("README.md", "CITATION.cff", "notebooks/00_start_here.ipynb"):
         text = (published / name).read_text(encoding="utf-8")
-        assert f"{old}/" not in text and f"{old}\n" not in text and "someone/their-mrla" in text
+        assert old not in text and "someone/their-mrla" in text
+
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("git"), reason="it is a shell's work and git's")
+def test_the_site_of_a_published_copy_names_the_copy(published):
+    """A push starts both workflows, and the commit of `address` none: the one for the site sets it too."""
+    steps = steps_of("site", "build")
+    scripts = [step.get("run", "") for step in steps]
+    (number,) = [number for number, script in enumerate(scripts) if "set_address" in script]
+    assert number < scripts.index("make test-site")
+    assert steps[number]["env"] == {"ADDRESS": "https://github.com/${{ github.repository }}"}
+    run_in(published, scripts[number])
+    assert address_of(published) == ADDRESS
 
 
 def test_the_citation_names_this_version_and_this_address():
