@@ -31,9 +31,10 @@ def add_teaching_commands(commands: argparse._SubParsersAction) -> None:
     limit_options(check)
 
     grade = add_command(commands, "grade", "what students' copies of notebooks have solved", run_grade,
-                        ("mrla grade copies/*.ipynb --csv grades.csv", "mrla grade my_copy.ipynb --json"),
+                        ("mrla grade copies --csv grades.csv", "mrla grade my_copy.ipynb --json"),
                         f"Run copies of notebooks, and judge each exercise of each.\n{LIMITS}")
-    grade.add_argument("notebooks", metavar="NOTEBOOK", nargs="+", help="a student's copy of a lesson")
+    grade.add_argument("notebooks", metavar="NOTEBOOK", nargs="+",
+                       help="a student's copy of a lesson, or a folder of such copies")
     grade.add_argument("--csv", metavar="GRADES", help="write the table into this file")
     json_option(grade)
     limit_options(grade, 600)

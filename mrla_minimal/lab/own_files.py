@@ -151,10 +151,13 @@ class Told(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """An exception on one line, its type first."""
+    """An exception on one line, its type first. Its text is left out if its own __str__ fails."""
     if isinstance(error, Told):
         return error.text
-    lines = str(error).splitlines()
+    try:
+        lines = str.splitlines(str(error))      # str's own: what __str__ returns may be of a subclass
+    except (Exception, SystemExit):
+        lines = []
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

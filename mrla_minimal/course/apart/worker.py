@@ -77,6 +77,12 @@ class Worker:
         self.beside.enter_context(running_again(loaded.__module__))
         return {"value": loaded}
 
+    def work_in(self, folder: str, data: str | None) -> None:
+        """Go to a folder. Images that were downloaded are looked for in `data`, if in nothing else by now."""
+        os.chdir(folder)
+        if data is not None:
+            os.environ.setdefault("MRLA_DATA", data)
+
     def run_cell(self, source: str) -> str | None:
         """Run a notebook's cell; what it raises, on one line, or None."""
         from IPython.core.interactiveshell import InteractiveShell
