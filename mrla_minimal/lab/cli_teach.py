@@ -5,8 +5,7 @@ import argparse
 from mrla_minimal.lab.cli_parser import add_command, json_option, positive
 from mrla_minimal.lab.plugins import OwnAttention
 
-LIMITS = """Each file runs in a process of its own, in an empty temporary folder, with limits of time and
-memory.
+LIMITS = """Each file runs in a process of its own, in a temporary folder, with limits of time and memory.
 The checks run outside of it, on the arrays that it gives: what the code patches, prints or ends is its own
 affair. That is no sandbox: the code runs as you, with your files and your network. Where strangers may mean
 harm, grade in a container."""
@@ -32,7 +31,8 @@ def add_teaching_commands(commands: argparse._SubParsersAction) -> None:
 
     grade = add_command(commands, "grade", "what students' copies of notebooks have solved", run_grade,
                         ("mrla grade copies --csv grades.csv", "mrla grade my_copy.ipynb --json"),
-                        f"Run copies of notebooks, and judge each exercise of each.\n{LIMITS}")
+                        "Run copies of notebooks, beside a copy of the records and data that lessons read, "
+                        f"and judge each exercise of each.\n{LIMITS}")
     grade.add_argument("notebooks", metavar="NOTEBOOK", nargs="+",
                        help="a student's copy of a lesson, or a folder of such copies")
     grade.add_argument("--csv", metavar="GRADES", help="write the table into this file")

@@ -13,7 +13,7 @@ import torch
 from test_coursework import BASE, BROKEN, BY_KEYWORD, FADING, LIGHT
 
 from mrla_minimal.course import submissions
-from mrla_minimal.course.apart.process import Ended
+from mrla_minimal.course.apart.process import Ended, _running
 from mrla_minimal.course.apart.remote import Remote
 from mrla_minimal.course.checks import coursework
 from mrla_minimal.course.submissions import check_apart, check_folder
@@ -262,6 +262,34 @@ def test_a_file_that_is_loaded_alone_finds_nothing_beside_it(remote, write):
     assert str(error.value) == (f"{copycat} does not run: ModuleNotFoundError: No module named 'good_einops' "
                                 f"({copycat}, line 1, in <module>)")
     assert remote.load(write("import neighbour\n" + textwrap.dedent(EINOPS).replace("einops", "neighbour")))
+
+
+# Two processes without the mark, the second of which has lost its parent; their numbers are a parameter
+HIDING = """
+import subprocess, sys, torch
+from torch import nn
+
+SLEEP = "subprocess.Popen(['sleep', '313'], env={}, stdout=subprocess.DEVNULL, start_new_session=True).pid"
+START = f"import subprocess; print({SLEEP})"
+numbers = [eval(SLEEP), int(subprocess.check_output([sys.executable, "-c", START], env={}))]
+
+class Mine(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.numbers = nn.Parameter(torch.tensor(numbers, dtype=torch.float64))
+"""
+
+
+@linux
+@pytest.mark.parametrize("how", ["it ends", pytest.param("it is ended", marks=pytest.mark.slow)])
+def test_what_is_started_without_the_mark_is_counted_and_ended_too(write, how):
+    with Remote(300, MEMORY) as remote:
+        numbers = {int(number) for number in remote.load(write(HIDING))(1).numbers}
+        assert numbers < _running().keys()
+        if how == "it ends":
+            with pytest.raises(Ended, match="the code leaves 2 processes running"):
+                remote.process.leave()
+    assert len(numbers) == 2 and not _running().keys() & numbers
 
 
 # A folder of submissions

@@ -1,8 +1,9 @@
 """A process with limits that runs a stranger's code, and the thread that watches it from outside.
 
 What this holds back: it works in an empty temporary folder that is its home too; it may take `seconds`, and
-then is ended with all that it started; on Linux it may take `memory` bytes and start 32 processes; on Linux
-and macOS it may write files of 256 MB. What it prints goes to a file.
+then is ended, on Linux with all that it started (macOS: with its process group); on Linux it may take
+`memory` bytes and start 32 processes; on Linux and macOS it may write files of 256 MB. What it prints goes to
+a file.
 It is no sandbox: the code runs as you, and one that means harm can read and delete what you can, use the
 network, and end any process of yours. For that, grade in a container.
 """
@@ -30,7 +31,7 @@ LEAVE = 30              # seconds to end by itself once it is told that nothing 
 SLOW = "not done"
 GLANCE = 0.2            # seconds between two looks at what it does
 PRINTED = 10_000        # characters of what it prints that are kept
-MARK = "MRLA_APART"     # the variable by which what it starts is known
+MARK = "MRLA_APART"     # the variable by which what it starts is known, however it was started
 # A file in its folder must not hide a module that Python brings along, so this package is found last.
 WORKER = ("import sys; sys.path.append(sys.argv.pop(1)); "
           "from mrla_minimal.course.apart.worker import main; main(int(sys.argv[1]))")
@@ -73,6 +74,8 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, "-c", WORKER, ROOT, str(self.memory)], cwd=self.folder, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed, start_new_session=True)
+        # what it and all that it started began as, by their numbers
+        self._seen = {pid: start for pid, (_, start) in _running().items() if pid == self._process.pid}
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._watch.start()
@@ -119,6 +122,7 @@ class Process:
             raise Ended(self.reason)
         self._closing.set()
         self._watch.join()
+        self._strays()          # whose parent it is can be told as long as it is there
         with suppress(OSError):
             self._process.stdin.close()
         try:
@@ -181,19 +185,29 @@ class Process:
         return None
 
     def _strays(self):
-        """The processes, this one's own left out, that bear its mark. Linux alone tells."""
+        """The running processes that it has started, itself left out. Linux alone tells.
+
+        They are known by the mark, by a parent that is known, or by having been known before: an environment
+        or a session of its own hides none, nor does a parent that is gone. Only what is started without the
+        mark less than a GLANCE before the process ends itself is missed.
+        """
+        running = _running()
+        known = {pid for pid, start in dict(self._seen).items() if running.get(pid, (0, ""))[1] == start}
         mark = f"{MARK}={self._mark}".encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else []:
+        for pid in running:
             with suppress(OSError):
-                if mark in (folder / "environ").read_bytes() and int(folder.name) != self._process.pid:
-                    found.append(int(folder.name))
-        return found
+                if mark in Path(f"/proc/{pid}/environ").read_bytes():
+                    known.add(pid)
+        while children := {pid for pid, (parent, _) in running.items() if parent in known} - known:
+            known |= children
+        self._seen |= {pid: running[pid][1] for pid in known}
+        return sorted(known - {self._process.pid})
 
     def _kill(self):
         if os.name != "posix":
             self._process.kill()
             return
+        self._strays()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         for _ in range(100):            # what is just being started is seen the next time
@@ -215,6 +229,21 @@ def _how(status):
     if status is None:
         return "closed its pipe"
     return f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+
+
+def _running():
+    """{pid: (parent's pid, when it began)} of the running processes, those that have ended left out; else {}.
+
+    A number is given again once its process is gone: with its beginning it means one process for good.
+    """
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else []:
+        with suppress(OSError):
+            # the name, in brackets, may hold anything
+            state, parent, *more = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if state not in "ZX":
+                found[int(folder.name)] = int(parent), more[17]
+    return found
 
 
 def _own_bytes(pid):

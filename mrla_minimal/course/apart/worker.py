@@ -262,6 +262,7 @@ def _limit(memory):
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, 9)       # PR_SET_PDEATHSIG, SIGKILL
+        ctypes.CDLL(None).prctl(36, 1)      # PR_SET_CHILD_SUBREAPER: what its children leave is its own
     with suppress(ImportError, ValueError, OSError):        # Windows has none of it, macOS the first two
         import resource
 
