@@ -12,7 +12,7 @@ from mrla_minimal import Detector, cifar_resnet, freeze_attention, record_attent
 from mrla_minimal.boxes import box_iou, generalised_iou, label_boxes, mask_iou
 from mrla_minimal.hosting import LAYER_ATTENTIONS
 from mrla_minimal.lab.precision import Found, average_precision
-from mrla_minimal.targets import Targets, assign, box_targets, mask_targets
+from mrla_minimal.targets import Targets, assign, box_targets, mask_targets, points_of
 
 every_variant = pytest.mark.parametrize("name", [None, *LAYER_ATTENTIONS])
 
@@ -264,6 +264,20 @@ def test_detections_are_sorted_cut_at_the_border_and_apart_within_a_class():
         same = found.classes[:, None] == found.classes
         overlap = box_iou(found.boxes, found.boxes).fill_diagonal_(0)
         assert overlap[same].max() <= 0.5 < overlap[~same].max()
+
+
+def test_most_counts_points_before_suppression_and_nine_see_one_object(monkeypatch):
+    detector = seeded(masks=False).eval()
+    points = torch.cat([points_of(16, 16, 4, "cpu"), points_of(8, 8, 8, "cpu")])
+    centres = torch.tensor([[10.0, 10], [34, 10], [54, 10], [10, 50], [34, 50], [54, 50]])
+    boxes = torch.cat([centres - 5, centres + 5], dim=1)
+    sees, which = assign(points, boxes[None], torch.ones(1, 6, dtype=torch.bool))
+    assert which[sees].bincount().tolist() == 6 * [9]
+    logits = torch.where(sees, 3 - 0.1 * which, -9.0)[..., None]        # the first object's are best
+    monkeypatch.setattr(detector, "forward", lambda images: (None, logits, boxes[which], points))
+    for most, objects in ((9, 1), (18, 2), (53, 6), (320, 6)):
+        found, = detector.detect(torch.zeros(1, 3, 64, 64), most=most)
+        assert torch.equal(found.boxes, boxes[:objects])
 
 
 def test_nothing_found_is_an_empty_list_of_boxes():

@@ -178,6 +178,8 @@ def _stdout_fails() -> bool:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is None and error.strerror and _stdout_fails():
         return f"standard output: {error.strerror}"
+    if isinstance(error, FileExistsError) and error.filename and os.path.isfile(error.filename):
+        return f"{os.fsdecode(error.filename)} is a file, not a folder"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

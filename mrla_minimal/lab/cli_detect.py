@@ -19,8 +19,8 @@ def add_detect_command(commands: argparse._SubParsersAction, devices: str) -> No
         commands, "detect", "draw what a trained detector finds in pictures of your own", run_detect,
         ("mrla detect cells.png --run runs/nuclei --out found",
          "mrla detect slides/*.png --run runs/nuclei --json"),
-        "Each picture is shrunk until its shorter side is that of the training images, and drawn with the\n"
-        "boxes and masks of what scores at least 0.4.")
+        "Each picture is shrunk until its shorter side is that of the training images, looked at through\n"
+        "windows that overlap, and drawn with the boxes and masks of what scores at least 0.4.")
     detect.add_argument("images", metavar="IMAGE", nargs="+", help="a PNG or JPEG file")
     detect.add_argument("--run", required=True, metavar="RUN", help="a run folder or a checkpoint file")
     detect.add_argument("--out", metavar="FOLDER", default="found",
@@ -31,7 +31,7 @@ def add_detect_command(commands: argparse._SubParsersAction, devices: str) -> No
 
 
 def run_detect(arguments: argparse.Namespace) -> tuple[int, dict]:
-    from mrla_minimal.lab.found import draw, find_in, read_scene
+    from mrla_minimal.lab.found import WINDOWS, draw, find_in, read_scene
 
     model, state = engine.load_model(arguments.run, arguments.device, arguments.trust)
     config = TrainConfig(**state["config"])
@@ -45,17 +45,22 @@ def run_detect(arguments: argparse.Namespace) -> tuple[int, dict]:
     answers = []
     for path, drawing, image in zip(arguments.images, drawings, images, strict=True):
         try:
-            found = find_in(model, image)
+            found = find_in(model, image, WINDOWS[config.dataset])
         except ValueError as error:
             raise ValueError(f"{arguments.run}: {error}") from None
         draw(image, found, drawing)
         names = [state["classes"][kind] for kind in found.classes.tolist()]
-        counts = ", ".join(f"{names.count(name)} {name}" for name in state["classes"])
+        counts = ", ".join(_counted(names.count(name), name) for name in state["classes"])
         print(f"{path}: {counts}; drawn in {drawing}")
         answers.append({"file": path, "drawing": str(drawing), "size": list(image.shape[:0:-1]),
                         "objects": [{"class": name, "score": score, "box": box} for name, score, box in zip(
                             names, found.scores.tolist(), found.boxes.tolist(), strict=True)]})
     return 0, {"run": arguments.run, "source": state["source"], "images": answers}
+
+
+def _counted(number: int, name: str) -> str:
+    """"1 nucleus", "2 nuclei"; the names of other classes have no plural here."""
+    return f"{number} {'nuclei' if name == 'nucleus' and number != 1 else name}"
 
 
 def _drawings(images: list[str], folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Detectors on the command line: trained, evaluated, asked about pictures; what is refused, in one line."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,18 @@ from PIL import Image
 from tiny import tiny_cifar
 from tiny_scenes import tiny_scenes
 
+from mrla_minimal.boxes import box_iou
 from mrla_minimal.detector import Detections
 from mrla_minimal.lab import bench, cli, engine
-from mrla_minimal.lab.cli_detect import precision_text
+from mrla_minimal.lab.cli_detect import _counted, precision_text
 from mrla_minimal.lab.cli_train import config_of
-from mrla_minimal.lab.data import scenes
+from mrla_minimal.lab.data import normalise, nuclei, scenes
+from mrla_minimal.lab.data.zipped import find_zip, read_pictures
 from mrla_minimal.lab.engine import PRESETS, TrainConfig, detection
 from mrla_minimal.lab.engine import run as engine_run
-from mrla_minimal.lab.found import draw, read_scene
+from mrla_minimal.lab.found import SURE, draw, find_in, read_scene, windows
 
+ROOT = Path(__file__).parents[2]
 SMALL = "--dataset nuclei --depth 8 --width 8 --batch-size 4 --steps 2 --device cpu".split()
 
 
@@ -85,7 +89,7 @@ def test_detect_draws_and_tells(capsys, monkeypatch):
     masks[0, 10:30, 5:25] = True
     answer = Detections(torch.tensor([[5.0, 10, 25, 30], [40, 40, 60, 90]]), torch.tensor([0.9, 0.5]),
                         torch.zeros(2, dtype=torch.int64), masks)
-    monkeypatch.setattr("mrla_minimal.detector.Detector.detect", lambda *_, **__: [answer])
+    monkeypatch.setattr("mrla_minimal.lab.found.find_in", lambda *_: answer)
     picture = write_picture(Path("cells.png"))
     assert cli.main(["detect", picture, "--run", "runs/first", "--out", "drawn/here", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -96,6 +100,73 @@ def test_detect_draws_and_tells(capsys, monkeypatch):
         assert drawing.size == (480, 420)
     assert cli.main(["detect", picture, "--run", "runs/first"]) == 0
     assert "cells.png: 2 disc; drawn in found" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """A committed detector, and a tile of a test image in which it finds thirteen nuclei."""
+    zipped = find_zip("nuclei", nuclei.SHA256, ROOT / "data")
+    image, = read_pictures(zipped, ["images/5908488d94.webp"], colour=True)
+    model, _ = engine.load_model(ROOT / "data" / "checkpoints" / "nuclei-cpu-mrla-light.pt")
+    return model, image[:, :128, :128].contiguous()
+
+
+def test_a_picture_of_one_crop_gives_what_detect_gives(committed):
+    model, tile = committed
+    one, (same,) = find_in(model, tile, 128), model.detect(normalise(tile[None]), least=SURE)
+    assert len(one.scores) > 8
+    for name in ("boxes", "scores", "classes", "masks"):
+        assert torch.equal(getattr(one, name), getattr(same, name))
+
+
+def test_a_picture_of_four_tiles_holds_four_times_the_finds(committed):
+    model, tile = committed
+    once, found = find_in(model, tile, 128), find_in(model, tile.repeat(1, 2, 2), 128)
+    assert len(found.scores) == pytest.approx(4 * len(once.scores), rel=0.15)
+    assert (found.scores.diff() <= 0).all() and found.masks.shape == (len(found.scores), 256, 256)
+    for box, mask in zip(found.boxes, found.masks, strict=True):
+        y, x = mask.nonzero().float().add(0.5).mean(0)
+        assert box[0] <= x <= box[2] and box[1] <= y <= box[3]
+    for shift in ((0, 0), (128, 0), (0, 128), (128, 128)):      # each tile's are found where it lies
+        overlap = box_iou(once.boxes + torch.tensor(2 * shift), found.boxes)
+        assert (overlap.amax(1) > 0.5).float().mean() > 0.8     # some at an edge are joined
+
+
+class FindsSquares(torch.nn.Linear):
+    """As a detector, but it finds whole bright squares of 9 pixels, and what an edge leaves of them."""
+
+    def detect(self, images, least, overlap, most):
+        bright = images[0, 0] > 1
+        seen = torch.zeros_like(bright)
+        boxes = []
+        for y, x in bright.nonzero().tolist():
+            if not seen[y, x]:
+                height, width = bright[y : y + 9, x].sum(), bright[y, x : x + 9].sum()
+                seen[y : y + height, x : x + width] = True
+                boxes.append([x, y, x + width, y + height])
+        boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        return [Detections(boxes, torch.full((len(boxes),), 0.9), torch.zeros(len(boxes), dtype=torch.int64),
+                           None)]
+
+
+@pytest.mark.parametrize("height, width", [(130, 150), (128, 257), (128, 120), (300, 190)])
+def test_each_object_is_found_once_and_whole(height, width):
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    true = [[x, y, x + 9, y + 9] for y in range(2, height - 9, 13) for x in range(1, width - 9, 13)]
+    for x0, y0, x1, y1 in true:
+        image[:, y0:y1, x0:x1] = 255
+    found = find_in(FindsSquares(1, 1), image, 128)
+    assert sorted(found.boxes.tolist()) == sorted(true)
+
+
+def test_windows_overlap_by_half_and_leave_nothing_out():
+    assert windows(100, 128) == windows(100, 100) == [(0, 100, -math.inf, math.inf)]
+    assert [window[:2] for window in windows(256, 128)] == [(0, 128), (64, 192), (128, 256)]
+    for length in range(129, 400):
+        some = windows(length, 128)
+        assert some[0][0] == 0 and some[-1][1] == length
+        for (_, stop, _, end), (start, _, own, _) in zip(some, some[1:], strict=False):
+            assert stop - start >= 64 and start + 24 <= own < end <= stop - 24
 
 
 def test_a_drawing_changes_the_picture_where_something_was_found(tmp_path):
@@ -119,8 +190,22 @@ def test_a_picture_is_read_as_the_sets_pictures_are(tmp_path):
     assert colour.max() == 99                       # what is stained keeps its colours
     large = read_scene(write_picture(tmp_path / "large.png", 640, 512), "nuclei", 128)
     assert large.shape == (3, 256, 320)
+    for channel in range(3):        # as a camera's colour for one dye, and a JPEG's traces in the others
+        pixels = np.zeros((140, 160, 3), np.uint8)
+        pixels[..., channel] = grey[0].numpy() // 3
+        for name in ("dye.png", "dye.jpg"):
+            Image.fromarray(pixels).save(tmp_path / name)
+            dyed = read_scene(tmp_path / name, "nuclei", 128)
+            assert (dyed == dyed[:1]).all() and dyed.max() == 255
+            assert name == "dye.jpg" or (dyed[0].int() - grey[0]).abs().max() <= 3
+    assert read_scene(tmp_path / "dye.png", "blood", 96)[:2].max() == 0
     assert read_scene(write_picture(tmp_path / "flat.png", value=7), "nuclei", 128).max() == 0
     assert read_scene(write_picture(tmp_path / "blood.png", 640, 480), "blood", 96).shape == (3, 120, 160)
+
+
+def test_nuclei_have_a_plural():
+    assert [_counted(number, "nucleus") for number in (0, 1, 2)] == ["0 nuclei", "1 nucleus", "2 nuclei"]
+    assert _counted(2, "RBC") == "2 RBC"
 
 
 def test_what_cannot_be_asked_is_told_in_one_line(capsys, monkeypatch):
@@ -141,6 +226,8 @@ def test_what_cannot_be_asked_is_told_in_one_line(capsys, monkeypatch):
     assert "160 x 127 pixels: it must be at least 128" in error_of(capsys, *detect, small)
     assert "more than 4 times as long" in error_of(capsys, *detect, long)
     assert "is no PNG or JPEG picture" in error_of(capsys, *detect, "text.png")
+    assert error_of(capsys, *detect, picture, "--out", "text.png") == (
+        "mrla: text.png is a file, not a folder\n")
     assert "No such file" in error_of(capsys, *detect, picture, "nowhere.png")
     assert "two pictures would be drawn in" in error_of(capsys, *detect, picture, twin)
     assert "no such checkpoint" in error_of(capsys, "detect", picture, "--run", "nowhere")
