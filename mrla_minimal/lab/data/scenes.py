@@ -89,7 +89,8 @@ def training_batch(split: Scene, seed: int, step: int, count: int, size: int) ->
 def views(split: Scene, size: int) -> Iterator[View]:
     """What a detector is tested on: tiles of size x size pixels of nuclei, whole smears of blood.
 
-    Tiles, since an attention's gates look at the whole picture: it is tested on what it was trained on.
+    Tiles, since an attention's gates look at the whole picture: of nuclei it is tested on what it was trained
+    on. Of blood it is not: it is trained on crops of 96 x 96 pixels, and a smear has 160 x 120.
     """
     if isinstance(split, blood.Blood):
         for row in zip(split.images, split.boxes, split.classes, split.names, strict=True):

@@ -24,7 +24,8 @@ def find_zip(name: str, sha256: str, root: str | Path | None = None) -> Path:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise ValueError(f"no {name}.zip: looked for {', '.join(map(str, places))}; it comes with the "
-                         f"repository, in data/{name}")
+                         f"repository, in data/{name}: work in the repository, or give its data folder "
+                         "(--data-root REPOSITORY/data, or MRLA_DATA)")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         raise ValueError(f"{path} is damaged or another file: its SHA-256 begins with {found[:12]}, that of "

@@ -158,8 +158,12 @@ class TrainConfig:
         if self.trunk is not None and not self.trunk_epochs:
             raise ValueError(f"trunk_epochs must be at least 1 with a trunk ({self.trunk!r}), not 0")
         if self.detects:
-            self._leave_alone("model", "resolution", "wipe", "label_smoothing", "augment", "trunk_epochs",
+            self._leave_alone("model", "wipe", "label_smoothing", "augment", "trunk_epochs",
                               "compile", "cuda_graph", given=f"dataset {self.dataset!r}")
+            if self.resolution != 32:
+                raise ValueError("resolution is CIFAR's, and must be left at 32 with dataset "
+                                 f"{self.dataset!r}, whose crops have a size of their own, not "
+                                 f"{self.resolution}")
             if self.source == "synthetic":
                 raise ValueError(f"source must be 'auto' or 'real' with dataset {self.dataset!r}, "
                                  "not 'synthetic'")

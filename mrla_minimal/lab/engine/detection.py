@@ -128,7 +128,9 @@ class DetectionRun(Run):
         reached = {}
         for name, split in splits.items():
             seen = list(views(split, self.crop))
-            found = find_objects(self.model, seen, self.precision, self.config.channels_last)
+            if name == "test" and self.progress:
+                tqdm.write(f"testing on {len(seen)} images")
+            found = find_objects(self.model, seen, self.precision, self.config.channels_last, self.progress)
             scores = precision_by_kind(found, [view.kind for view in seen])
             reached |= {f"{name}_{what}": value for what, value in scores.items()}
             if name == "test" and "mask" in found:

@@ -191,6 +191,7 @@ def _train_trunk(run, run_dir, trunk_dir, progress, **options):
 
 def _train_to_the_end(run, run_dir, progress, checkpoint_seconds, until, on_record):
     config, first = run.config, run.world.rank == 0
+    run.progress = progress
     if progress:
         graphs = ", each step one CUDA graph" if isinstance(run, GraphRun) else ""
         print(f"training in {run.precision} on {device_name(run.world.device)}{graphs}")

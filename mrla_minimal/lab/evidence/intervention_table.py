@@ -88,7 +88,8 @@ def report_interventions(records: Iterable[dict]) -> str:
     """
     records = sorted(records, key=lambda record: (record["variant"], record["seed"]))
     names = measures_of(records[0]) if records else ["test_accuracy"]
-    drawn = "images" if names == ["test_accuracy"] else "fields of view"
+    of_fields = any(record.get("fields", record["images"]) < record["images"] for record in records)
+    drawn = "fields of view" if of_fields else "images"     # of blood each image is drawn by itself
     lines = [line for name in names for line in (*_tables(records, name), "")]
     return "\n".join([*lines, NOTES.format(drawn=drawn)])
 

@@ -93,7 +93,7 @@ def test_images_of_another_task_are_refused():
 
 @pytest.mark.parametrize("field, value, message", [
     ("model", "vit", "model must be 'resnet' with dataset 'nuclei', not 'vit'"),
-    ("resolution", 16, "resolution must be 32 with dataset 'nuclei', not 16"),
+    ("resolution", 16, "resolution is CIFAR's, and must be left at 32 with dataset 'nuclei', .* not 16"),
     ("wipe", 0.1, "wipe must be 0.0"), ("augment", "off", "augment must be 'auto'"),
     ("label_smoothing", 0.1, "label_smoothing must be 0.0"), ("compile", True, "compile must be False"),
     ("source", "synthetic", "source must be 'auto' or 'real' with dataset 'nuclei'"),
@@ -156,6 +156,13 @@ def test_what_a_run_leaves_behind(tmp_path):
     scores = precision_by_kind(find_objects(model, seen), [view.kind for view in seen])
     assert scores["stained_mask_AP75"] == last["test_stained_mask_AP75"]
     assert (tmp_path / "curves.png").exists()
+
+
+def test_the_test_at_the_end_shows_how_far_it_is(tmp_path, capsys):
+    for progress in (True, False):
+        detection_train(detection_config(steps=1), tmp_path / str(progress), progress=progress)
+        shown = capsys.readouterr()
+        assert ("testing on 32 images\n" in shown.out) == progress == ("evaluating" in shown.err)
 
 
 def test_classes_without_masks(tmp_path):

@@ -172,7 +172,8 @@ def test_a_suite_records_them_beside_its_records_and_a_table_shows_them(tmp_path
     masks, boxes = (line.split() for line in lines if line.startswith("mrla-light  "))
     assert masks[2] == "60.00" and masks[5:7] == ["-5.00", "(0.30)"]
     assert boxes[2] == "50.00" and boxes[5:7] == ["-2.00", "(0.40)"]
-    assert any("the test fields of view" in line for line in lines)
+    assert "the test fields of view. " in " ".join(lines)
+    assert "the test images. " in report_interventions([shown | {"fields": shown["images"]}])
     means = {(row.measure, row.intervention, row.norms_refitted): row.mean
              for row in intervention_means([shown])}
     assert means["mask_AP", "shuffle", False] == pytest.approx(-0.05) and len(means) == 14
