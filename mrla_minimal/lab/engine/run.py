@@ -83,7 +83,7 @@ class Run:
 
     result = "test_accuracy"        # what the last epoch's metrics must hold
     counts_right = True             # whether a step has right answers to count
-    progress = False                # whether a test that takes long shows how far it is
+    progress = False                # whether long tests show a bar
 
     def __init__(self, config: TrainConfig, world: World, run_dir: Path | None = None,
                  data: Cifar | None = None):
