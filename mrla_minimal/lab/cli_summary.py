@@ -17,6 +17,7 @@ def add_summary_commands(verbs: argparse._SubParsersAction) -> None:
     summary.add_argument("--records", metavar="FOLDER",
                          help="the folder of the suites' records (default: data/results/)")
     summary.add_argument("--out", metavar="FIGURE.png", help="draw the primary contrasts there, too")
+    summary.add_argument("--every", action="store_true", help="with --out: draw every contrast")
     json_option(summary)
     summary.set_defaults(function=run_summary)
     text = "make the tables in data/results/README.md anew from the records beside it"
@@ -29,6 +30,8 @@ def add_summary_commands(verbs: argparse._SubParsersAction) -> None:
 
 def run_summary(arguments: argparse.Namespace) -> Outcome:
     check_out(arguments)
+    if arguments.every and not arguments.out:
+        raise ValueError("--every says what is drawn; it needs --out FIGURE.png")
     folder = Path(arguments.records) if arguments.records else data_folder() / "results"
     found = summaries(folder)
     if not found:
@@ -40,7 +43,7 @@ def run_summary(arguments: argparse.Namespace) -> Outcome:
     if arguments.out:
         from mrla_minimal.lab.summary_figure import plot_overview
 
-        plot_overview(everything, arguments.out)
+        plot_overview(everything, arguments.out, arguments.every)
         print(f"\nfigure {arguments.out}")
     return 0, overview_as_json(everything)
 

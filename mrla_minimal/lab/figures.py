@@ -212,7 +212,8 @@ def plot_suite(summary: "Summary", path: str | Path | None = None) -> Figure | N
     axis.set_xlim(min(everything) - measure.reach, max(everything) + measure.reach)
     axis.set_yticks(range(len(runs)), [LABELS.get(variant, variant) for variant in runs])
     axis.invert_yaxis()
-    axis.set_xlabel(f"{summary.source} {measure.label} ({'%' if measure.scale == 100 else measure.unit})")
+    unit = "%" if measure.scale == 100 else measure.unit
+    axis.set_xlabel(f"{images_of(summary.source)} {measure.label} ({unit})")
     return _finish(figure, axis, summary, path)
 
 
@@ -253,9 +254,14 @@ def plot_contrasts(summary: "Summary", path: str | Path | None = None,
     axis.set_yticks(range(len(rows)), [label_of(row.a, row.b) + " (primary)" * row.primary for row in rows])
     axis.set(xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
     grey = f"; grey: \u00b1 {band:g}" if band else ""
-    axis.set_xlabel(f"difference in {summary.source} {measure.label}\n"
+    axis.set_xlabel(f"difference in {images_of(summary.source)} {measure.label}\n"
                     f"({measure.unit}; {measure.better} is better{grey})")
     return _finish(figure, axis, summary, path)
+
+
+def images_of(source: str) -> str:
+    """What images are called in figures: "CIFAR-10" for cifar10."""
+    return source.upper().replace("CIFAR", "CIFAR-") if source.startswith("cifar") else source
 
 
 def label_of(a: str, b: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The one figure of all suites: every declared primary contrast, and what the suites say together."""
+"""The one figure of all suites: what they are for, or every contrast, and what they say together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,10 @@ from matplotlib.patches import Rectangle
 from mrla_minimal.lab.evidence.across import RELEVANT, MeanEffect
 from mrla_minimal.lab.evidence.intervals import Interval
 from mrla_minimal.lab.evidence.measures import MEASURES
-from mrla_minimal.lab.evidence.overview import Finding, Overview
+from mrla_minimal.lab.evidence.overview import ALL_CORRIDORS, Finding, Overview
 from mrla_minimal.lab.evidence.readings import TEST_FROM
-from mrla_minimal.lab.figures import COLOURS, MARKERS, label_of, save_figure
+from mrla_minimal.lab.figures import COLOURS, MARKERS, images_of, label_of, save_figure
 
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 TITLES = {"planted": "Planted: can the measurement see?", "losses": "Losses",
           "accuracies": "Test accuracy", "together": "All suites of test accuracy together"}
 
@@ -45,15 +44,18 @@ class _Row:
         return max(1, *(0.5 * (1 + text.count("\n")) for text in self.texts))
 
 
-def plot_overview(found: Overview, path: str | Path | None = None) -> Figure | None:
-    """A panel a section, each with its own scale: estimate and 95 % interval of every primary contrast.
+def plot_overview(found: Overview, path: str | Path | None = None, every: bool = False) -> Figure | None:
+    """A panel a section, each with its own scale: estimate and 95 % interval of what the suites are for.
+
+    That is every primary contrast, and what the corridors' widths say together; all contrasts with `every`.
 
     Planted effects on top, then losses, accuracies, and the mean effects over two suites or more. Grey behind
     a row is its margin. A hollow marker is an estimate from fewer than eight seeds; of a mean over suites, in
     one of them at least. At the right stand the suite, its net and n. Panels without a row are left out.
     Returns the figure, or writes it to `path`. Raises ValueError if no suite has a primary contrast.
     """
-    panels = {name: [_of_finding(finding) for finding in getattr(found, name) if finding.contrast.primary]
+    panels = {name: [_of_finding(finding) for finding in getattr(found, name)
+                     if every or finding.contrast.primary or finding.summary.suite == ALL_CORRIDORS]
               for name in ("planted", "losses", "accuracies")}
     panels["together"] = [_of_effect(key, effect) for key, effect in found.together.items()
                           if len(effect.cells) > 1]
@@ -83,8 +85,11 @@ def _of_finding(finding: Finding) -> _Row:
     row, scale = finding.contrast, MEASURES[finding.contrast.measure].scale
     interval = None if row.interval is None else tuple(scale * end for end in row.interval)
     margin = None if row.margin is None else scale * row.margin
-    note = f"{finding.summary.suite}: {finding.summary.host}, n\xa0=\xa0{row.n}".replace(" %", "\xa0%")
-    return _Row(row.a, row.b, scale * row.mean, interval, margin, note, row.n >= TEST_FROM)
+    where, name = f"{finding.summary.suite}: {finding.summary.host}", row.a
+    if finding.summary.suite == ALL_CORRIDORS:
+        where, name = ALL_CORRIDORS, f"{label_of('mrla-base', 'uniform')}, for each doubling of the channels"
+    note = f"{where}, n\xa0=\xa0{row.n}".replace(" %", "\xa0%")
+    return _Row(name, row.b, scale * row.mean, interval, margin, note, row.n >= TEST_FROM)
 
 
 def _of_effect(key: tuple[str, str | None], effect: MeanEffect) -> _Row:
@@ -94,7 +99,7 @@ def _of_effect(key: tuple[str, str | None], effect: MeanEffect) -> _Row:
 
 def _unit(findings: Sequence[Finding]) -> str:
     """What the axis of these findings shows: which data, which measure, which side is better."""
-    images = " and ".join(dict.fromkeys(DATASETS[finding.summary.source] for finding in findings))
+    images = " and ".join(dict.fromkeys(images_of(finding.summary.source) for finding in findings))
     measures = dict.fromkeys(finding.contrast.measure for finding in findings)
     labels = " or ".join(MEASURES[name].label for name in measures)
     measure = MEASURES[next(iter(measures))]

@@ -107,11 +107,13 @@ def test_06_says_on_its_first_screen_what_the_released_wiring_costs():
     said(first, "**The released code does not run Eq. 8.**")
     said(first, "before each layer except the first of a stage, the residual stream is set to 0 for 15 % of "
                 "the images")
-    said(first, "There the released light is no better than *depthwise* (v alone), which has no memory.")
-    said(first, "Eq. 8 is some 30 points above both")
+    said(first, "There the released light is no better than *depthwise* (v alone), which has no memory: "
+                "16.4 % of the test images are right, against 16.2 %. With Eq. 8 it is 47.7 %")
     runs = records_of("amnesia-15")
     assert {run["config"]["wipe"] for run in runs} == {0.15}
     accuracies = finals("amnesia-15")
+    assert [f"{100 * mean(accuracies[name].values()):.1f}" for name in
+            ("mrla-light-released", "depthwise", "mrla-light")] == ["16.4", "16.2", "47.7"]
     assert points(accuracies, "mrla-light-released", "depthwise") < 1
     for other in ("mrla-light-released", "depthwise"):
         assert 25 < points(accuracies, "mrla-light", other) < 35

@@ -103,13 +103,23 @@ def detection_tables(summary: Summary, rival: Mapping[str, float]) -> list[list[
         [f"is 0 inside, is {measure.scale * CLAIMED:+g} inside? ({measure.short}, 95 % intervals over "
          f"seeds; {measure.scale * CLAIMED:+g} is the least",
          f"gain over {summary.baseline} that the paper claims on COCO)",
-         *(answers(row, summary.baseline) for row in asked)]]
+         *(answers(row, summary.baseline) for row in asked), *_answers_elsewhere(summary, measure, asked)]]
     if summary.kinds:
         tables.append(_by_kind(summary, rival))
     if any(summary.of_kinds.values()):
         tables.append(_contrasts_by_kind(summary, measure, rival))
     found = noises(summary)
     return [*tables, _noise_table(found)] if found else tables
+
+
+def _answers_elsewhere(summary: Summary, measure: Measure, asked: Sequence[Contrast]) -> list[str]:
+    """The same of what is asked against the baseline, on the other measure and on each kind of image."""
+    names = {row.name for row in asked if row.b == summary.baseline}
+    elsewhere = {MEASURES[name].short: rows for name, rows in summary.further.items()
+                 if name in ("mask_AP", "box_AP")}
+    elsewhere |= {f"{kind}, {measure.short}": rows for kind, rows in summary.of_kinds.items()}
+    return [f"{where}: {answers(row, summary.baseline)}" for where, rows in elsewhere.items()
+            for row in rows if row.name in names]
 
 
 def _by_kind(summary: Summary, rival: Mapping[str, float]) -> list[str]:

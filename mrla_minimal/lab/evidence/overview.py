@@ -16,6 +16,7 @@ from mrla_minimal.lab.evidence.measures import MEASURES
 
 PLANTED = "positive control"        # the note of suites whose effect was put there
 LEGEND = "*: primary, what its suite is for. The suites' own tables say what was measured, and of which nets."
+ALL_CORRIDORS = "all corridors"         # whose widths are compared: no suite of its own
 SECTIONS = {"planted": "positive controls: the effect was planted", "losses": "losses",
             "accuracies": "test accuracy"}
 
@@ -72,7 +73,7 @@ def _slope_of_choice(planted: list[Finding]) -> list[Finding]:
     row = weighted_contrast(("mrla-base - uniform, channels doubled", None), weights, gains,
                             [width for width in found if found[width].contrast.diverged], False,
                             first.contrast.measure, None)
-    summary = dataclasses.replace(first.summary, suite="all corridors", host="corridors")
+    summary = dataclasses.replace(first.summary, suite=ALL_CORRIDORS, host="corridors")
     return [Finding(summary, dataclasses.replace(row, adjusted=row.p))]
 
 

@@ -277,10 +277,23 @@ def test_what_the_paper_claims_is_asked_of_contrasts_with_plain_alone():
     lines = report(summarise(records, suite)).splitlines()
     place, = [number for number, line in enumerate(lines) if line.startswith("is 0 inside, is +3 inside?")]
     assert lines[place + 1] == "gain over plain that the paper claims on COCO)"
-    against_control, against_plain, after = lines[place + 2 : place + 5]
+    against_control, against_plain, of_boxes, after = lines[place + 2 : place + 6]
     assert against_control == "mrla-light - depthwise *, +3.41 to +5.39: 0 is outside, below it."
     assert against_plain.startswith("mrla-light - plain, ") and after == ""
     assert against_plain.endswith(": 0 is outside, below it. +3 is outside, below it.")
+    # The claim is one of boxes, too.
+    assert of_boxes == "box AP: mrla-light - plain: no interval from 3 seeds."         # all are alike
+
+
+def test_the_claim_is_asked_of_each_kind_of_image():
+    of_kind = {"test_stained_mask_AP": 0.5, "test_fluorescence_mask_AP": 0.5}
+    records = [detection(variant, seed, 0.4, 0.5, {
+        **of_kind, "test_stained_mask_AP": 0.5 + (variant == "mrla-light") * (0.03 + 0.01 * seed)})
+        for seed in range(3) for variant in FOUND.variants]
+    lines = report(summarise(records, FOUND)).splitlines()
+    stained, = [line for line in lines if line.startswith("stained, mask AP: mrla-light - plain")]
+    assert stained.endswith("0 is outside, below it. +3 is inside.")
+    assert "fluorescence, mask AP: mrla-light - plain" in "\n".join(lines)
 
 
 def some_fields(generator, chance):

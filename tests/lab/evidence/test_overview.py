@@ -22,7 +22,9 @@ def one(name, means=MEANS, seeds=8, source="cifar10", more=(), **changes):
     """The Summary of a suite of this name, of four variants."""
     suite, _, _ = four_variants(name=name, **changes)
     records = measured_records(means, seeds, source) + list(more)
-    return summarise([{**record, "suite": name} for record in records], suite)
+    made = [{**record, "suite": name, "config": {**suite.recipe, **record["config"]}}
+            for record in records if "config" in record]
+    return summarise(made + [record for record in records if "config" not in record], suite)
 
 
 @pytest.fixture
@@ -78,6 +80,9 @@ def test_what_choosing_gains_has_a_slope_over_the_corridors_widths():
     (line,) = [line for line in report_overview(overview(corridors)).splitlines() if "doubled" in line]
     assert line.split()[3:9] == ["channels", "doubled", "all", "corridors", "3", f"{100 * row.mean:+.2f}"]
     assert "doubled" not in report_overview(overview(corridors[:1]))
+    drawn = [label.get_text() for label in plot_overview(overview(corridors)).axes[0].get_yticklabels()]
+    assert [" ".join(text.split()) for text in drawn] == [
+        "MRLA-base \u2212 uniform mean", "MRLA-base \u2212 uniform mean, for each doubling of the channels"]
 
 
 def test_the_text_has_every_contrast_and_the_chances(found):
@@ -127,6 +132,10 @@ def test_the_figure_has_a_panel_a_section_and_a_row_a_primary_contrast(found, tm
     assert together.get_xlim() == accuracies.get_xlim()
     bar = accuracies.lines[1].get_xdata()
     assert list(bar) == pytest.approx([100 * end for end in found.accuracies[0].contrast.interval])
+    every = plot_overview(found, every=True)
+    assert [len(axis.get_yticks()) for axis in every.axes[:3]] == [
+        len(section) for section in (found.planted, found.losses, found.accuracies)]
+    assert len(found.accuracies) > len(rows[2])
     assert plot_overview(found, tmp_path / "all.png") is None
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
 
