@@ -20,7 +20,8 @@ from mrla_minimal.lab.evidence import SUITES, Suite, Summary
 from mrla_minimal.lab.evidence.blocks import is_stops, load_stops, merge_stops, read_stops, stops_path
 from mrla_minimal.lab.evidence.contrasts import NoRuns
 from mrla_minimal.lab.evidence.jobs import choose_parts
-from mrla_minimal.lab.evidence.records import check_suite, existing, interventions_path, is_interventions
+from mrla_minimal.lab.evidence.merging import check_suite, existing
+from mrla_minimal.lab.evidence.records import interventions_path, is_interventions
 from mrla_minimal.lab.evidence.report import summary_as_json
 from mrla_minimal.lab.evidence.timed import Sitting
 from mrla_minimal.lab.files import repository_root

@@ -11,8 +11,9 @@ from mrla_minimal.lab.evidence.intervals import (
     pooled_error,
 )
 from mrla_minimal.lab.evidence.intervention_table import intervention_means, report_interventions
+from mrla_minimal.lab.evidence.merging import merge_records
 from mrla_minimal.lab.evidence.planning import plan_suite
-from mrla_minimal.lab.evidence.records import load_interventions, load_records, merge_records
+from mrla_minimal.lab.evidence.records import load_interventions, load_records
 from mrla_minimal.lab.evidence.report import report
 from mrla_minimal.lab.evidence.running import run_suite
 from mrla_minimal.lab.evidence.suites import Suite

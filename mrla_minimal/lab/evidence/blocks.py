@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mrla_minimal.lab.arguments import integer, not_negative, one_of, positive, shown, text
-from mrla_minimal.lab.evidence.records import check_suite, existing, read_checked
+from mrla_minimal.lab.evidence.merging import check_suite, existing
+from mrla_minimal.lab.evidence.records import read_checked
 from mrla_minimal.lab.evidence.suites import Suite
 from mrla_minimal.lab.files import append_record, exclusive
 

@@ -6,17 +6,18 @@ losses are in nat.
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from mrla_minimal.lab.evidence.blocks import how_it_stopped
 from mrla_minimal.lab.evidence.intervals import LEVEL, MARGIN, Interval, holm, paired_interval, shared_seeds
+from mrla_minimal.lab.evidence.jobs import check_definitions
 from mrla_minimal.lab.evidence.measures import MEASURES, Measure, fields_of, kinds_of, measured
 from mrla_minimal.lab.evidence.omnibus import Omnibus, omnibus
 from mrla_minimal.lab.evidence.readings import ESTIMATE, TEST_FROM, read_interval
-from mrla_minimal.lab.evidence.suites import NOT_RECIPE, Suite, with_defaults
+from mrla_minimal.lab.evidence.suites import Suite, with_defaults
 
 NO_SCATTER = "no scatter"       # all differences are equal: nothing to judge them by
 Values = dict[str, dict[int, float]]        # variant -> seed -> value
@@ -137,26 +138,6 @@ class Summary:
     def accuracies(self) -> Values:
         """variant -> seed -> test accuracy; {} for detectors."""
         return self.values.get("test_accuracy", {})
-
-
-def check_definitions(suite: Suite, variants: Collection[str], records: Iterable[dict],
-                      changes: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """ValueError if records of these variants are of another definition or recipe than the suite has now.
-
-    changes: the fields that the runs were told to have otherwise, and their values; they are not compared.
-    """
-    free = {*NOT_RECIPE, "validation", *changes} - {*suite.draws}
-    for record in records:
-        if record["suite"] != suite.name or record["variant"] not in variants:
-            continue
-        defined = dataclasses.asdict(suite.config(record["variant"], record["seed"], **changes))
-        recorded, defined = with_defaults(record["config"]), with_defaults(defined)
-        for name in sorted({*recorded, *defined} - free):
-            then, now = recorded.get(name), defined.get(name)
-            if then != now:
-                raise ValueError(
-                    f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has "
-                    f"{now!r} now: give the variant or the suite another name, or put the records away")
 
 
 def summarise(records: Iterable[dict], suite: Suite, stops: Sequence[dict] | None = None,

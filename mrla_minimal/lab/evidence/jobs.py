@@ -1,15 +1,16 @@
 """Which runs a suite consists of: the jobs that tune its learning rates, and the final ones."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mrla_minimal.lab.engine import TrainConfig
 from mrla_minimal.lab.engine.branch import trunk_of
 from mrla_minimal.lab.evidence.records import record_id
-from mrla_minimal.lab.evidence.suites import Suite, check_seeds
+from mrla_minimal.lab.evidence.suites import NOT_RECIPE, Suite, check_seeds, with_defaults
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,23 @@ def choose_parts(suite: Suite, variants: Sequence[str] | None, seeds: Sequence[i
         raise ValueError(f"suite {suite.name}: variants must be some of {', '.join(suite.variants)}, each "
                          f"once; not {', '.join(variants) or 'none'}")
     return variants, suite.seeds if seeds is None else check_seeds("seeds", seeds)
+
+
+def check_definitions(suite: Suite, variants: Collection[str], records: Iterable[dict],
+                      changes: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """ValueError if records of these variants are of another definition or recipe than the suite has now.
+
+    changes: the fields that the runs were told to have otherwise, and their values; they are not compared.
+    """
+    free = {*NOT_RECIPE, "validation", *changes} - {*suite.draws}
+    for record in records:
+        if record["suite"] != suite.name or record["variant"] not in variants:
+            continue
+        defined = dataclasses.asdict(suite.config(record["variant"], record["seed"], **changes))
+        recorded, defined = with_defaults(record["config"]), with_defaults(defined)
+        for name in sorted({*recorded, *defined} - free):
+            then, now = recorded.get(name), defined.get(name)
+            if then != now:
+                raise ValueError(
+                    f"suite {suite.name}: {record['variant']} was recorded with {name} {then!r}, and has "
+                    f"{now!r} now: give the variant or the suite another name, or put the records away")

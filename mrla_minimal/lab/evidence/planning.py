@@ -11,9 +11,9 @@ from mrla_minimal.lab.data import Cifar
 from mrla_minimal.lab.device import device_name, join_world, plain_defaults
 from mrla_minimal.lab.engine.branch import trunk_of
 from mrla_minimal.lab.engine.graph import open_run
-from mrla_minimal.lab.evidence.contrasts import check_definitions
 from mrla_minimal.lab.evidence.jobs import (
     best_rates,
+    check_definitions,
     choose_parts,
     final_jobs,
     trunk_job,

@@ -10,14 +10,14 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mrla_minimal.lab.arguments import boolean, integer, not_negative, one_of, positive, share, shown, text
 from mrla_minimal.lab.engine.config import CIRCUMSTANCES, SCENES
 from mrla_minimal.lab.evidence.suites import beyond_defaults
-from mrla_minimal.lab.files import append_record, exclusive, read_records, replace_file, to_line
+from mrla_minimal.lab.files import append_record, exclusive, read_records
 
 INTERVENTIONS = "-interventions"        # what the name of a file of interventions ends with
 
@@ -86,7 +86,7 @@ def _changed(name: str, value: Any, hows: tuple[str, ...] = ("mean", "shuffle", 
 
 def _refitted(name: str, value: Any) -> dict:
     """The interventions once more, with norms refitted: there "learned", too, is a change."""
-    fields = {**_ACCURACIES, "augmented": boolean,
+    fields = {**ACCURACIES, "augmented": boolean,
               "changed": functools.partial(_changed, hows=("learned", "mean", "shuffle", "uniform"))}
     _check(_table(name, value), fields, f"{name}: ")
     return value
@@ -115,8 +115,8 @@ _RUN = {**_WHICH, **_HOW, "test_accuracy": share, "source": text, "fingerprint":
 _TUNING = {**_RUN, "metrics": _tuned}
 _DETECTION = {**{field: check for field, check in _RUN.items() if field != "test_accuracy"},
               "metrics": _detected}
-_ACCURACIES = {"learned": share, "mean": share, "shuffle": share, "uniform": share}
-_INTERVENTION = {**_WHICH, **_ACCURACIES, "images": integer, "changed": _changed}
+ACCURACIES = {"learned": share, "mean": share, "shuffle": share, "uniform": share}
+_INTERVENTION = {**_WHICH, **ACCURACIES, "images": integer, "changed": _changed}
 
 
 def _precisions(name: str, value: Any) -> dict:
@@ -139,7 +139,7 @@ def _refitted_detector(name: str, value: Any) -> dict:
     return value
 
 
-_PRECISIONS = dict.fromkeys(_ACCURACIES, _precisions)
+_PRECISIONS = dict.fromkeys(ACCURACIES, _precisions)
 _OF_DETECTOR = {**_WHICH, **_PRECISIONS, "errors": _errors, "images": integer, "fields": integer,
                 "refitted": _refitted_detector}
 
@@ -149,7 +149,7 @@ def _detects(record: dict) -> bool:
     return isinstance(config, dict) and config.get("dataset") in SCENES
 
 
-def _result(record: dict) -> Any:
+def result_of(record: dict) -> Any:
     """What two records of one run must agree on."""
     whole = _detects(record) and bool(record.get("metrics"))
     return record["metrics"][-1] if whole else record.get("test_accuracy")
@@ -245,58 +245,6 @@ def append_once(path: str | Path, record: dict, load: Callable[[str | Path], lis
     with exclusive(f"{path}.lock"):
         if record["id"] not in {known["id"] for known in load(path)}:
             append_record(path, record)
-
-
-def merge_records(paths: Iterable[str | Path], target: str | Path, suite: str | None = None) -> list[dict]:
-    """Add the records of several files to `target`, and return all that it then holds.
-
-    suite       whose records they must all be; None: that of the first
-
-    Each id is kept once; of interventions (all files are named *-interventions.jsonl then) one of an older
-    form goes where there is one of today's. Raises ValueError, and writes nothing, if a file is not there or
-    holds something else, such as a record of another suite, or if records of one id and form have different
-    accuracies.
-    """
-    paths = existing(paths)
-    of_interventions = is_interventions(target)
-    strangers = [str(path) for path in paths if is_interventions(path) != of_interventions]
-    if strangers:
-        raise ValueError(f"runs and interventions are kept apart: {', '.join(strangers)} cannot go to "
-                         f"{target} (interventions are in files named *{INTERVENTIONS}.jsonl)")
-    load, compared = load_records, ()
-    if of_interventions:
-        load, compared = load_every_intervention, (*_ACCURACIES, "changed", "errors", "refitted")
-    with exclusive(f"{target}.lock"):
-        merged = {}
-        for path in (target, *paths):
-            for record in load(path):
-                suite = suite or record["suite"]
-                check_suite(path, record, suite)
-                other = merged.setdefault((record["id"], is_whole(record)), record)
-                differ = any(other.get(name) != record.get(name) for name in ("fingerprint", *compared))
-                if differ or _result(other) != _result(record):
-                    which = f"record {record['id']} ({record['variant']}, seed {record['seed']})"
-                    raise ValueError(f"{path}: {which} differs from the one of the same id that was read "
-                                     "before; keep one of them")
-        kept = [record for (id, whole), record in merged.items() if whole or (id, True) not in merged]
-        replace_file(target, lambda file: file.write("".join(map(to_line, kept)).encode()))
-    return kept
-
-
-def existing(paths: Iterable[str | Path]) -> list[Path]:
-    """The paths of files that are to be merged; ValueError for the first that is not there."""
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path}: no such file of records")
-    return paths
-
-
-def check_suite(path: str | Path, line: dict, suite: str) -> None:
-    """Raise ValueError if a line that is to be merged is not of that suite: a file holds one suite's."""
-    if line.get("suite") != suite:
-        raise ValueError(f"{path} holds a line of suite {shown(line.get('suite'))}, which does not go with "
-                         f"those of {suite}")
 
 
 def is_interventions(path: str | Path) -> bool:

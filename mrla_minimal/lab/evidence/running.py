@@ -31,12 +31,12 @@ from mrla_minimal.lab.engine import (
 from mrla_minimal.lab.engine.inputs import load_data, prepared
 from mrla_minimal.lab.engine.model import image_shape, try_model
 from mrla_minimal.lab.evidence.committed import net_of, read_index
-from mrla_minimal.lab.evidence.contrasts import check_definitions
 from mrla_minimal.lab.evidence.detector_interventions import intervene_on_detector
 from mrla_minimal.lab.evidence.interventions import chooses, intervene
 from mrla_minimal.lab.evidence.jobs import (
     Job,
     best_rates,
+    check_definitions,
     choose_parts,
     final_jobs,
     trunk_job,

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from mrla_minimal.lab.data import plan_epoch, take_batch
 from mrla_minimal.lab.engine import build_model, build_optimizer, learning_rate_at
 from mrla_minimal.lab.evidence import SUITES, LogUniform, report, summarise
-from mrla_minimal.lab.evidence.contrasts import check_definitions
-from mrla_minimal.lab.evidence.jobs import final_jobs, run_folder
+from mrla_minimal.lab.evidence.jobs import check_definitions, final_jobs, run_folder
 
 DRAWS = {"learning_rate": LogUniform(0.01, 0.1), "weight_decay": LogUniform(1e-4, 1e-3)}
 

@@ -17,8 +17,7 @@ from mrla_minimal.lab import cli
 from mrla_minimal.lab.arguments import boolean
 from mrla_minimal.lab.engine import TrainConfig, read_checkpoint
 from mrla_minimal.lab.evidence import SUITES, load_records, merge_records, suites, summarise
-from mrla_minimal.lab.evidence.contrasts import check_definitions
-from mrla_minimal.lab.evidence.jobs import final_jobs, tuning_jobs
+from mrla_minimal.lab.evidence.jobs import check_definitions, final_jobs, tuning_jobs
 from mrla_minimal.lab.evidence.records import append_once, interventions_path, load_interventions, record_id
 from mrla_minimal.lab.files import append_record, read_records, to_line
 
