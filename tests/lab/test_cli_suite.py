@@ -249,7 +249,7 @@ def test_what_ended_a_suite_is_merged_and_reported(pilot, capsys):
         assert capsys.readouterr().out == "cifar10-thin56-cpu-stops.jsonl: 1 records\n"
     assert cli.main([*REPORT, "--json"]) == 0
     stopped = json.loads(capsys.readouterr().out)["stopped"]
-    assert stopped.endswith("all 3 declared seeds. Stopped by time, after 90 minutes.")
+    assert stopped.endswith("all 3 declared seeds. Stopped by time, within 90 minutes.")
 
 
 # Processes
