@@ -121,6 +121,16 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float = 0.
     return torch.tensor(stay, dtype=torch.int64, device=boxes.device)
 
 
+def suppress_in_classes(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float,
+                        longest: int) -> Tensor:
+    """`non_maximum_suppression`, but only a box of the same class removes another; classes int64 (n,).
+
+    longest: the image's longer side in pixels; its boxes do not reach beyond. Those of different classes are
+    moved apart by twice that, so that none meets another class's.
+    """
+    return non_maximum_suppression(boxes + 2 * longest * classes[:, None], scores, threshold)
+
+
 def roi_align(features: Tensor, boxes: Tensor, size: int, stride: float = 1.0) -> Tensor:
     """A size x size patch of the map for each box, read between its cells by bilinear interpolation.
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrla_minimal.boxes import box_iou, generalised_iou, non_maximum_suppression, paste_masks, roi_align
+from mrla_minimal.boxes import box_iou, generalised_iou, paste_masks, roi_align, suppress_in_classes
 from mrla_minimal.hosting import AttentionFactory
 from mrla_minimal.resnet import BLOCKS, cifar_resnet
 from mrla_minimal.shapes import check_choice, check_images, check_positive, check_range, is_positive
@@ -217,9 +217,7 @@ class Detector(nn.Module):
             good = scores[image] >= least
             point, kinds = places[image][good] // logits.shape[-1], places[image][good] % logits.shape[-1]
             some = torch.minimum(boxes[image, point].clamp(min=0), border)
-            # Boxes of different classes are moved apart, so that none suppresses another class's.
-            apart = some + 2 * max(height, width) * kinds[:, None]
-            stay = non_maximum_suppression(apart, scores[image][good], overlap)
+            stay = suppress_in_classes(some, scores[image][good], kinds, overlap, max(height, width))
             some, masks = some[stay], None
             if self.mask_head is not None:
                 shown = self._mask_logits(fine[image : image + 1], some[None].to(fine.device),

@@ -15,6 +15,7 @@ from mrla_minimal.boxes import (
     non_maximum_suppression,
     paste_masks,
     roi_align,
+    suppress_in_classes,
 )
 
 
@@ -121,6 +122,16 @@ def test_a_box_that_is_removed_removes_none():
     chain = boxes((0, 0, 10, 1), (3, 0, 13, 1), (6, 0, 16, 1))
     assert non_maximum_suppression(chain, torch.tensor([0.9, 0.8, 0.7])).tolist() == [0, 2]
     assert non_maximum_suppression(boxes(), torch.zeros(0)).tolist() == []
+
+
+def test_only_a_box_of_the_same_class_removes_another():
+    given, generator = some_boxes(60, size=24), torch.Generator().manual_seed(1)
+    scores, classes = torch.rand(60, generator=generator), torch.randint(3, (60,), generator=generator)
+    stay = suppress_in_classes(given, scores, classes, 0.5, 24)
+    apart = [place for kind in range(3) for place in (classes == kind).nonzero()[:, 0][
+        non_maximum_suppression(given[classes == kind], scores[classes == kind], 0.5)].tolist()]
+    assert stay.tolist() == sorted(apart, key=lambda place: -scores[place])
+    assert len(stay) > len(non_maximum_suppression(given, scores, 0.5))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

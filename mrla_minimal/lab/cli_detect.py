@@ -50,17 +50,12 @@ def run_detect(arguments: argparse.Namespace) -> tuple[int, dict]:
             raise ValueError(f"{arguments.run}: {error}") from None
         draw(image, found, drawing)
         names = [state["classes"][kind] for kind in found.classes.tolist()]
-        counts = ", ".join(_counted(names.count(name), name) for name in state["classes"])
+        counts = ", ".join(f"{name} {names.count(name)}" for name in state["classes"])
         print(f"{path}: {counts}; drawn in {drawing}")
         answers.append({"file": path, "drawing": str(drawing), "size": list(image.shape[:0:-1]),
                         "objects": [{"class": name, "score": score, "box": box} for name, score, box in zip(
                             names, found.scores.tolist(), found.boxes.tolist(), strict=True)]})
     return 0, {"run": arguments.run, "source": state["source"], "images": answers}
-
-
-def _counted(number: int, name: str) -> str:
-    """"1 nucleus", "2 nuclei"; the names of other classes have no plural here."""
-    return f"{number} {'nuclei' if name == 'nucleus' and number != 1 else name}"
 
 
 def _drawings(images: list[str], folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrla_minimal.boxes import non_maximum_suppression
+from mrla_minimal.boxes import suppress_in_classes
 from mrla_minimal.detector import Detections, Detector
 from mrla_minimal.lab.data import normalise
 from mrla_minimal.lab.predict import open_picture
@@ -87,8 +87,7 @@ def find_in(model: Detector, image: Tensor, size: int) -> Detections:
     boxes, scores, classes = (torch.cat([getattr(part, name) for part in parts])
                               for name in ("boxes", "scores", "classes"))
     masks = None if parts[0].masks is None else torch.cat([part.masks for part in parts])
-    # Boxes of different classes are moved apart, so that none suppresses another class's.
-    stay = non_maximum_suppression(boxes + 2 * max(height, width) * classes[:, None], scores, OVERLAP)
+    stay = suppress_in_classes(boxes, scores, classes, OVERLAP, max(height, width))
     return Detections(boxes[stay], scores[stay], classes[stay], None if masks is None else masks[stay])
 
 

@@ -14,7 +14,7 @@ from tiny_scenes import tiny_scenes
 from mrla_minimal.boxes import box_iou
 from mrla_minimal.detector import Detections
 from mrla_minimal.lab import bench, cli, engine
-from mrla_minimal.lab.cli_detect import _counted, precision_text
+from mrla_minimal.lab.cli_detect import precision_text
 from mrla_minimal.lab.cli_train import config_of
 from mrla_minimal.lab.data import normalise, nuclei, scenes
 from mrla_minimal.lab.data.zipped import find_zip, read_pictures
@@ -99,7 +99,7 @@ def test_detect_draws_and_tells(capsys, monkeypatch):
     with Image.open(found["drawing"]) as drawing:
         assert drawing.size == (480, 420)
     assert cli.main(["detect", picture, "--run", "runs/first"]) == 0
-    assert "cells.png: 2 disc; drawn in found" in capsys.readouterr().out
+    assert "cells.png: disc 2; drawn in found" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +201,6 @@ def test_a_picture_is_read_as_the_sets_pictures_are(tmp_path):
     assert read_scene(tmp_path / "dye.png", "blood", 96)[:2].max() == 0
     assert read_scene(write_picture(tmp_path / "flat.png", value=7), "nuclei", 128).max() == 0
     assert read_scene(write_picture(tmp_path / "blood.png", 640, 480), "blood", 96).shape == (3, 120, 160)
-
-
-def test_nuclei_have_a_plural():
-    assert [_counted(number, "nucleus") for number in (0, 1, 2)] == ["0 nuclei", "1 nucleus", "2 nuclei"]
-    assert _counted(2, "RBC") == "2 RBC"
 
 
 def test_what_cannot_be_asked_is_told_in_one_line(capsys, monkeypatch):
