@@ -256,6 +256,11 @@ def test_a_file_that_is_loaded_alone_finds_nothing_beside_it(remote, write):
         with pytest.raises(Told) as told:
             layer(x, "wrong")
         assert told.value.place == f"KeyError: '{path}' ({path}, line 8, in forward)"
+    broken = write("class Mine(\n", "my_submission.py")      # Python tells the name of the copy, not its path
+    with pytest.raises(ValueError) as error:
+        remote.load(broken, alone=True)
+    assert str(error.value) == (f"{broken} does not run: SyntaxError: '(' was never closed "
+                                "(my_submission.py, line 1)")
     copycat = write("import good_einops\n\nclass Mine(good_einops.Mine):\n    pass\n", "copycat.py")
     with pytest.raises(ValueError) as error:
         remote.load(copycat, alone=True)

@@ -10,6 +10,7 @@ the submission's process holds is never believed of a verdict: it is asked for a
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ class Remote:
 
     def __init__(self, seconds: float, memory: int):
         self.process = Process(seconds, memory)
-        self._spelt = "", ""            # a file's path over there, and what the messages here call it
+        self._spelt = {}                # what a file is called over there -> what the messages here call it
         self.counted = None             # multiply-adds of the calls, where somebody counts
         self.parameters = WeakValueDictionary()     # by the number of each over there
         self._numbers = itertools.count(1)
@@ -66,7 +67,7 @@ class Remote:
         if alone:
             there = self.process.folder.resolve() / ALONE
             there.write_bytes(Path(path).read_bytes())
-        self._spelt = str(there), str(path)
+        self._spelt = {str(there): str(path), there.name: Path(path).name}
         try:
             return self.ask("load", path=str(there), class_name=class_name)["value"]
         except Told as error:
@@ -91,7 +92,7 @@ class Remote:
             error = told.get("error") if isinstance(told, dict) else None
             if error is None:
                 return told
-            kind, text, place = (_clean(part, *self._spelt) for part in error)
+            kind, text, place = (_clean(part, self._spelt) for part in error)
         except FOUL as foul:
             raise self.process.foul(foul) from foul
         if kind == "NotImplementedError":
@@ -169,5 +170,9 @@ class _Crossing(torch.autograd.Function):
         return None, None, *answer
 
 
-def _clean(text, there, here):
-    return "".join(map(visible, text[:1000].replace(there, here))).replace("\n", " ")
+def _clean(text, spelt):
+    text = text[:1000]
+    if spelt:
+        wanted = "|".join(map(re.escape, spelt))        # the path first, which ends in the name
+        text = re.sub(rf"(?<![\w.-])(?:{wanted})", lambda found: spelt[found[0]], text)
+    return "".join(map(visible, text)).replace("\n", " ")
